@@ -1,0 +1,233 @@
+"""What was written: rank-one changes of weights that can be undone, saved and applied again.
+
+    W' = W + out into^T
+Undo puts the old values back bit for bit: subtracting a change would not. A saved edit holds the
+factors alone, a few kilobytes, and the fingerprint of the weights it was made for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from editing.errors import BaseModelError, EditFailedError, EditOrderError
+from editing.request import EditRequest
+from tracer.anatomy import is_stored_transposed
+from tracer.errors import FileFormatError
+from tracer.model import LanguageModel
+from tracer.storage import read_tensors, write_tensors
+
+FORMAT = 1
+
+
+@dataclass(frozen=True, eq=False)
+class RankOne:
+    """A change of one weight, out into^T in the orientation y = W k, float64.
+
+    Attributes:
+        weight: the parameter's name.
+        out: [d_model].
+        into: [d_mlp].
+    """
+
+    weight: str
+    out: Tensor
+    into: Tensor
+
+    def delta(self, model: LanguageModel) -> Tensor:
+        """The change as it is added to the stored parameter, float64 on its device."""
+        module, _, _ = self.weight.rpartition(".")
+        parameter = model.torch.get_parameter(self.weight)
+        out, into = (side.to(parameter.device, torch.float64) for side in (self.out, self.into))
+        transposed = is_stored_transposed(model.torch.get_submodule(module))
+        change = torch.outer(into, out) if transposed else torch.outer(out, into)
+        if change.shape != parameter.shape:
+            raise BaseModelError(f"{self.weight} is {tuple(parameter.shape)}, the edit's change {tuple(change.shape)}.")
+        return change
+
+
+@dataclass(eq=False)
+class Edit:
+    """Changes of a model's weights, with what they were made from.
+
+    Usable as a context manager: the changes are undone when the block ends, also by an exception.
+
+    Attributes:
+        requests: the facts written.
+        changes: rank-one changes, in the order in which they are added.
+        editor: the method's name and settings.
+        base: fingerprint of the weights before the edit.
+        diagnostics: one record a request: norms, losses, times.
+        model: the model it is applied to now, or None.
+    """
+
+    requests: tuple[EditRequest, ...]
+    changes: tuple[RankOne, ...]
+    editor: Mapping[str, Any]
+    base: str
+    diagnostics: tuple[Mapping[str, Any], ...] = ()
+    model: LanguageModel | None = None
+    _before: dict[str, Tensor] = field(default_factory=dict, repr=False)
+
+    def apply(self, model: LanguageModel) -> Edit:
+        """Adds the changes to `model`'s weights.
+
+        Raises:
+            BaseModelError: these are not the weights the edit was made for.
+            EditFailedError: it is applied already.
+        """
+        if self.model is not None:
+            raise EditFailedError("This edit is applied already. Undo it first, or load it again from its file.")
+        found = model.fingerprint()
+        if found != self.base:
+            raise BaseModelError(
+                f"This edit was made for weights {self.base[:12]}; {model.name} has {found[:12]}. Load the model "
+                f"it was made for, in the same dtype and with no other edit applied."
+            )
+        self.start(model)
+        try:
+            for change in self.changes:
+                self.write(change)
+        except BaseException:
+            self.undo()
+            raise
+        return self
+
+    def start(self, model: LanguageModel) -> None:
+        """Registers the edit with `model`, before its first write."""
+        self.model = model
+        model.edits.append(self)
+
+    def write(self, change: RankOne) -> float:
+        """Adds one change to the weights.
+
+        Returns:
+            The share of the change lost by rounding to the weight's type, ||cast(W + D) - (W + D)|| / ||D||.
+
+        Raises:
+            EditFailedError: the change is not finite, or rounding leaves the weight as it was.
+        """
+        assert self.model is not None
+        parameter, delta = self.model.torch.get_parameter(change.weight), change.delta(self.model)
+        if not torch.isfinite(delta).all():
+            raise EditFailedError(f"The change of {change.weight} is NaN or infinite. Nothing was written.")
+        self._before.setdefault(change.weight, parameter.detach().clone())
+        wanted = parameter.detach().double() + delta
+        rounded = wanted.to(parameter.dtype)
+        if delta.any() and torch.equal(rounded, parameter):
+            raise EditFailedError(
+                f"The change of {change.weight} is lost in {parameter.dtype}: no entry changes. Load float32."
+            )
+        with torch.no_grad():
+            parameter.copy_(rounded)
+        norm = delta.norm()
+        return float((rounded.double() - wanted).norm() / norm) if norm else 0.0
+
+    def undo(self) -> None:
+        """Puts the old weights back, bit for bit. An edit that is not applied stays as it is.
+
+        Raises:
+            EditOrderError: a later edit of the same weight is still applied.
+        """
+        if self.model is None:
+            return
+        later = self.model.edits[self.model.edits.index(self) + 1 :]
+        blocking = [edit for edit in later if edit._before.keys() & self._before.keys()]
+        if blocking:
+            raise EditOrderError(
+                f"{len(blocking)} later edit(s) change the same weight and must be undone first, the last one first: "
+                f"{'; '.join(edit.title for edit in reversed(blocking))}."
+            )
+        with torch.no_grad():
+            for name, before in self._before.items():
+                self.model.torch.get_parameter(name).copy_(before)
+        self.model.edits.remove(self)
+        self.model, self._before = None, {}
+
+    def __enter__(self) -> Edit:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.undo()
+
+    @property
+    def title(self) -> str:
+        """The requests in a few words."""
+        said = [f"{request.subject} -> {request.new.strip()}" for request in self.requests]
+        return ", ".join(said[:3]) + (f" and {len(said) - 3} more" if len(said) > 3 else "")
+
+    def __repr__(self) -> str:
+        state = f"applied to {self.model.name}" if self.model else "not applied"
+        return f"Edit({self.editor.get('method')}: {self.title}; {state})"
+
+    def save(self, path: str | Path) -> None:
+        """Writes the changes' factors to one safetensors file, atomically."""
+        tensors = {}
+        for number, change in enumerate(self.changes):
+            tensors[f"{number}/out"], tensors[f"{number}/into"] = change.out, change.into
+        about = {
+            "kind": "edit",
+            "format": FORMAT,
+            "base": self.base,
+            "weights": [change.weight for change in self.changes],
+            "requests": [dataclasses.asdict(request) for request in self.requests],
+            "editor": dict(self.editor),
+            "diagnostics": [dict(record) for record in self.diagnostics],
+        }
+        write_tensors(path, tensors, about)
+
+
+def load_edit(path: str | Path) -> Edit:
+    """Reads a saved edit; `.apply(model)` writes it.
+
+    Raises:
+        FileFormatError: the file is missing, truncated or something else.
+    """
+    tensors, about = read_tensors(path, "edit")
+    try:
+        changes = tuple(
+            RankOne(weight, tensors[f"{number}/out"], tensors[f"{number}/into"])
+            for number, weight in enumerate(about["weights"])
+        )
+        requests = tuple(EditRequest(**request) for request in about["requests"])
+        return Edit(requests, changes, about["editor"], about["base"], tuple(about["diagnostics"]))
+    except (KeyError, TypeError) as error:
+        raise FileFormatError(f"{path} is an edit of another version: {error}. Make it again.") from error
+
+
+def undo_all(edits: Sequence[Edit]) -> None:
+    """Undoes edits of one model in the order that is allowed: the last applied first."""
+    applied = [edit for edit in edits if edit.model is not None]
+    for edit in sorted(applied, key=lambda edit: edit.model.edits.index(edit), reverse=True):  # pyright: ignore[reportOptionalMemberAccess]
+        edit.undo()
+
+
+@contextlib.contextmanager
+def unedited(model: LanguageModel) -> Iterator[None]:
+    """The model's weights as they were before every edit, while the block runs."""
+    original: dict[str, Tensor] = {}
+    for edit in model.edits:
+        for name, before in edit._before.items():
+            original.setdefault(name, before)
+    now = {name: model.torch.get_parameter(name).detach().clone() for name in original}
+    _put(model, original)
+    try:
+        yield
+    finally:
+        _put(model, now)
+
+
+def _put(model: LanguageModel, values: Mapping[str, Tensor]) -> None:
+    with torch.no_grad():
+        for name, value in values.items():
+            model.torch.get_parameter(name).copy_(value)

@@ -1,0 +1,31 @@
+"""Every mistake a user can make when editing has a name here; its message says what to write instead."""
+
+from __future__ import annotations
+
+
+class EditingError(ValueError):
+    """Base of all errors raised for bad input to `editing`."""
+
+
+class RequestError(EditingError):
+    """An edit request that cannot be written."""
+
+
+class EditFailedError(EditingError):
+    """An edit that could not be made; the model is as it was before."""
+
+
+class BaseModelError(EditingError):
+    """A saved edit applied to another model than the one it was made for."""
+
+
+class EditOrderError(EditingError):
+    """Edits of one weight undone in another order than last in, first out."""
+
+
+class CovarianceError(EditingError):
+    """Key statistics that cannot be estimated from what was given."""
+
+
+class EditingWarning(UserWarning):
+    """Something about an edit that the user did not ask for but should know."""

@@ -1,0 +1,254 @@
+"""Step 3, the statistics of other keys: C = E[k k^T] over ordinary text, uncentred.
+
+An edit that moves k* should leave other keys alone; C^-1 k* is the direction that does. C is always
+that of the unedited model. It comes from any text file, or from text that the model writes itself,
+so nothing need be downloaded. Keys are streamed: memory is one [d_mlp, d_mlp] matrix a layer.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from editing.edit import unedited
+from editing.errors import CovarianceError
+from editing.generation import sample_texts
+from editing.locate_then_edit.keys import hooked_until
+from editing.locate_then_edit.rows import right_padded
+from tracer.model import LanguageModel
+from tracer.progress import bar
+from tracer.storage import cache_folder, read_tensors, write_tensors
+from tracer.tokens import encode
+
+CHUNK = 128  # tokens in one text
+BATCH = 16  # texts in one pass
+RIDGE = 1e-6
+OWN_TOP_K = 50  # of the text that the model writes itself
+
+
+@dataclass(frozen=True, eq=False)
+class SecondMoment:
+    """C of one layer and how it was estimated.
+
+    Attributes:
+        matrix: C, float64 [d_mlp, d_mlp], on the CPU.
+        n_tokens: keys averaged.
+        corpus: the file's name, or "written by the model".
+        half_difference: relative difference of the estimates from both halves of the text,
+            ||C_1 - C_2|| / ||C_1 + C_2||: about the relative error of C.
+        cached: it was read from the cache, not measured now.
+    """
+
+    layer: int
+    matrix: Tensor
+    n_tokens: int
+    corpus: str
+    half_difference: float
+    ridge: float = RIDGE
+    cached: bool = False
+
+    @cached_property
+    def regularised(self) -> Tensor:
+        """C + ridge * (tr C / d_mlp) * I: a neuron that never fires has a zero row, and C no inverse."""
+        size = len(self.matrix)
+        return self.matrix + self.ridge * self.matrix.trace() / size * torch.eye(size, dtype=torch.float64)
+
+    @cached_property
+    def _factor(self) -> Tensor:
+        factor, failed = torch.linalg.cholesky_ex(self.regularised)
+        if failed:
+            raise CovarianceError(
+                f"The key statistics of layer {self.layer} are not positive definite ({self.n_tokens} tokens for "
+                f"{len(self.matrix)} neurons). Give more text or a larger ridge than {self.ridge}."
+            )
+        return factor
+
+    def solve(self, key: Tensor) -> Tensor:
+        """C^-1 key, float64 [d_mlp]."""
+        key = key.detach().cpu().double()
+        return torch.cholesky_solve(key[:, None], self._factor)[:, 0]
+
+    def report(self) -> dict[str, float | int | str | bool]:
+        """How well C is known and conditioned."""
+        spectrum = torch.linalg.eigvalsh(self.regularised)
+        return {
+            "layer": self.layer,
+            "corpus": self.corpus,
+            "tokens": self.n_tokens,
+            "neurons": len(self.matrix),
+            "dead_neurons": int((self.matrix.diagonal() == 0).sum()),
+            "half_difference": self.half_difference,
+            "condition_number": float(spectrum[-1] / spectrum[0]),
+            "cached": self.cached,
+        }
+
+
+def second_moments(
+    model: LanguageModel,
+    layers: Sequence[int],
+    *,
+    corpus: str | Path | None = None,
+    tokens: int | None = None,
+    ridge: float = RIDGE,
+    seed: int = 0,
+    cache: bool = True,
+    progress: bool | None = None,
+) -> dict[int, SecondMoment]:
+    """C of each layer in `layers`, from the cache or from one pass over the corpus.
+
+    Args:
+        model: its edits, if any, are taken out for the measurement.
+        layers: which.
+        corpus: a text file, also gzipped; None: text that the model writes itself.
+        tokens: how many keys to average; default 100,000, or 10 * d_mlp of the model's own text.
+        ridge: relative to the mean eigenvalue.
+        seed: of the model's own text.
+        cache: keep and use results, by the weights' fingerprint, the corpus' sha256, tokens, seed and layer.
+        progress: show bars.
+
+    Raises:
+        CovarianceError: the corpus is missing or empty, or has fewer tokens than 10 * d_mlp and than asked for.
+    """
+    for layer in layers:
+        model.anatomy.check_layer(layer)
+    neurons = _neurons(model, layers[0])
+    wanted = tokens or (10 * neurons if corpus is None else max(100_000, 10 * neurons))
+    with unedited(model):
+        name, digest = _corpus_identity(corpus, seed)
+        paths = {layer: _cache_path(model, digest, wanted, layer) for layer in layers}
+        found = {layer: _read(path, layer, ridge) for layer, path in paths.items() if cache and path.is_file()}
+        missing = [layer for layer in layers if layer not in found]
+        if missing:
+            texts = _texts(model, corpus, wanted, seed, progress)
+            for moment in _measure(model, missing, texts, wanted, name, ridge, progress):
+                found[moment.layer] = moment
+                if cache:
+                    _write(paths[moment.layer], moment)
+    return found
+
+
+def _measure(
+    model: LanguageModel,
+    layers: Sequence[int],
+    texts: Callable[[], Iterator[str]],
+    wanted: int,
+    corpus: str,
+    ridge: float,
+    progress: bool | None,
+) -> Iterator[SecondMoment]:
+    """One pass over the texts for all layers, stopped above the highest."""
+    size = _neurons(model, layers[0])
+    # Two halves of the batches, whose difference tells the error.
+    halves = {layer: [torch.zeros(size, size, dtype=torch.float64) for _ in range(2)] for layer in layers}
+    seen = [0, 0]
+    with bar(wanted, "key statistics", show=progress, unit="token") as steps:
+        for number, (ids, mask) in enumerate(_batches(model, texts(), wanted)):
+            real, half = mask.bool(), number % 2
+            hooks = {layer: _accumulate(halves[layer][half], real) for layer in layers}
+            with torch.inference_mode(), hooked_until(model, hooks):
+                model.torch.base_model(input_ids=ids, attention_mask=mask, use_cache=False)
+            seen[half] += int(real.sum())
+            steps.update(int(real.sum()))
+    if sum(seen) < min(wanted, 10 * size) or not all(seen):
+        raise CovarianceError(
+            f"{corpus} has {sum(seen)} tokens; {size} neurons need at least {min(wanted, 10 * size)}. Give more text."
+        )
+    for layer, (even, odd) in halves.items():
+        total = (even + odd) / sum(seen)
+        difference = (even / seen[0] - odd / seen[1]).norm() / (2 * total.norm())
+        yield SecondMoment(layer, total, sum(seen), corpus, float(difference), ridge)
+
+
+def _accumulate(total: Tensor, real: Tensor) -> Callable[..., None]:
+    def hook(_module: nn.Module, inputs: tuple[Tensor, ...], _output: Tensor) -> None:
+        keys = inputs[0].reshape(*real.shape, -1)[real]
+        keys = keys if keys.dtype == torch.float64 else keys.float()
+        total.add_((keys.T @ keys).cpu().double())
+
+    return hook
+
+
+def _batches(model: LanguageModel, texts: Iterator[str], wanted: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Padded batches of texts, cut at CHUNK tokens, until `wanted` tokens were given."""
+    sequences: list[tuple[int, ...]] = []
+    given = 0
+    for text in texts:
+        ids = encode(model.tokenizer, text).ids[:CHUNK][: wanted - given]
+        if not ids:
+            continue
+        given += len(ids)
+        sequences.append(ids)
+        if len(sequences) == BATCH or given >= wanted:
+            yield right_padded(sequences, device=model.device)
+            sequences = []
+        if given >= wanted:
+            return
+    if sequences:
+        yield right_padded(sequences, device=model.device)
+
+
+def _texts(
+    model: LanguageModel, corpus: str | Path | None, wanted: int, seed: int, progress: bool | None
+) -> Callable[[], Iterator[str]]:
+    if corpus is not None:
+        return lambda: _paragraphs(Path(corpus))
+    # An eighth more than needed: some texts end early.
+    count = -(-wanted * 9 // (8 * CHUNK))
+    written = sample_texts(model, count, length=CHUNK, seed=seed, top_k=OWN_TOP_K, progress=progress)
+    return lambda: iter(written)
+
+
+def _paragraphs(path: Path) -> Iterator[str]:
+    """The file's lines that have at least a few words, as they are."""
+    opened = gzip.open if path.suffix == ".gz" else open
+    with opened(path, "rt", encoding="utf-8") as file:  # pyright: ignore[reportCallIssue, reportArgumentType]
+        for line in file:
+            if len(line.split()) >= 5:
+                yield line.strip()
+
+
+def _corpus_identity(corpus: str | Path | None, seed: int) -> tuple[str, str]:
+    """A name for reports and a digest for the cache key."""
+    if corpus is None:
+        return "written by the model", f"own-{seed}"
+    path = Path(corpus)
+    if not path.is_file():
+        raise CovarianceError(f"There is no corpus file {path}. Give a text file, or None for the model's own text.")
+    with path.open("rb") as file:
+        return path.name, hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _cache_path(model: LanguageModel, corpus: str, tokens: int, layer: int) -> Path:
+    key = hashlib.sha256(f"{model.fingerprint()}|{corpus}|{tokens}|{CHUNK}|{layer}".encode()).hexdigest()
+    return cache_folder() / "covariance" / f"{key[:32]}.safetensors"
+
+
+def _write(path: Path, moment: SecondMoment) -> None:
+    about = {
+        "kind": "second moment",
+        "n_tokens": moment.n_tokens,
+        "corpus": moment.corpus,
+        "half_difference": moment.half_difference,
+    }
+    write_tensors(path, {"matrix": moment.matrix}, about)
+
+
+def _read(path: Path, layer: int, ridge: float) -> SecondMoment:
+    tensors, about = read_tensors(path, "second moment")
+    return SecondMoment(
+        layer, tensors["matrix"], about["n_tokens"], about["corpus"], about["half_difference"], ridge, cached=True
+    )
+
+
+def _neurons(model: LanguageModel, layer: int) -> int:
+    """d_mlp: the width of the keys."""
+    weight = model.anatomy.value_matrix(layer).weight
+    return int(np.prod(weight.shape)) // model.d_model  # pyright: ignore[reportArgumentType, reportAttributeAccessIssue]

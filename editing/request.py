@@ -1,0 +1,73 @@
+"""What to write: a prompt, its subject, and the new continuation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from editing.errors import RequestError
+from tracer.errors import FactError
+from tracer.fact import Fact
+from tracer.facts.bundled import filled
+
+
+@dataclass(frozen=True)
+class EditRequest:
+    """One fact to change.
+
+    Attributes:
+        prompt: the text that should be continued by `new`; or a template with one {} for the subject.
+        subject: a piece of the prompt; its last occurrence is taken unless a template or `subject_at` says.
+        new: the continuation to write, with or without its leading blank.
+        true: the continuation it replaces, if known.
+        id: a label, e.g. CounterFact's case_id.
+        relation: a label to group requests by.
+        subject_at: the character of the prompt where the subject begins.
+
+    Raises:
+        RequestError: an empty field, or a subject that is not in the prompt.
+    """
+
+    prompt: str
+    subject: str
+    new: str
+    true: str | None = None
+    id: str | None = None
+    relation: str | None = None
+    subject_at: int | None = None
+
+    def __post_init__(self) -> None:
+        if not self.new.strip():
+            raise RequestError(
+                'The new answer is empty. Write e.g. EditRequest(prompt, subject=subject, new=" Paris").'
+            )
+        if self.prompt.count("{}") == 1 and self.subject not in self.prompt:
+            object.__setattr__(self, "subject_at", self.prompt.index("{}"))
+            object.__setattr__(self, "prompt", filled(self.prompt, self.subject))
+        try:
+            _ = self.fact
+        except FactError as error:
+            raise RequestError(str(error)) from error
+
+    @property
+    def fact(self) -> Fact:
+        """The prompt as a fact whose answer is the new one."""
+        return Fact(self.prompt, self.subject, self.new, self.relation, self.subject_at)
+
+    @property
+    def subject_end(self) -> int:
+        """The character of the prompt at which the subject ends."""
+        return self.fact.character_span[1]
+
+    @classmethod
+    def from_counterfact(cls, record: dict[str, Any]) -> EditRequest:
+        """The request of a CounterFact record."""
+        rewrite = record["requested_rewrite"]
+        return cls(
+            prompt=rewrite["prompt"],
+            subject=rewrite["subject"],
+            new=rewrite["target_new"]["str"],
+            true=rewrite["target_true"]["str"],
+            id=str(record["case_id"]),
+            relation=rewrite.get("relation_id"),
+        )

@@ -1,0 +1,51 @@
+"""Where does a language model keep a fact? Causal tracing, exact and fast."""
+
+from tracer.anatomy import Names
+from tracer.causal_trace import trace
+from tracer.corrupt import GaussianNoise, embedding_sigma
+from tracer.effect import AverageTrace, Estimate, TraceResult
+from tracer.errors import (
+    AnatomyError,
+    FactError,
+    FileFormatError,
+    ModelSourceError,
+    NumericsError,
+    SiteError,
+    SweepMismatchError,
+    TracerError,
+    TracerWarning,
+)
+from tracer.fact import ROLES, Fact, TokenizedFact
+from tracer.model import LanguageModel, load
+from tracer.place import Place, locate
+from tracer.site import Site
+from tracer.study import average, average_of
+
+__all__ = [
+    "ROLES",
+    "AnatomyError",
+    "AverageTrace",
+    "Estimate",
+    "Fact",
+    "FactError",
+    "FileFormatError",
+    "GaussianNoise",
+    "LanguageModel",
+    "ModelSourceError",
+    "Names",
+    "NumericsError",
+    "Place",
+    "Site",
+    "SiteError",
+    "SweepMismatchError",
+    "TokenizedFact",
+    "TraceResult",
+    "TracerError",
+    "TracerWarning",
+    "average",
+    "average_of",
+    "embedding_sigma",
+    "load",
+    "locate",
+    "trace",
+]

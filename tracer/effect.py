@@ -1,0 +1,319 @@
+"""What a trace measured: total and indirect effects of one fact, and their averages over many.
+
+    TE = p_clean - p_corrupted        IE(site) = p_restored(site) - p_corrupted
+ATE and AIE are their means over facts. All are differences of the answer's probability, in
+[-1, 1]; positive where the subject, or the site, carries the answer (Meng et al. 2022, sec. 2.1).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from tracer.errors import FileFormatError, SiteError
+from tracer.fact import ROLES, Fact, TokenizedFact, token_roles
+from tracer.storage import read_tensors, write_tensors
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a trace was run with; two results compare only where these agree.
+
+    Attributes:
+        window: layers restored together for `mlp` and `attn`.
+        noise_sigma: standard deviation of the subjects' embeddings; the noise is `noise_scale` times it.
+        fingerprint: of the model's weights.
+    """
+
+    model: str
+    fingerprint: str
+    window: int
+    samples: int
+    seed: int
+    noise_scale: float
+    noise_sigma: float
+    engine: str = "sweep"
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over `n` facts (or samples) with its standard error."""
+
+    mean: float
+    standard_error: float
+    n: int
+
+    @classmethod
+    def of(cls, values: np.ndarray) -> Estimate:
+        """The mean of the values that are not NaN; its error is NaN for fewer than two."""
+        values = np.asarray(values, dtype=np.float64)
+        values = values[~np.isnan(values)]
+        if not len(values):
+            return cls(float("nan"), float("nan"), 0)
+        error = values.std(ddof=1) / np.sqrt(len(values)) if len(values) > 1 else float("nan")
+        return cls(float(values.mean()), float(error), len(values))
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """95 % interval, mean -+ 1.96 standard errors."""
+        return self.mean - 1.96 * self.standard_error, self.mean + 1.96 * self.standard_error
+
+    def __str__(self) -> str:
+        return f"{self.mean:.3f} ± {1.96 * self.standard_error:.3f} (n={self.n})"
+
+
+@dataclass(frozen=True, eq=False)
+class TraceResult:
+    """The causal trace of one fact.
+
+    Attributes:
+        fact: the prompt as token ids.
+        answer_id, answer: the token traced.
+        clean: p(answer), nothing corrupted.
+        corrupted_samples: p(answer) in each corrupted run, [sample].
+        restored: for each map p(answer) with a site restored, [token, layer, sample]; NaN where not traced.
+    """
+
+    fact: TokenizedFact
+    answer_id: int
+    answer: str
+    clean: float
+    corrupted_samples: np.ndarray
+    restored: Mapping[str, np.ndarray]
+    settings: Settings
+
+    @property
+    def corrupted(self) -> float:
+        """p(answer) with the subject corrupted, mean over samples."""
+        return float(self.corrupted_samples.mean())
+
+    @property
+    def total_effect(self) -> float:
+        """TE = p_clean - p_corrupted."""
+        return self.clean - self.corrupted
+
+    @property
+    def indirect_effect(self) -> dict[str, np.ndarray]:
+        """IE of every site, for each map [token, layer], mean over samples."""
+        return {kind: values.mean(-1) - self.corrupted for kind, values in self.restored.items()}
+
+    @property
+    def standard_error(self) -> dict[str, np.ndarray]:
+        """Standard error of IE over the noise samples (paired with the corrupted run), [token, layer]."""
+        n = len(self.corrupted_samples)
+        paired = {kind: values - self.corrupted_samples for kind, values in self.restored.items()}
+        return {kind: values.std(-1, ddof=1) / np.sqrt(n) if n > 1 else values.mean(-1) * np.nan
+                for kind, values in paired.items()}  # fmt: skip
+
+    @property
+    def tokens(self) -> tuple[str, ...]:
+        """The prompt's tokens as text."""
+        return self.fact.tokens
+
+    @property
+    def subject_span(self) -> tuple[int, int]:
+        """The subject's tokens, [begin, end)."""
+        return self.fact.subject_span
+
+    @property
+    def roles(self) -> list[str | None]:
+        """The role of each token in an average."""
+        return token_roles(len(self.fact.token_ids), self.fact.subject_span)
+
+    def by_role(self, kind: str) -> np.ndarray:
+        """IE [role, layer]: mean over the tokens of a role; NaN for a role that no token has."""
+        effect, roles = self.indirect_effect[kind], np.array([role or "" for role in self.roles])
+        missing = np.full(effect.shape[1], np.nan)
+        return np.stack([effect[roles == role].mean(0) if (roles == role).any() else missing for role in ROLES])
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row a site: kind, layer, token, text, role, indirect_effect, standard_error."""
+        errors, roles = self.standard_error, self.roles
+        records = [
+            {
+                "kind": kind,
+                "layer": layer,
+                "token": token,
+                "text": self.tokens[token],
+                "role": roles[token],
+                "indirect_effect": effect[token, layer],
+                "standard_error": errors[kind][token, layer],
+            }
+            for kind, effect in self.indirect_effect.items()
+            for token in range(effect.shape[0])
+            for layer in range(effect.shape[1])
+        ]
+        return pd.DataFrame.from_records(records)
+
+    def save(self, path: str | Path) -> None:
+        """Writes one safetensors file, atomically."""
+        tensors = {
+            "corrupted_samples": self.corrupted_samples,
+            **{f"restored/{k}": v for k, v in self.restored.items()},
+        }
+        about = {
+            "kind": "trace",
+            "fact": dataclasses.asdict(self.fact),
+            "answer_id": self.answer_id,
+            "answer": self.answer,
+            "clean": self.clean,
+            "settings": dataclasses.asdict(self.settings),
+        }
+        write_tensors(path, {name: torch.from_numpy(np.asarray(value)) for name, value in tensors.items()}, about)
+
+    @classmethod
+    def load(cls, path: str | Path) -> TraceResult:
+        """Reads what `save` wrote.
+
+        Raises:
+            FileFormatError: the file is missing, truncated or something else.
+        """
+        tensors, about = read_tensors(path, "trace")
+        try:
+            return cls(
+                fact=_fact_from(about["fact"]),
+                answer_id=about["answer_id"],
+                answer=about["answer"],
+                clean=about["clean"],
+                corrupted_samples=tensors.pop("corrupted_samples").numpy(),
+                restored={name.removeprefix("restored/"): value.numpy() for name, value in tensors.items()},
+                settings=Settings(**about["settings"]),
+            )
+        except (KeyError, TypeError) as error:
+            raise FileFormatError(f"{path} is a trace of another version: {error}. Trace again.") from error
+
+
+@dataclass(frozen=True, eq=False)
+class AverageTrace:
+    """Effects averaged over facts, by the role of the token.
+
+    Attributes:
+        prompts: the facts averaged, n of them.
+        skipped: facts left out, and why.
+        clean, corrupted: p(answer) of each fact, [fact].
+        effects: for each map IE [fact, role, layer], NaN where a fact has no token of that role;
+            roles in the order of `ROLES`.
+    """
+
+    prompts: tuple[str, ...]
+    skipped: tuple[tuple[str, str], ...]
+    clean: np.ndarray
+    corrupted: np.ndarray
+    effects: Mapping[str, np.ndarray]
+    settings: Settings
+
+    @property
+    def n(self) -> int:
+        """Number of facts averaged."""
+        return len(self.prompts)
+
+    @property
+    def total_effect(self) -> Estimate:
+        """ATE, mean over facts of p_clean - p_corrupted."""
+        return Estimate.of(self.clean - self.corrupted)
+
+    @property
+    def indirect_effect(self) -> dict[str, np.ndarray]:
+        """AIE, [role, layer] for each map; NaN for roles no fact has."""
+        return {kind: _nan_stat(values, np.nanmean) for kind, values in self.effects.items()}
+
+    @property
+    def standard_error(self) -> dict[str, np.ndarray]:
+        """Standard error of AIE over facts, [role, layer] for each map."""
+        return {kind: _nan_stat(values, _nan_error) for kind, values in self.effects.items()}
+
+    def estimate(self, kind: str, role: str, layer: int) -> Estimate:
+        """AIE of one role and layer."""
+        if kind not in self.effects:
+            raise SiteError(f"This average has no {kind!r}; it has {', '.join(self.effects)}.")
+        return Estimate.of(self.effects[kind][:, ROLES.index(role), layer])
+
+    def peak(self, kind: str, role: str | None = None) -> tuple[str, int, Estimate]:
+        """Where AIE is largest: role, layer and its value; over all roles unless one is given."""
+        aie = self.indirect_effect[kind]
+        candidates = aie if role is None else aie[[ROLES.index(role)]]
+        if np.isnan(candidates).all():
+            raise SiteError(f"No fact was traced at {role or 'any role'} for {kind!r}.")
+        row, layer = np.unravel_index(np.nanargmax(candidates), candidates.shape)
+        found = role or ROLES[int(row)]
+        return found, int(layer), self.estimate(kind, found, int(layer))
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row a role and layer of each map: kind, role, layer, effect, standard_error, n."""
+        records = []
+        for kind, values in self.effects.items():
+            aie, error = self.indirect_effect[kind], self.standard_error[kind]
+            counts = (~np.isnan(values)).sum(0)
+            for row, role in enumerate(ROLES):
+                for layer in range(values.shape[2]):
+                    records.append(
+                        {
+                            "kind": kind,
+                            "role": role,
+                            "layer": layer,
+                            "effect": aie[row, layer],
+                            "standard_error": error[row, layer],
+                            "n": int(counts[row, layer]),
+                        }
+                    )
+        return pd.DataFrame.from_records(records)
+
+    def save(self, path: str | Path) -> None:
+        """Writes one safetensors file, atomically."""
+        tensors = {
+            "clean": self.clean,
+            "corrupted": self.corrupted,
+            **{f"effects/{k}": v for k, v in self.effects.items()},
+        }
+        about = {
+            "kind": "average",
+            "prompts": self.prompts,
+            "skipped": self.skipped,
+            "settings": dataclasses.asdict(self.settings),
+        }
+        write_tensors(path, {name: torch.from_numpy(np.asarray(value)) for name, value in tensors.items()}, about)
+
+    @classmethod
+    def load(cls, path: str | Path) -> AverageTrace:
+        """Reads what `save` wrote; errors as `TraceResult.load`."""
+        tensors, about = read_tensors(path, "average")
+        try:
+            return cls(
+                prompts=tuple(about["prompts"]),
+                skipped=tuple((prompt, reason) for prompt, reason in about["skipped"]),
+                clean=tensors.pop("clean").numpy(),
+                corrupted=tensors.pop("corrupted").numpy(),
+                effects={name.removeprefix("effects/"): value.numpy() for name, value in tensors.items()},
+                settings=Settings(**about["settings"]),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise FileFormatError(f"{path} is an average of another version: {error}. Make it again.") from error
+
+
+def _fact_from(about: dict[str, Any]) -> TokenizedFact:
+    """A tokenized fact from its JSON, lists back to tuples."""
+    values = {name: tuple(value) if isinstance(value, list) else value for name, value in about.items()}
+    if values.get("fact") is not None:
+        values["fact"] = Fact(**values["fact"])
+    return TokenizedFact(**values)
+
+
+def _nan_stat(values: np.ndarray, statistic: Any) -> np.ndarray:
+    """`statistic` over facts where any fact has a value, NaN elsewhere (without numpy's warnings)."""
+    result = np.full(values.shape[1:], np.nan)
+    known = ~np.isnan(values).all(0)
+    result[known] = statistic(values[:, known], axis=0)
+    return result
+
+
+def _nan_error(values: np.ndarray, axis: int) -> np.ndarray:
+    n = (~np.isnan(values)).sum(axis)
+    spread = np.sqrt(np.nansum((values - np.nanmean(values, axis=axis)) ** 2, axis=axis) / np.maximum(n - 1, 1))
+    return np.where(n > 1, spread / np.sqrt(n), np.nan)

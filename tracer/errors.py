@@ -1,0 +1,39 @@
+"""Every mistake a user can make has a name here; its message says what to write instead."""
+
+from __future__ import annotations
+
+
+class TracerError(ValueError):
+    """Base of all errors raised for bad input to `tracer`."""
+
+
+class FactError(TracerError):
+    """A prompt, subject or answer that cannot be traced."""
+
+
+class SiteError(TracerError):
+    """A layer, token or kind that this model or prompt does not have."""
+
+
+class AnatomyError(TracerError):
+    """A model whose parts were not found; the message lists the missing roles."""
+
+
+class ModelSourceError(TracerError):
+    """A model that could not be found, fetched or read."""
+
+
+class NumericsError(TracerError):
+    """NaN or infinite activations, where every number after them would be meaningless."""
+
+
+class SweepMismatchError(TracerError):
+    """The fast sweep and the definition disagree on this model, so the sweep must not be used."""
+
+
+class FileFormatError(TracerError):
+    """A file that is truncated, corrupt or not of the expected kind."""
+
+
+class TracerWarning(UserWarning):
+    """Something the user did not ask for but should know, e.g. which of two subjects is traced."""

@@ -1,0 +1,160 @@
+"""THE DEFINITION of causal tracing: one forward pass for each site, with nnsight.
+
+    clean       run the prompt and keep every activation
+    corrupted   run it with noise on the embeddings of the subject's tokens
+    restored    run it corrupted, but hold some sites at given values
+
+A restored state holds h[l][i] at its clean value; a restored MLP or attention holds a window of
+layers; a severed trace holds the state clean and every MLP (attention) output of the same token at
+its *corrupted* value (Meng et al. 2022, sec. 2.1, 2.2). All passes of a fact see the same noise.
+
+This is slow and plain on purpose: `tracer.sweep` must give the same numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tracer.anatomy import SubLayer, hidden_of
+from tracer.model import LanguageModel
+from tracer.site import KINDS, Kind, Site, window_layers
+
+
+@dataclass
+class Run:
+    """What one pass returned: last-position `logits` [row, vocab], and `kept` states by kind and layer."""
+
+    logits: Tensor
+    kept: dict[Kind, list[Tensor]] = field(default_factory=dict)
+
+
+def forward(
+    model: LanguageModel,
+    ids: Tensor,
+    *,
+    subject_span: tuple[int, int] = (0, 0),
+    noise: Tensor | None = None,
+    held: Mapping[Site, Tensor] | None = None,
+    keep: bool = False,
+) -> Run:
+    """One pass: noise on the subject if given, every site of `held` forced to its value.
+
+    Args:
+        model: the model.
+        ids: the prompt, [row, token].
+        subject_span: tokens [begin, end) that the noise is added to.
+        noise: [row, subject, d_model].
+        held: site -> value, [d_model] or [row, d_model].
+        keep: keep every state, MLP and attention output, [row, token, d_model].
+    """
+    begin, end = subject_span
+    nn, places = model.nnsight, _in_order(held or {})
+    kept: dict[Kind, list[Tensor]] = {kind: [] for kind in KINDS}
+    embedding = _envoy(model, model.anatomy.names.embedding)
+    layers = range(model.n_layers) if keep else sorted({site.layer for site in places})
+    with torch.inference_mode(), nn.trace(ids, logits_to_keep=1):
+        if noise is not None:
+            embedding.output[:, begin:end] += noise.to(ids.device)
+        for layer in layers:
+            for kind in ("attn", "mlp", "state"):  # the order in which a block computes them
+                sites = [site for site in places if site.layer == layer and site.kind == kind]
+                if not sites and not keep:
+                    continue
+                hidden = hidden_of(_site_envoy(model, kind, layer).output)
+                for site in sites:
+                    hidden[:, site.token] = held[site].to(hidden)  # pyright: ignore[reportOptionalSubscript]
+                if keep:
+                    kept[kind].append(hidden.clone().save())
+        logits = nn.output.logits[:, -1].save()
+    return Run(logits, kept)
+
+
+class Passes:
+    """The three kinds of pass for one prompt, and the maps they make, one site at a time.
+
+    Attributes:
+        clean, corrupted: the runs with nothing restored.
+    """
+
+    def __init__(self, model: LanguageModel, ids: Tensor, subject_span: tuple[int, int], noise: Tensor) -> None:
+        self.model, self.span, self.noise = model, subject_span, noise
+        self.rows = ids.expand(len(noise), -1)
+        self.clean = forward(model, ids, keep=True)
+        self.corrupted = forward(model, self.rows, subject_span=subject_span, noise=noise, keep=True)
+
+    @property
+    def clean_logits(self) -> Tensor:
+        """[vocab]."""
+        return self.clean.logits[0]
+
+    @property
+    def corrupted_logits(self) -> Tensor:
+        """[sample, vocab]."""
+        return self.corrupted.logits
+
+    def state(self, token: int, layer: int) -> Mapping[Site, Tensor]:
+        """Holds the output of one block at one token at its clean value."""
+        site = Site("state", layer, token)
+        return {site: self._clean_value(site)}
+
+    def window(self, kind: SubLayer, token: int, layer: int, window: int) -> Mapping[Site, Tensor]:
+        """Holds what a sub-layer adds in a window of layers at clean values."""
+        sites = [Site(kind, at, token) for at in window_layers(layer, window, self.model.n_layers)]
+        return {site: self._clean_value(site) for site in sites}
+
+    def severed(self, path: SubLayer, token: int, layer: int) -> Mapping[Site, Tensor]:
+        """Holds the state clean, and the sub-layer `path` of its token corrupted in every layer."""
+        cut = [Site(path, at, token) for at in range(self.model.n_layers)]
+        corrupted = {site: self.corrupted.kept[path][site.layer][:, token] for site in cut}
+        return {**corrupted, **self.state(token, layer)}
+
+    def restored(self, held: Mapping[Site, Tensor]) -> Tensor:
+        """Last-position logits of the corrupted run with sites held, [sample, vocab]."""
+        return forward(self.model, self.rows, subject_span=self.span, noise=self.noise, held=held).logits
+
+    def state_map(self, answer_id: int, tokens: list[int]) -> Tensor:
+        """Restored probabilities of every state, [token, layer, sample]."""
+        return self._map(answer_id, tokens, self.state)
+
+    def window_map(self, kind: SubLayer, answer_id: int, tokens: list[int], window: int) -> Tensor:
+        """Restored probabilities of every window of MLPs or attentions, [token, layer, sample]."""
+        return self._map(answer_id, tokens, lambda token, layer: self.window(kind, token, layer, window))
+
+    def severed_map(self, path: SubLayer, answer_id: int, tokens: list[int]) -> Tensor:
+        """Restored probabilities of every state with `path` severed, [token, layer, sample]."""
+        return self._map(answer_id, tokens, lambda token, layer: self.severed(path, token, layer))
+
+    def _map(self, answer_id: int, tokens: list[int], held: Callable[[int, int], Mapping[Site, Tensor]]) -> Tensor:
+        rows = []
+        for token in tokens:
+            cells = [self.restored(held(token, layer)) for layer in range(self.model.n_layers)]
+            rows.append(torch.stack([probability(cell, answer_id) for cell in cells]))
+        return torch.stack(rows)
+
+    def _clean_value(self, site: Site) -> Tensor:
+        return self.clean.kept[site.kind][site.layer][0, site.token]
+
+
+def probability(logits: Tensor, token_id: int) -> Tensor:
+    """p(token), [row]: the softmax is taken in each sample, means come after it."""
+    wide = logits if logits.dtype == torch.float64 else logits.float()
+    return (wide[..., token_id] - wide.logsumexp(-1)).exp()
+
+
+def _in_order(held: Mapping[Site, Tensor]) -> list[Site]:
+    return sorted(held, key=lambda site: (site.layer, site.kind, site.token))
+
+
+def _site_envoy(model: LanguageModel, kind: Kind, layer: int) -> Any:
+    names = model.anatomy.names
+    inside = {"state": "", "mlp": f".{names.mlp_site}", "attn": f".{names.attention_site}"}[kind]
+    return _envoy(model, f"{names.blocks}.{layer}{inside}")
+
+
+def _envoy(model: LanguageModel, path: str) -> Any:
+    return model.nnsight.get(path)

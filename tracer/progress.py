@@ -1,0 +1,21 @@
+"""One progress bar for all long work: on stderr, gone when done, silent when nobody watches."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from tqdm.auto import tqdm
+
+
+def bar(total: int, label: str, *, show: bool | None = None, unit: str = "it") -> tqdm[Any]:
+    """A bar of `total` steps.
+
+    Args:
+        total: number of steps.
+        label: what is being done.
+        show: True or False; None shows it in a terminal or a notebook only.
+        unit: what a step is.
+    """
+    visible = (sys.stderr.isatty() or "ipykernel" in sys.modules) if show is None else show
+    return tqdm(total=total, desc=label, unit=unit, leave=False, disable=not visible, dynamic_ncols=True)

@@ -1,0 +1,53 @@
+"""Places in a model that can be restored, and the windows of layers around them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from tracer.errors import SiteError
+
+Kind = Literal["state", "mlp", "attn"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+SEVERABLE = ("mlp", "attn")
+
+
+@dataclass(frozen=True)
+class Site:
+    """One activation of one token. Layers and tokens count from 0.
+
+    `state` is the output of block `layer`; `mlp` and `attn` are what those sub-layers add to the
+    residual stream.
+    """
+
+    kind: Kind
+    layer: int
+    token: int
+
+    def __str__(self) -> str:
+        return f"{self.kind}[{self.layer}]@{self.token}"
+
+
+def window_layers(centre: int, window: int, n_layers: int) -> range:
+    """The layers restored together around `centre`: [c - w//2, c + ceil(w/2)), clipped to the model.
+
+    Source: Meng et al. 2022, sec. 2.2 (windows of 10) and the authors' published tracer.
+    """
+    return range(max(0, centre - window // 2), min(n_layers, centre - (-window // 2)))
+
+
+def severed_name(sub_layer: str) -> str:
+    """The key of a severed map: "state | mlp severed"."""
+    return f"state | {sub_layer} severed"
+
+
+def check_kinds(kinds: tuple[str, ...], severed: tuple[str, ...]) -> None:
+    """Raises SiteError for a kind or severed path that does not exist."""
+    for kind in kinds:
+        if kind not in KINDS:
+            raise SiteError(f"There is no kind {kind!r}. Choose from {', '.join(KINDS)}.")
+    for path in severed:
+        if path not in SEVERABLE:
+            raise SiteError(f"{path!r} cannot be severed. Choose from {', '.join(SEVERABLE)}.")
+    if not kinds and not severed:
+        raise SiteError('Nothing to trace: give kinds=("state", "mlp", "attn") or severed=("mlp",).')
