@@ -1,6 +1,6 @@
 """Average causal trace over bundled facts; resumable, figures and a table of peaks.
 
-    python benchmarks/average.py --model gemma-3-270m --n 60 --out runs/average
+python benchmarks/average.py --model gemma-3-270m --n 60 --out runs/average
 """
 
 from __future__ import annotations

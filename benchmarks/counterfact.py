@@ -14,6 +14,7 @@ from pathlib import Path
 import tracer
 from editing import ROME
 from editing.evaluation import CaseScores, evaluate_counterfact, summary
+from editing.locate_then_edit.covariance import second_moments
 from tracer.facts.readers import read_records
 from tracer.storage import write_json
 
@@ -24,7 +25,9 @@ def main() -> None:
     model = tracer.load(options.model)
     data = read_records(options.data)
     records = data[options.offset :: max(1, len(data) // options.n)][: options.n]
-    for layer in map(int, options.layers.split(",")):
+    layers = [int(layer) for layer in options.layers.split(",")]
+    second_moments(model, layers, corpus=options.corpus, tokens=options.tokens)  # one pass for all layers
+    for layer in layers:
         rome = ROME(layer=layer, corpus=options.corpus, tokens=options.tokens, variant=options.variant,
                     clamp=options.clamp, decay=options.decay)  # fmt: skip
         text = Path(options.corpus).name if options.corpus else "own"

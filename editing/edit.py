@@ -67,6 +67,7 @@ class Edit:
         base: fingerprint of the weights before the edit.
         diagnostics: one record a request: norms, losses, times.
         model: the model it is applied to now, or None.
+        before: the changed weights as they were, while the edit is applied.
     """
 
     requests: tuple[EditRequest, ...]
@@ -75,7 +76,7 @@ class Edit:
     base: str
     diagnostics: tuple[Mapping[str, Any], ...] = ()
     model: LanguageModel | None = None
-    _before: dict[str, Tensor] = field(default_factory=dict, repr=False)
+    before: dict[str, Tensor] = field(default_factory=dict, repr=False)
 
     def apply(self, model: LanguageModel) -> Edit:
         """Adds the changes to `model`'s weights.
@@ -119,7 +120,7 @@ class Edit:
         parameter, delta = self.model.torch.get_parameter(change.weight), change.delta(self.model)
         if not torch.isfinite(delta).all():
             raise EditFailedError(f"The change of {change.weight} is NaN or infinite. Nothing was written.")
-        self._before.setdefault(change.weight, parameter.detach().clone())
+        self.before.setdefault(change.weight, parameter.detach().clone())
         wanted = parameter.detach().double() + delta
         rounded = wanted.to(parameter.dtype)
         if delta.any() and torch.equal(rounded, parameter):
@@ -140,17 +141,17 @@ class Edit:
         if self.model is None:
             return
         later = self.model.edits[self.model.edits.index(self) + 1 :]
-        blocking = [edit for edit in later if edit._before.keys() & self._before.keys()]
+        blocking = [edit for edit in later if edit.before.keys() & self.before.keys()]
         if blocking:
             raise EditOrderError(
                 f"{len(blocking)} later edit(s) change the same weight and must be undone first, the last one first: "
                 f"{'; '.join(edit.title for edit in reversed(blocking))}."
             )
         with torch.no_grad():
-            for name, before in self._before.items():
+            for name, before in self.before.items():
                 self.model.torch.get_parameter(name).copy_(before)
         self.model.edits.remove(self)
-        self.model, self._before = None, {}
+        self.model, self.before = None, {}
 
     def __enter__(self) -> Edit:
         return self
@@ -217,7 +218,7 @@ def unedited(model: LanguageModel) -> Iterator[None]:
     """The model's weights as they were before every edit, while the block runs."""
     original: dict[str, Tensor] = {}
     for edit in model.edits:
-        for name, before in edit._before.items():
+        for name, before in edit.before.items():
             original.setdefault(name, before)
     now = {name: model.torch.get_parameter(name).detach().clone() for name in original}
     _put(model, original)

@@ -107,8 +107,8 @@ def continued(
     return ids
 
 
-def _text(model: LanguageModel, ids: Sequence[int]) -> str:
+def _text(model: LanguageModel, ids: list[int]) -> str:
     """Ids as text, up to the first end-of-text token."""
     assert model.tokenizer is not None
     ends = [n for n, token in enumerate(ids) if token == model.tokenizer.eos_token_id]
-    return model.tokenizer.decode(ids[: ends[0]] if ends else ids, skip_special_tokens=True)  # pyright: ignore[reportReturnType]
+    return str(model.tokenizer.decode(ids[: ends[0]] if ends else ids, skip_special_tokens=True))

@@ -118,7 +118,7 @@ def test_a_single_sample_has_no_standard_error_to_show(result: TraceResult) -> N
 def test_the_page_needs_no_network(tmp_path: Path, result: TraceResult) -> None:
     path = save_html(hover_trace(result), tmp_path / "new" / "trace.html")
     page = path.read_text(encoding="utf-8")
-    assert page.lstrip().startswith("<html>") and page.rstrip().endswith("</html>")
+    assert "<html>" in page[:100] and page.rstrip().endswith("</html>")
     assert not re.search(r"<(script|link)[^>]*\s(src|href)=", page)
     assert len(page) > 1_000_000, "plotly.js is not inside"
     assert "Needle*" in page

@@ -242,11 +242,13 @@ def test_lines_run_through_the_average_effects_of_each_role() -> None:
 def test_drawing_and_saving_leave_matplotlibs_settings_and_pyplot_alone(tmp_path: Path) -> None:
     import matplotlib.pyplot as pyplot
 
-    before = dict(matplotlib.rcParams)
-    save_figure(plot_trace(made_trace()), tmp_path / "trace.png")
-    for draw in (plot_average, plot_severed, plot_lines):
-        draw(made_average())
-    assert dict(matplotlib.rcParams) == before
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()  # so that what an earlier test left behind hides nothing
+        before = dict(matplotlib.rcParams)
+        save_figure(plot_trace(made_trace()), tmp_path / "trace.png")
+        for draw in (plot_average, plot_severed, plot_lines):
+            draw(made_average())
+        assert dict(matplotlib.rcParams) == before
     assert pyplot.get_fignums() == []
 
 

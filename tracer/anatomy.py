@@ -98,7 +98,9 @@ class Anatomy:
         self.embedding: nn.Module = _module(model, names.embedding)
         self.blocks: list[nn.Module] = list(_module(model, names.blocks).children())
         self.final_norm: nn.Module = _module(model, names.final_norm)
-        self.head: nn.Module = model.get_output_embeddings()
+        head = model.get_output_embeddings()
+        assert isinstance(head, nn.Module)  # `anatomy_of` lists it among the missing roles
+        self.head: nn.Module = head
         text = model.config.get_text_config()
         self.logit_softcap: float | None = getattr(text, "final_logit_softcapping", None)
         self.n_layers = len(self.blocks)

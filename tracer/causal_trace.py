@@ -183,9 +183,8 @@ def _traced_tokens(fact: TokenizedFact, roles: Sequence[str] | None) -> list[int
     found = token_roles(len(fact.token_ids), fact.subject_span)
     tokens = [n for n, role in enumerate(found) if roles is None or role in roles]
     if not tokens:
-        raise FactError(
-            f"No token of this prompt is a {' or '.join(roles or ())}. Its roles: {sorted({*found} - {None})}."
-        )
+        present = ", ".join(dict.fromkeys(role for role in found if role))
+        raise FactError(f"No token of this prompt is a {' or '.join(roles or ())}. It has: {present}.")
     return tokens
 
 

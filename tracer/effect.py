@@ -18,7 +18,7 @@ import pandas as pd
 import torch
 
 from tracer.errors import FileFormatError, SiteError
-from tracer.fact import ROLES, Fact, TokenizedFact, token_roles
+from tracer.fact import ROLES, Fact, TokenizedFact, check_roles, token_roles
 from tracer.storage import read_tensors, write_tensors
 
 
@@ -66,7 +66,8 @@ class Estimate:
         return self.mean - 1.96 * self.standard_error, self.mean + 1.96 * self.standard_error
 
     def __str__(self) -> str:
-        return f"{self.mean:.3f} ± {1.96 * self.standard_error:.3f} (n={self.n})"
+        spread = f" ± {1.96 * self.standard_error:.3f}" if self.n > 1 else ""
+        return f"{self.mean:.3f}{spread} (n={self.n})"
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,6 +130,8 @@ class TraceResult:
 
     def by_role(self, kind: str) -> np.ndarray:
         """IE [role, layer]: mean over the tokens of a role; NaN for a role that no token has."""
+        if kind not in self.restored:
+            raise SiteError(f"This trace has no {kind!r}; it has {', '.join(self.restored)}.")
         effect, roles = self.indirect_effect[kind], np.array([role or "" for role in self.roles])
         missing = np.full(effect.shape[1], np.nan)
         return np.stack([effect[roles == role].mean(0) if (roles == role).any() else missing for role in ROLES])
@@ -164,6 +167,7 @@ class TraceResult:
             "answer_id": self.answer_id,
             "answer": self.answer,
             "clean": self.clean,
+            "maps": list(self.restored),
             "settings": dataclasses.asdict(self.settings),
         }
         write_tensors(path, {name: torch.from_numpy(np.asarray(value)) for name, value in tensors.items()}, about)
@@ -183,7 +187,7 @@ class TraceResult:
                 answer=about["answer"],
                 clean=about["clean"],
                 corrupted_samples=tensors.pop("corrupted_samples").numpy(),
-                restored={name.removeprefix("restored/"): value.numpy() for name, value in tensors.items()},
+                restored={name: tensors[f"restored/{name}"].numpy() for name in about["maps"]},
                 settings=Settings(**about["settings"]),
             )
         except (KeyError, TypeError) as error:
@@ -231,19 +235,24 @@ class AverageTrace:
 
     def estimate(self, kind: str, role: str, layer: int) -> Estimate:
         """AIE of one role and layer."""
-        if kind not in self.effects:
-            raise SiteError(f"This average has no {kind!r}; it has {', '.join(self.effects)}.")
-        return Estimate.of(self.effects[kind][:, ROLES.index(role), layer])
+        return Estimate.of(self._values(kind, role)[:, layer])
 
     def peak(self, kind: str, role: str | None = None) -> tuple[str, int, Estimate]:
         """Where AIE is largest: role, layer and its value; over all roles unless one is given."""
-        aie = self.indirect_effect[kind]
-        candidates = aie if role is None else aie[[ROLES.index(role)]]
+        self._values(kind, role or ROLES[0])
+        roles = ROLES if role is None else (role,)
+        candidates = self.indirect_effect[kind][[ROLES.index(name) for name in roles]]
         if np.isnan(candidates).all():
             raise SiteError(f"No fact was traced at {role or 'any role'} for {kind!r}.")
         row, layer = np.unravel_index(np.nanargmax(candidates), candidates.shape)
-        found = role or ROLES[int(row)]
-        return found, int(layer), self.estimate(kind, found, int(layer))
+        return roles[row], int(layer), self.estimate(kind, roles[row], int(layer))
+
+    def _values(self, kind: str, role: str) -> np.ndarray:
+        """IE [fact, layer] of one map and role; raises SiteError or FactError for those that do not exist."""
+        check_roles([role])
+        if kind not in self.effects:
+            raise SiteError(f"This average has no {kind!r}; it has {', '.join(self.effects)}.")
+        return self.effects[kind][:, ROLES.index(role)]
 
     def to_frame(self) -> pd.DataFrame:
         """One row a role and layer of each map: kind, role, layer, effect, standard_error, n."""
@@ -276,6 +285,7 @@ class AverageTrace:
             "kind": "average",
             "prompts": self.prompts,
             "skipped": self.skipped,
+            "maps": list(self.effects),
             "settings": dataclasses.asdict(self.settings),
         }
         write_tensors(path, {name: torch.from_numpy(np.asarray(value)) for name, value in tensors.items()}, about)
@@ -290,7 +300,7 @@ class AverageTrace:
                 skipped=tuple((prompt, reason) for prompt, reason in about["skipped"]),
                 clean=tensors.pop("clean").numpy(),
                 corrupted=tensors.pop("corrupted").numpy(),
-                effects={name.removeprefix("effects/"): value.numpy() for name, value in tensors.items()},
+                effects={name: tensors[f"effects/{name}"].numpy() for name in about["maps"]},
                 settings=Settings(**about["settings"]),
             )
         except (KeyError, TypeError, ValueError) as error:
@@ -299,9 +309,9 @@ class AverageTrace:
 
 def _fact_from(about: dict[str, Any]) -> TokenizedFact:
     """A tokenized fact from its JSON, lists back to tuples."""
-    values = {name: tuple(value) if isinstance(value, list) else value for name, value in about.items()}
+    values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in about.items()}
     if values.get("fact") is not None:
-        values["fact"] = Fact(**values["fact"])
+        values["fact"] = Fact(**about["fact"])
     return TokenizedFact(**values)
 
 

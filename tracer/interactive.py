@@ -17,9 +17,7 @@ import plotly.graph_objects as go
 from tracer.effect import AverageTrace, TraceResult
 from tracer.errors import FileFormatError
 from tracer.fact import ROLES
-from tracer.plot import (
-    COLOURS,
-    NOT_TRACED,
+from tracer.labels import (
     average_caption,
     chosen_maps,
     count_facts,
@@ -31,6 +29,7 @@ from tracer.plot import (
     trace_caption,
     traced_roles,
 )
+from tracer.plot import COLOURS, NOT_TRACED
 from tracer.storage import atomic_path
 
 

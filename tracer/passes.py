@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import nnsight
 import torch
 from torch import Tensor
 
@@ -69,8 +70,8 @@ def forward(
                 for site in sites:
                     hidden[:, site.token] = held[site].to(hidden)  # pyright: ignore[reportOptionalSubscript]
                 if keep:
-                    kept[kind].append(hidden.clone().save())
-        logits = nn.output.logits[:, -1].save()
+                    kept[kind].append(nnsight.save(hidden.clone()))
+        logits = nnsight.save(nn.output.logits[:, -1])
     return Run(logits, kept)
 
 

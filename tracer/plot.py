@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import io
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,23 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.patches import Rectangle
 
-from tracer.effect import AverageTrace, Estimate, TraceResult
+from tracer.effect import AverageTrace, TraceResult
 from tracer.errors import FileFormatError, SiteError
 from tracer.fact import ROLES, check_roles
-from tracer.site import KINDS, SEVERABLE, severed_name
+from tracer.labels import (
+    average_caption,
+    chosen_maps,
+    count_facts,
+    map_family,
+    map_words,
+    prompt_text,
+    scale_end,
+    token_labels,
+    trace_caption,
+    traced_roles,
+    with_interval,
+)
+from tracer.site import SEVERABLE, severed_name
 from tracer.storage import atomic_path
 
 COLOURS = {"state": "Purples", "mlp": "Greens", "attn": "Reds"}
@@ -188,81 +201,6 @@ def save_figure(figure: Figure, path: str | Path) -> Path:
     with matplotlib.rc_context(STYLE), atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=200, format=path.suffix[1:].lower())
     return path
-
-
-def chosen_maps(maps: Mapping[str, np.ndarray], kind: str | None) -> list[str]:
-    """The names of the maps to draw, or SiteError for one that was not traced."""
-    if kind is not None and kind not in maps:
-        raise SiteError(f"There is no map {kind!r} here. Choose from {', '.join(map(repr, maps))}.")
-    order = [*KINDS, *map(severed_name, SEVERABLE)]
-    return [name for name in order if name in maps] if kind is None else [kind]
-
-
-def map_family(name: str) -> str:
-    """Whose colours a map wears: itself, or the state when it is severed."""
-    return name if name in KINDS else "state"
-
-
-def map_words(name: str, window: int) -> str:
-    """A map in plain words, for titles."""
-    for path in SEVERABLE:
-        if name == severed_name(path):
-            return f"state with {WORDS[path]} severed"
-    if name == "state":
-        return "state"
-    return f"{WORDS[name]} for windowed interval of {window} layer{'s' if window > 1 else ''}"
-
-
-def scale_end(maps: Mapping[str, np.ndarray], name: str) -> float:
-    """Where the colours of a map end: the largest value in its family."""
-    values = np.concatenate([values.ravel() for other, values in maps.items() if map_family(other) == map_family(name)])
-    return float(values[np.isfinite(values)].max(initial=-1.0))
-
-
-def token_labels(result: TraceResult) -> list[str]:
-    """The tokens as row labels: blanks trimmed, control characters spelt out, a star on the subject's."""
-    begin, end = result.subject_span
-    words = [repr(text.strip(" ") or "␣")[1:-1] for text in result.tokens]
-    return [f"{word}*" if begin <= n < end else word for n, word in enumerate(words)]
-
-
-def traced_roles(average: AverageTrace) -> list[int]:
-    """Rows of `ROLES` that any map has a value for."""
-    known = np.any([~np.isnan(values).all(axis=(0, 2)) for values in average.effects.values()], axis=0)
-    return [int(row) for row in np.flatnonzero(known)]
-
-
-def prompt_text(result: TraceResult) -> str:
-    """The prompt as the user wrote it, or its tokens."""
-    if result.fact.fact:
-        return result.fact.fact.prompt
-    return "".join(text for n, text in enumerate(result.tokens) if n not in result.fact.special).strip()
-
-
-def trace_caption(result: TraceResult) -> str:
-    """What the colours are to be read against."""
-    grey = "; grey: not traced" if any(np.isnan(values).any() for values in result.restored.values()) else ""
-    return (
-        f"p(answer): {result.clean:.3g} clean, {result.corrupted:.3g} with the subject (*) corrupted{grey}. "
-        f"{result.settings.model}, {result.settings.samples} noise samples."
-    )
-
-
-def average_caption(average: AverageTrace) -> str:
-    """What the averages are to be read against: the total effect with its 95 % interval."""
-    effect = with_interval(average.total_effect)
-    return f"Average total effect {effect} (95 %, {count_facts(average.n)}). {average.settings.model}."
-
-
-def with_interval(estimate: Estimate) -> str:
-    """The mean, ± 1.96 standard errors where there are any."""
-    spread = "" if np.isnan(estimate.standard_error) else f" ± {1.96 * estimate.standard_error:.3f}"
-    return f"{estimate.mean:.3f}{spread}"
-
-
-def count_facts(n: int) -> str:
-    """The number with its noun."""
-    return f"{n} fact{'' if n == 1 else 's'}"
 
 
 def _panels(

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import sys
+from importlib.util import find_spec
 from typing import Any
 
-from tqdm.auto import tqdm
+# The notebook's own bar needs ipywidgets and complains at import without it.
+if find_spec("ipywidgets"):
+    from tqdm.auto import tqdm
+else:
+    from tqdm import tqdm
 
 
-def bar(total: int, label: str, *, show: bool | None = None, unit: str = "it") -> tqdm[Any]:
+def bar(total: int, label: str, *, show: bool | None = None, unit: str = "it") -> Any:
     """A bar of `total` steps.
 
     Args:

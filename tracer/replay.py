@@ -111,9 +111,10 @@ def record(
                 module = anatomy.site_module(kind, layer)
                 hooks.callback(module.register_forward_hook(_keep_output(kept.added[kind])).remove)
         model.torch.base_model(input_ids=ids, attention_mask=attention_mask, past_key_values=cache, use_cache=True)
+    stored: list[Any] = cache.layers
     for layer in range(anatomy.n_layers):
-        kept.keys.append(cache.layers[layer].keys)  # pyright: ignore[reportArgumentType]
-        kept.values.append(cache.layers[layer].values)  # pyright: ignore[reportArgumentType]
+        kept.keys.append(stored[layer].keys)
+        kept.values.append(stored[layer].values)
         kept.visible.append(_visible(kept.arguments[layer].get("attention_mask"), ids.shape[1]).to(ids.device))
     return kept
 
@@ -121,7 +122,11 @@ def record(
 @contextmanager
 def output_changed(module: nn.Module, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
     """While the block runs, `module` returns `change(hidden)` in place of its hidden states."""
-    handle = module.register_forward_hook(lambda _m, _a, output: with_hidden(output, change(hidden_of(output))))
+
+    def hook(_module: nn.Module, _args: Any, output: Any) -> Any:
+        return with_hidden(output, change(hidden_of(output)))
+
+    handle = module.register_forward_hook(hook)
     try:
         yield
     finally:

@@ -104,6 +104,6 @@ def visible(tokenizer: PreTrainedTokenizerBase | None, ids: Sequence[int]) -> tu
 
 def _piece(tokenizer: PreTrainedTokenizerBase, token: int) -> str:
     piece = tokenizer.convert_ids_to_tokens(token)
-    text = tokenizer.decode([token], clean_up_tokenization_spaces=False)
+    text = str(tokenizer.decode([token], clean_up_tokenization_spaces=False))
     starts_word = isinstance(piece, str) and piece[:1] in "▁Ġ"
     return f" {text}" if starts_word and not text.startswith(" ") else text

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -25,7 +25,7 @@ from editing.locate_then_edit.keys import hooked_until
 from editing.locate_then_edit.rows import right_padded
 from tracer.model import LanguageModel
 from tracer.progress import bar
-from tracer.storage import cache_folder, read_tensors, write_tensors
+from tracer.storage import cache_folder, read_tensors, write_json, write_tensors
 from tracer.tokens import encode
 
 CHUNK = 128  # tokens in one text
@@ -127,7 +127,7 @@ def second_moments(
         found = {layer: _read(path, layer, ridge) for layer, path in paths.items() if cache and path.is_file()}
         missing = [layer for layer in layers if layer not in found]
         if missing:
-            texts = _texts(model, corpus, wanted, seed, progress)
+            texts = _texts(model, corpus, wanted, seed, cache, progress)
             for moment in _measure(model, missing, texts, wanted, name, ridge, progress):
                 found[moment.layer] = moment
                 if cache:
@@ -138,7 +138,7 @@ def second_moments(
 def _measure(
     model: LanguageModel,
     layers: Sequence[int],
-    texts: Callable[[], Iterator[str]],
+    texts: Iterator[str],
     wanted: int,
     corpus: str,
     ridge: float,
@@ -150,7 +150,7 @@ def _measure(
     halves = {layer: [torch.zeros(size, size, dtype=torch.float64) for _ in range(2)] for layer in layers}
     seen = [0, 0]
     with bar(wanted, "key statistics", show=progress, unit="token") as steps:
-        for number, (ids, mask) in enumerate(_batches(model, texts(), wanted)):
+        for number, (ids, mask) in enumerate(_batches(model, texts, wanted)):
             real, half = mask.bool(), number % 2
             hooks = {layer: _accumulate(halves[layer][half], real) for layer in layers}
             with torch.inference_mode(), hooked_until(model, hooks):
@@ -196,14 +196,22 @@ def _batches(model: LanguageModel, texts: Iterator[str], wanted: int) -> Iterato
 
 
 def _texts(
-    model: LanguageModel, corpus: str | Path | None, wanted: int, seed: int, progress: bool | None
-) -> Callable[[], Iterator[str]]:
+    model: LanguageModel, corpus: str | Path | None, wanted: int, seed: int, cache: bool, progress: bool | None
+) -> Iterator[str]:
+    """The corpus, or the model's own text, which is kept beside the statistics for other layers."""
     if corpus is not None:
-        return lambda: _paragraphs(Path(corpus))
+        yield from _paragraphs(Path(corpus))
+        return
     # An eighth more than needed: some texts end early.
     count = -(-wanted * 9 // (8 * CHUNK))
+    kept = cache_folder() / "own_text" / f"{model.fingerprint()[:24]}-{count}x{CHUNK}-top{OWN_TOP_K}-seed{seed}.json"
+    if cache and kept.is_file():
+        yield from json.loads(kept.read_text(encoding="utf-8"))
+        return
     written = sample_texts(model, count, length=CHUNK, seed=seed, top_k=OWN_TOP_K, progress=progress)
-    return lambda: iter(written)
+    if cache:
+        write_json(kept, written)
+    yield from written
 
 
 def _paragraphs(path: Path) -> Iterator[str]:
@@ -250,5 +258,4 @@ def _read(path: Path, layer: int, ridge: float) -> SecondMoment:
 
 def _neurons(model: LanguageModel, layer: int) -> int:
     """d_mlp: the width of the keys."""
-    weight = model.anatomy.value_matrix(layer).weight
-    return int(np.prod(weight.shape)) // model.d_model  # pyright: ignore[reportArgumentType, reportAttributeAccessIssue]
+    return model.torch.get_parameter(model.anatomy.value_weight_name(layer)).numel() // model.d_model

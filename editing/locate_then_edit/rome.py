@@ -129,7 +129,7 @@ class ROME:
         change, division = self._change(model, keys[:-1], outputs[:-1], value, moment)
         lost = edit.write(change)
         edit.changes += (change,)
-        before = edit._before[change.weight].double()
+        before = edit.before[change.weight].double()
         record = {
             "subject": request.subject,
             "new": request.new,

@@ -29,6 +29,15 @@ def bundled(relation: str | None = None) -> tuple[Fact, ...]:
     return chosen
 
 
+def spread_over_relations(facts: Sequence[Fact]) -> list[Fact]:
+    """The facts in turns, one of each relation, so that the first n cover as many relations as they can."""
+    groups: dict[str | None, list[Fact]] = {}
+    for fact in facts:
+        groups.setdefault(fact.relation, []).append(fact)
+    longest = max(map(len, groups.values()), default=0)
+    return [group[turn] for turn in range(longest) for group in groups.values() if turn < len(group)]
+
+
 def templates() -> dict[str, tuple[str, ...]]:
     """For each relation its templates, each with one {} where the subject goes."""
     return {relation: tuple(about["templates"]) for relation, about in _relations().items()}

@@ -1,0 +1,124 @@
+"""The sweep gives the definition's numbers, and both obey the laws of causal tracing."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from conftest import LAYERS, noise_of
+
+import tracer
+from tracer.passes import Passes, forward, probability
+from tracer.site import Site
+from tracer.sweep import Sweep, self_test
+
+IDS = torch.tensor([[11, 87, 254, 33, 480, 129, 64, 300]])
+TOKENS = list(range(IDS.shape[1]))
+SPANS = [(0, 2), (2, 5), (3, 4), (6, 8), (7, 8)]
+
+
+@pytest.fixture(params=SPANS, ids=str)
+def engines(family_model: tracer.LanguageModel, request: pytest.FixtureRequest) -> tuple[Passes, Sweep, int]:
+    span = request.param
+    noise = noise_of(3, span[1] - span[0])
+    passes, sweep = Passes(family_model, IDS, span, noise), Sweep(family_model, IDS, span, noise)
+    return passes, sweep, int(passes.clean_logits.argmax())
+
+
+def test_state_maps_agree(engines: tuple[Passes, Sweep, int]) -> None:
+    passes, sweep, answer = engines
+    torch.testing.assert_close(
+        sweep.state_map(answer, TOKENS), passes.state_map(answer, TOKENS), atol=1e-9, rtol=0, check_dtype=True
+    )
+
+
+@pytest.mark.parametrize("kind", ["mlp", "attn"])
+@pytest.mark.parametrize("window", [1, 2, 3, 10])
+def test_window_maps_agree(engines: tuple[Passes, Sweep, int], kind: str, window: int) -> None:
+    passes, sweep, answer = engines
+    slow = passes.window_map(kind, answer, TOKENS, window)
+    torch.testing.assert_close(sweep.window_map(kind, answer, TOKENS, window), slow, atol=1e-9, rtol=0)
+
+
+@pytest.mark.parametrize("path", ["mlp", "attn"])
+def test_severed_maps_agree(engines: tuple[Passes, Sweep, int], path: str) -> None:
+    passes, sweep, answer = engines
+    slow = passes.severed_map(path, answer, TOKENS)
+    torch.testing.assert_close(sweep.severed_map(path, answer, TOKENS), slow, atol=1e-9, rtol=0)
+
+
+def test_small_chunks_and_bundles_change_nothing(toy_model: tracer.LanguageModel, monkeypatch) -> None:
+    sweep = Sweep(toy_model, IDS, (1, 3), noise_of(3, 2))
+    answer = int(sweep.clean_logits.argmax())
+    whole = [sweep.state_map(answer, TOKENS), sweep.window_map("attn", answer, TOKENS, 3)]
+    for name, value in {"PACKED_TOKENS": 8, "BUNDLE_PAIRS": 9, "STATE_BYTES": 4096, "UNEMBED_ROWS": 3}.items():
+        monkeypatch.setattr(f"tracer.sweep.{name}", value)
+    cut = [sweep.state_map(answer, TOKENS), sweep.window_map("attn", answer, TOKENS, 3)]
+    for one, other in zip(whole, cut, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-12, rtol=0)
+
+
+def test_a_choice_of_tokens_gives_those_rows_of_the_map(toy_model: tracer.LanguageModel) -> None:
+    sweep = Sweep(toy_model, IDS, (1, 3), noise_of(3, 2))
+    answer = int(sweep.clean_logits.argmax())
+    whole = sweep.state_map(answer, TOKENS)
+    for chosen in ([2], [5, 7], [1, 2, 3]):
+        torch.testing.assert_close(sweep.state_map(answer, chosen), whole[chosen], atol=1e-12, rtol=0)
+
+
+def test_restoring_every_token_of_a_layer_gives_the_clean_run(family_model: tracer.LanguageModel) -> None:
+    passes = Passes(family_model, IDS, (1, 3), noise_of(2, 2))
+    for layer in range(LAYERS):
+        sites = [Site("state", layer, token) for token in TOKENS]
+        held = {site: passes.clean.kept["state"][layer][0, site.token] for site in sites}
+        restored = passes.restored(held)
+        torch.testing.assert_close(restored, passes.clean_logits.expand_as(restored), atol=1e-10, rtol=0)
+
+
+def test_a_held_site_moves_the_logits(family_model: tracer.LanguageModel) -> None:
+    plain = forward(family_model, IDS).logits
+    for kind in ("state", "mlp", "attn"):
+        site = Site(kind, 1, 3)
+        moved = forward(family_model, IDS, held={site: torch.ones(family_model.d_model).double()}).logits
+        assert (moved - plain).abs().max() > 1e-3, site
+
+
+def test_a_held_site_holds_what_the_sub_layer_adds_to_the_residual_stream(family_model: tracer.LanguageModel) -> None:
+    zero = torch.zeros(family_model.d_model).double()
+    held = {Site(kind, 2, token): zero for kind in ("mlp", "attn") for token in TOKENS}
+    run = forward(family_model, IDS, held=held, keep=True)
+    torch.testing.assert_close(run.kept["state"][2], run.kept["state"][1], atol=1e-12, rtol=0)
+
+
+def test_effects_before_the_subject_are_zero_by_the_definition(family_model: tracer.LanguageModel) -> None:
+    passes = Passes(family_model, IDS, (3, 5), noise_of(2, 2))
+    answer = int(passes.clean_logits.argmax())
+    corrupted = probability(passes.corrupted_logits, answer)
+    for restored in (passes.state_map(answer, [0, 2]), passes.window_map("mlp", answer, [0, 2], 3)):
+        torch.testing.assert_close(restored, corrupted.expand_as(restored), atol=1e-12, rtol=0)
+
+
+def test_the_sweep_leaves_no_hook_behind(toy_model: tracer.LanguageModel) -> None:
+    sweep = Sweep(toy_model, IDS, (1, 3), noise_of(2, 2))
+    sweep.severed_map("mlp", 5, TOKENS)
+    sweep.window_map("attn", 5, TOKENS, 2)
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in toy_model.torch.modules())
+
+
+def test_self_test_refuses_a_sweep_that_differs(toy_model: tracer.LanguageModel, monkeypatch) -> None:
+    assert self_test(toy_model) < 1e-9
+    original = Sweep.state_map
+    monkeypatch.setattr(Sweep, "state_map", lambda *args: original(*args) * 0.9)
+    toy_model.sweep_checked = False
+    with pytest.raises(tracer.SweepMismatchError, match='engine="passes"'):
+        self_test(toy_model)
+    assert not toy_model.sweep_checked
+
+
+def test_severing_uses_the_same_noise_as_the_run_it_is_put_into(toy_model: tracer.LanguageModel) -> None:
+    """Holding corrupted values below the restored layer changes nothing: they are the run's own."""
+    passes = Passes(toy_model, IDS, (1, 3), noise_of(2, 2))
+    token, top = 2, LAYERS - 1
+    severed = passes.restored(passes.severed("mlp", token, top))
+    plain = passes.restored(passes.state(token, top))
+    np.testing.assert_allclose(severed, plain, atol=1e-12)

@@ -1,0 +1,224 @@
+"""The `tracer` command: trace one fact, average many, locate the layer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+import tracer
+from tracer.console import (
+    AsJson,
+    Device,
+    Dtype,
+    Model,
+    Out,
+    Prompt,
+    Quiet,
+    Samples,
+    Subject,
+    Window,
+    opened,
+    reported,
+    result,
+    run_folder,
+    show_progress,
+)
+from tracer.effect import AverageTrace, TraceResult
+from tracer.facts import bundled, read_facts, spread_over_relations
+
+app = typer.Typer(
+    help="Where does a language model keep a fact? Causal tracing, exact and fast.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+Kinds = Annotated[str, typer.Option(help="Maps, comma-separated: state,mlp,attn.")]
+Severed = Annotated[str, typer.Option(help="Severed maps, comma-separated: mlp,attn.")]
+
+
+@app.command()
+def tokens(
+    prompt: Prompt,
+    subject: Subject,
+    answer: Annotated[str | None, typer.Option(help="The continuation; default: what the model predicts.")] = None,
+    model: Model = "gemma-3-270m",
+) -> None:
+    """Show what the model will see: tokens, subject, BOS, answer token."""
+    with reported():
+        fact = tracer.Fact(prompt, subject, answer)
+        typer.echo(str(fact.preflight(opened(model, "cpu", "float32"), warn=False)))
+
+
+@app.command()
+def trace(
+    prompt: Prompt,
+    subject: Subject,
+    answer: Annotated[str | None, typer.Option(help="The continuation; default: what the model predicts.")] = None,
+    kinds: Kinds = "state,mlp,attn",
+    severed: Severed = "",
+    window: Window = 10,
+    samples: Samples = 10,
+    seed: Annotated[int, typer.Option(help="Of the noise.")] = 1,
+    engine: Annotated[str, typer.Option(help="sweep (fast, exact) or passes (the definition).")] = "sweep",
+    model: Model = "gemma-3-270m",
+    device: Device = None,
+    dtype: Dtype = "float32",
+    out: Out = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Trace one fact: heatmaps (PNG, HTML) and all numbers (safetensors, CSV)."""
+    with reported():
+        fact = tracer.Fact(prompt, subject, answer)
+        found = tracer.trace(
+            opened(model, device, dtype),
+            fact,
+            kinds=_names(kinds),  # pyright: ignore[reportArgumentType]
+            severed=_names(severed),  # pyright: ignore[reportArgumentType]
+            window=window,
+            samples=samples,
+            seed=seed,
+            engine=engine,  # pyright: ignore[reportArgumentType]
+            progress=show_progress(quiet),
+        )
+        paths = save_trace(found, run_folder(out, f"trace {subject}"))
+        record = {
+            "answer": found.answer,
+            "clean": found.clean,
+            "corrupted": found.corrupted,
+            "total_effect": found.total_effect,
+            "peaks": {kind: _peak(found, kind) for kind in found.restored},
+            "files": list(map(str, paths)),
+        }
+        lines = [
+            f"{fact.prompt}{found.answer}",
+            f"p(clean) {found.clean:.3f}   p(corrupted) {found.corrupted:.3f}   total effect {found.total_effect:+.3f}",
+        ]
+        for kind, peak in record["peaks"].items():
+            lines.append(f"{kind:>19}: IE {peak['effect']:+.3f} at layer {peak['layer']}, token {peak['text']!r}")
+        result(record, "\n".join([*lines, *map(str, paths)]), as_json=as_json)
+
+
+@app.command()
+def average(
+    facts: Annotated[Path | None, typer.Argument(help="JSONL, known_1000 or CounterFact; default: bundled.")] = None,
+    n: Annotated[int, typer.Option(min=1, help="Facts to trace, of those that the model predicts.")] = 50,
+    kinds: Kinds = "state,mlp,attn",
+    severed: Severed = "mlp",
+    window: Window = 10,
+    samples: Samples = 10,
+    seed: Annotated[int, typer.Option(help="Of the noise.")] = 1,
+    model: Model = "gemma-3-270m",
+    device: Device = None,
+    dtype: Dtype = "float32",
+    out: Out = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Average many facts by token role; a run that was stopped goes on where it was."""
+    with reported():
+        chosen = read_facts(facts) if facts else spread_over_relations(bundled())
+        folder = run_folder(out, f"average {facts.stem if facts else 'bundled'} {Path(model).name}")
+        found = tracer.average(
+            opened(model, device, dtype),
+            chosen,
+            kinds=_names(kinds),  # pyright: ignore[reportArgumentType]
+            severed=_names(severed),  # pyright: ignore[reportArgumentType]
+            window=window,
+            samples=samples,
+            seed=seed,
+            most=n,
+            folder=folder / "facts",
+            progress=show_progress(quiet),
+        )
+        paths = save_average(found, folder)
+        peaks = {kind: found.peak(kind) for kind in found.effects}
+        record = {
+            "facts": found.n,
+            "skipped": found.skipped,
+            "total_effect": vars(found.total_effect),
+            "peaks": {kind: {"role": role, "layer": at, **vars(aie)} for kind, (role, at, aie) in peaks.items()},
+            "files": list(map(str, paths)),
+        }
+        lines = [f"{found.n} facts, {len(found.skipped)} left out; ATE {found.total_effect}"]
+        lines += [f"{kind:>19}: AIE {aie} at layer {at}, {role}" for kind, (role, at, aie) in peaks.items()]
+        result(record, "\n".join([*lines, *map(str, paths)]), as_json=as_json)
+
+
+@app.command()
+def locate(
+    source: Annotated[Path | None, typer.Argument(help="A saved average; default: trace bundled facts now.")] = None,
+    kind: Annotated[str, typer.Option(help="The map to look at.")] = "mlp",
+    role: Annotated[str, typer.Option(help="The token to look at.")] = "last subject token",
+    n: Annotated[int, typer.Option(min=1, help="Facts to trace, if none are given.")] = 24,
+    model: Model = "gemma-3-270m",
+    device: Device = None,
+    dtype: Dtype = "float32",
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Say which layer to edit, and how sure that is."""
+    with reported():
+        if source is not None:
+            found = AverageTrace.load(source)
+        else:
+            found = tracer.average(
+                opened(model, device, dtype),
+                spread_over_relations(bundled()),
+                kinds=(kind,),  # pyright: ignore[reportArgumentType]
+                roles=(role,),
+                most=n,
+                progress=show_progress(quiet),
+            )
+        place = tracer.locate(found, kind=kind, role=role)
+        record = {
+            "kind": place.kind,
+            "role": place.role,
+            "layer": place.layer,
+            "effect": place.effect,
+            "interval": place.interval,
+            "facts": place.estimate.n,
+            "share_of_resamples": place.share,
+        }
+        result(record, str(place), as_json=as_json)
+
+
+def save_trace(found: TraceResult, folder: Path) -> list[Path]:
+    """Writes figures and numbers of a trace; returns their paths."""
+    from tracer.interactive import hover_trace, save_html
+    from tracer.plot import plot_trace, save_figure
+
+    found.save(folder / "trace.safetensors")
+    found.to_frame().to_csv(folder / "trace.csv", index=False)
+    image = save_figure(plot_trace(found), folder / "trace.png")
+    page = save_html(hover_trace(found), folder / "trace.html")
+    return [image, page, folder / "trace.csv", folder / "trace.safetensors"]
+
+
+def save_average(found: AverageTrace, folder: Path) -> list[Path]:
+    """Writes figures and numbers of an average; returns their paths."""
+    from tracer.interactive import hover_average, save_html
+    from tracer.plot import plot_average, plot_severed, save_figure
+
+    found.save(folder / "average.safetensors")
+    found.to_frame().to_csv(folder / "average.csv", index=False)
+    paths = [save_figure(plot_average(found), folder / "average.png")]
+    if "state" in found.effects and any(name.endswith("severed") for name in found.effects):
+        paths.append(save_figure(plot_severed(found), folder / "severed.png"))
+    page = save_html(hover_average(found), folder / "average.html")
+    return [*paths, page, folder / "average.csv", folder / "average.safetensors"]
+
+
+def _names(listed: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in listed.split(",") if name.strip())
+
+
+def _peak(found: TraceResult, kind: str) -> dict[str, float | int | str]:
+    effect = found.indirect_effect[kind]
+    token, layer = divmod(int(effect.argmax()), effect.shape[1])
+    return {"token": token, "text": found.tokens[token], "layer": layer, "effect": float(effect[token, layer])}
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,76 @@
+"""What the two command lines share: options, errors in one line, results as text or JSON.
+
+Results go to stdout; bars, notes and errors to stderr.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from tracer.model import LanguageModel, load
+
+Model = Annotated[
+    str, typer.Option(help="gemma-3-270m, smollm2, a hub name, a folder or a .gguf file.", rich_help_panel="Model")
+]
+Device = Annotated[
+    str | None, typer.Option(help="cpu, cuda, cuda:1 or auto (spread over all).", rich_help_panel="Model")
+]
+Dtype = Annotated[str, typer.Option(help="float32, bfloat16 or float64.", rich_help_panel="Model")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON record instead of text.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars.")]
+Prompt = Annotated[str, typer.Option(help="The text up to the answer.")]
+Subject = Annotated[str, typer.Option(help="The words of the prompt that the fact is about.")]
+Samples = Annotated[int, typer.Option(min=1, help="Noise draws.")]
+Window = Annotated[int, typer.Option(min=1, help="Layers restored together for MLP and attention.")]
+Out = Annotated[Path | None, typer.Option(help="Folder for figures and files; default runs/NAME.")]
+
+
+@contextmanager
+def reported() -> Iterator[None]:
+    """Turns a user's mistake into one line on stderr and exit code 2, and warnings into notes."""
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_, **__: typer.echo(f"note: {message}", err=True)
+        try:
+            yield
+        except ValueError as error:
+            if type(error).__module__.split(".")[0] not in ("tracer", "editing"):
+                raise
+            typer.echo(f"{type(error).__name__}: {error}", err=True)
+            raise typer.Exit(2) from error
+        except KeyboardInterrupt:
+            typer.echo("Interrupted; nothing half-written is left.", err=True)
+            raise typer.Exit(130) from None
+
+
+def opened(model: str, device: str | None, dtype: str) -> LanguageModel:
+    """Loads the model, transformers' own bars shown in a terminal only."""
+    from transformers.utils import logging
+
+    if not sys.stderr.isatty():
+        logging.disable_progress_bar()
+    typer.echo(f"Loading {model} ...", err=True)
+    return load(model, device=device, dtype=dtype)
+
+
+def show_progress(quiet: bool) -> bool | None:
+    """None (bars in a terminal) unless silenced."""
+    return False if quiet else None
+
+
+def result(record: dict[str, Any], text: str, *, as_json: bool) -> None:
+    """Prints a result on stdout, as JSON or as text."""
+    typer.echo(json.dumps(record, ensure_ascii=False) if as_json else text)
+
+
+def run_folder(out: Path | None, name: str) -> Path:
+    """The folder that a command writes to."""
+    return out or Path("runs") / (re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-").lower()[:48] or "run")
