@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -14,7 +15,7 @@ from tracer.anatomy import SubLayer
 from tracer.causal_trace import EngineName, check_settings, noise_for, predicted_id, trace
 from tracer.corrupt import GaussianNoise
 from tracer.effect import AverageTrace, TraceResult
-from tracer.errors import FactError
+from tracer.errors import FactError, FileFormatError
 from tracer.fact import Fact, TokenizedFact, check_roles, token_roles
 from tracer.model import LanguageModel
 from tracer.progress import bar
@@ -140,7 +141,7 @@ def _kept_trace(model: LanguageModel, fact: TokenizedFact, folder: str | Path | 
     noise = dataclasses.asdict(options["noise"])
     about = [model.fingerprint(), fact.token_ids, fact.subject_span, fact.answer_ids, {**options, "noise": noise}]
     path = Path(folder) / f"{hashlib.sha256(json.dumps(about).encode()).hexdigest()[:24]}.safetensors"
-    if path.is_file():
+    with contextlib.suppress(FileFormatError):  # absent, or of an older version: trace again
         return TraceResult.load(path)
     result = trace(model, fact, progress=False, **options)
     result.save(path)

@@ -32,6 +32,7 @@ CHUNK = 128  # tokens in one text
 BATCH = 16  # texts in one pass
 RIDGE = 1e-6
 OWN_TOP_K = 50  # of the text that the model writes itself
+MOST_TURNS = 100
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,17 +147,17 @@ def _measure(
 ) -> Iterator[SecondMoment]:
     """One pass over the texts for all layers, stopped above the highest."""
     size = _neurons(model, layers[0])
-    # Two halves of the batches, whose difference tells the error.
+    # Two halves of the texts, whose difference tells the error.
     halves = {layer: [torch.zeros(size, size, dtype=torch.float64) for _ in range(2)] for layer in layers}
     seen = [0, 0]
     with bar(wanted, "key statistics", show=progress, unit="token") as steps:
-        for number, (ids, mask) in enumerate(_batches(model, texts, wanted)):
-            real, half = mask.bool(), number % 2
-            hooks = {layer: _accumulate(halves[layer][half], real) for layer in layers}
+        for ids, mask in _batches(model, texts, wanted):
+            hooks = {layer: _accumulate(halves[layer], mask.bool()) for layer in layers}
             with torch.inference_mode(), hooked_until(model, hooks):
                 model.torch.base_model(input_ids=ids, attention_mask=mask, use_cache=False)
-            seen[half] += int(real.sum())
-            steps.update(int(real.sum()))
+            for half in (0, 1):
+                seen[half] += int(mask[half::2].sum())
+            steps.update(int(mask.sum()))
     if sum(seen) < min(wanted, 10 * size) or not all(seen):
         raise CovarianceError(
             f"{corpus} has {sum(seen)} tokens; {size} neurons need at least {min(wanted, 10 * size)}. Give more text."
@@ -167,11 +168,14 @@ def _measure(
         yield SecondMoment(layer, total, sum(seen), corpus, float(difference), ridge)
 
 
-def _accumulate(total: Tensor, real: Tensor) -> Callable[..., None]:
+def _accumulate(halves: Sequence[Tensor], real: Tensor) -> Callable[..., None]:
+    """Adds the keys of every second text to either half; `real` [text, token] leaves padding out."""
+
     def hook(_module: nn.Module, inputs: tuple[Tensor, ...], _output: Tensor) -> None:
-        keys = inputs[0].reshape(*real.shape, -1)[real]
-        keys = keys if keys.dtype == torch.float64 else keys.float()
-        total.add_((keys.T @ keys).cpu().double())
+        for half, total in enumerate(halves):
+            keys = inputs[0][half::2][real[half::2]]
+            keys = keys if keys.dtype == torch.float64 else keys.float()
+            total.add_((keys.T @ keys).cpu().double())
 
     return hook
 
@@ -181,7 +185,7 @@ def _batches(model: LanguageModel, texts: Iterator[str], wanted: int) -> Iterato
     sequences: list[tuple[int, ...]] = []
     given = 0
     for text in texts:
-        ids = encode(model.tokenizer, text).ids[:CHUNK][: wanted - given]
+        ids = encode(model.tokenizer, text).ids[: min(_chunk(model), wanted - given)]
         if not ids:
             continue
         given += len(ids)
@@ -198,20 +202,23 @@ def _batches(model: LanguageModel, texts: Iterator[str], wanted: int) -> Iterato
 def _texts(
     model: LanguageModel, corpus: str | Path | None, wanted: int, seed: int, cache: bool, progress: bool | None
 ) -> Iterator[str]:
-    """The corpus, or the model's own text, which is kept beside the statistics for other layers."""
+    """The corpus; or the model's own text, as much as is asked for, kept beside the statistics for other layers."""
     if corpus is not None:
         yield from _paragraphs(Path(corpus))
         return
-    # An eighth more than needed: some texts end early.
-    count = -(-wanted * 9 // (8 * CHUNK))
-    kept = cache_folder() / "own_text" / f"{model.fingerprint()[:24]}-{count}x{CHUNK}-top{OWN_TOP_K}-seed{seed}.json"
-    if cache and kept.is_file():
-        yield from json.loads(kept.read_text(encoding="utf-8"))
-        return
-    written = sample_texts(model, count, length=CHUNK, seed=seed, top_k=OWN_TOP_K, progress=progress)
-    if cache:
-        write_json(kept, written)
-    yield from written
+    length = _chunk(model)
+    count = -(-wanted // length)
+    for turn in range(MOST_TURNS):  # texts may end early, so one turn seldom is enough
+        own_seed, name = seed + 1000 * turn, f"{model.fingerprint()[:24]}-{count}x{length}-top{OWN_TOP_K}"
+        kept = cache_folder() / "own_text" / f"{name}-seed{own_seed}.json"
+        if cache and kept.is_file():
+            written = json.loads(kept.read_text(encoding="utf-8"))
+        else:
+            written = sample_texts(model, count, length=length, seed=own_seed, top_k=OWN_TOP_K, progress=progress)
+            if cache:
+                write_json(kept, written)
+        yield from written
+        count = max(8, count // 8)
 
 
 def _paragraphs(path: Path) -> Iterator[str]:
@@ -221,6 +228,11 @@ def _paragraphs(path: Path) -> Iterator[str]:
         for line in file:
             if len(line.split()) >= 5:
                 yield line.strip()
+
+
+def _chunk(model: LanguageModel) -> int:
+    """Tokens in one text: CHUNK, or what the model's context holds beside a start token."""
+    return min(CHUNK, (model.context_length or CHUNK + 2) - 2)
 
 
 def _corpus_identity(corpus: str | Path | None, seed: int) -> tuple[str, str]:

@@ -1,0 +1,176 @@
+"""An edit can be undone bit for bit, saved, loaded, merged and taken out again; and refuses the wrong model."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from conftest import FAMILIES, tiny_gpt2
+
+import tracer
+from editing import ROME, BaseModelError, EditFailedError, EditOrderError, EditRequest, load_edit, undo_all, unedited
+from editing.edit import Edit, RankOne
+from editing.merged import merge, unmerge
+from tracer.errors import FileFormatError
+
+REQUEST = EditRequest("The Space Needle is located in the city of", subject="The Space Needle", new=" Paris")
+OTHER = EditRequest("The mother tongue of Angela Merkel is", subject="Angela Merkel", new=" French")
+QUICK = {"context_plan": (), "tokens": 700, "steps": 4}
+pytestmark = pytest.mark.filterwarnings("ignore::editing.EditingWarning")
+
+
+def state(model: tracer.LanguageModel) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in model.torch.state_dict().items()}
+
+
+def assert_same(model: tracer.LanguageModel, expected: dict[str, torch.Tensor]) -> None:
+    for name, value in model.torch.state_dict().items():
+        assert torch.equal(value, expected[name]), name
+
+
+def test_undo_restores_every_weight_bit_for_bit(family_model: tracer.LanguageModel) -> None:
+    before = state(family_model)
+    edit = ROME(layer=1, **QUICK).apply(family_model, [REQUEST])
+    changed = [name for name, value in family_model.torch.state_dict().items() if not torch.equal(value, before[name])]
+    assert changed == [family_model.anatomy.value_weight_name(1)]
+    edit.undo()
+    assert_same(family_model, before)
+    edit.undo()  # a second time is harmless
+    assert_same(family_model, before)
+
+
+def test_leaving_the_block_by_an_exception_undoes_too(toy_model: tracer.LanguageModel) -> None:
+    before = state(toy_model)
+    with pytest.raises(KeyboardInterrupt), ROME(layer=1, **QUICK).apply(toy_model, [REQUEST]):
+        raise KeyboardInterrupt
+    assert_same(toy_model, before)
+
+
+def test_an_exception_between_two_requests_undoes_the_first(toy_model: tracer.LanguageModel, monkeypatch) -> None:
+    before, real, written = state(toy_model), Edit.write, []
+
+    def second_fails(self: Edit, change: RankOne) -> float:
+        if written:
+            raise KeyboardInterrupt
+        written.append(change)
+        return real(self, change)
+
+    monkeypatch.setattr(Edit, "write", second_fails)
+    with pytest.raises(KeyboardInterrupt):
+        ROME(layer=1, **QUICK).apply(toy_model, [REQUEST, OTHER])
+    assert written
+    assert_same(toy_model, before)
+    assert toy_model.edits == []
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_loaded_edit_gives_the_same_logits(name: str, dtype: torch.dtype, tokenizer, tmp_path) -> None:
+    torch.manual_seed(0)
+    model = tracer.load(FAMILIES[name]().to(dtype), tokenizer=tokenizer)
+    ids = torch.tensor([[5, 77, 203, 9]])
+    edit = ROME(layer=1, **QUICK).apply(model, [REQUEST, OTHER])
+    edited = model.torch(ids).logits
+    edit.save(tmp_path / "edit.safetensors")
+    edit.undo()
+    with load_edit(tmp_path / "edit.safetensors").apply(model) as again:
+        assert torch.equal(model.torch(ids).logits, edited)
+        assert again.requests == (REQUEST, OTHER)
+        assert dict(again.diagnostics[0]) == dict(edit.diagnostics[0])
+    assert (tmp_path / "edit.safetensors").stat().st_size < 20_000
+
+
+def test_another_model_is_refused(toy_model: tracer.LanguageModel, tokenizer, tmp_path) -> None:
+    ROME(layer=1, **QUICK).apply(toy_model, [REQUEST]).save(tmp_path / "edit.safetensors")
+    torch.manual_seed(1)
+    other = tracer.load(tiny_gpt2().double(), tokenizer=tokenizer)
+    with pytest.raises(BaseModelError, match="made for weights .* Load the model"):
+        load_edit(tmp_path / "edit.safetensors").apply(other)
+    with pytest.raises(BaseModelError):  # the same model, but edited already
+        load_edit(tmp_path / "edit.safetensors").apply(toy_model)
+
+
+def test_an_edit_is_applied_once(toy_model: tracer.LanguageModel) -> None:
+    edit = ROME(layer=1, **QUICK).apply(toy_model, [REQUEST])
+    with pytest.raises(EditFailedError, match="applied already"):
+        edit.apply(toy_model)
+    edit.undo()
+    edit.apply(toy_model).undo()
+
+
+def test_damaged_edit_files_are_refused(toy_model: tracer.LanguageModel, tmp_path) -> None:
+    path = tmp_path / "edit.safetensors"
+    ROME(layer=1, **QUICK).apply(toy_model, [REQUEST]).save(path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-100])
+    with pytest.raises(FileFormatError, match="not a whole safetensors file"):
+        load_edit(path)
+    path.write_bytes(b"")
+    with pytest.raises(FileFormatError):
+        load_edit(path)
+
+
+def test_stacked_edits_of_one_weight_come_off_last_first(toy_model: tracer.LanguageModel) -> None:
+    before = state(toy_model)
+    first = ROME(layer=1, **QUICK).apply(toy_model, [REQUEST])
+    second = ROME(layer=1, **QUICK).apply(toy_model, [OTHER])
+    with pytest.raises(EditOrderError, match="Angela Merkel -> French"):
+        first.undo()
+    undo_all([first, second])
+    assert_same(toy_model, before)
+
+
+def test_stacked_edits_of_different_weights_come_off_in_any_order(toy_model: tracer.LanguageModel) -> None:
+    before = state(toy_model)
+    first = ROME(layer=1, **QUICK).apply(toy_model, [REQUEST])
+    second = ROME(layer=2, **QUICK).apply(toy_model, [OTHER])
+    first.undo()
+    second.undo()
+    assert_same(toy_model, before)
+
+
+def test_unedited_shows_the_original_weights_and_puts_the_edits_back(toy_model: tracer.LanguageModel) -> None:
+    before = state(toy_model)
+    ROME(layer=1, **QUICK).apply(toy_model, [REQUEST])
+    ROME(layer=1, **QUICK).apply(toy_model, [OTHER])
+    edited = state(toy_model)
+    with unedited(toy_model):
+        assert_same(toy_model, before)
+    assert_same(toy_model, edited)
+
+
+def test_a_change_that_rounding_swallows_is_refused(tokenizer) -> None:
+    model = tracer.load(tiny_gpt2().to(torch.bfloat16), tokenizer=tokenizer)
+    before = state(model)
+    weight = model.anatomy.value_weight_name(0)
+    tiny = torch.full((model.d_model,), 1e-9, dtype=torch.float64)
+    change = RankOne(weight, tiny, torch.ones(4 * model.d_model, dtype=torch.float64))
+    edit = Edit((REQUEST,), (change,), {"method": "planted"}, model.fingerprint())
+    with pytest.raises(EditFailedError, match="lost in torch.bfloat16"):
+        edit.apply(model)
+    assert_same(model, before)
+    assert model.edits == []
+
+
+def test_the_share_lost_by_rounding_is_reported(tokenizer) -> None:
+    torch.manual_seed(0)
+    for dtype, low, high in ((torch.float32, 0, 1e-5), (torch.bfloat16, 1e-3, 1)):
+        model = tracer.load(tiny_gpt2().to(dtype), tokenizer=tokenizer)
+        with ROME(layer=1, **QUICK).apply(model, [REQUEST]) as edit:
+            assert low <= edit.diagnostics[0]["lost_by_rounding"] < high
+
+
+def test_a_merged_folder_is_the_edited_model_and_gives_the_original_back(
+    toy_model: tracer.LanguageModel, tmp_path
+) -> None:
+    before = toy_model.fingerprint()
+    edit = ROME(layer=1, **QUICK).apply(toy_model, [REQUEST])
+    merge(edit, tmp_path / "edited")
+    merged = tracer.load(tmp_path / "edited", dtype="float64", device="cpu")
+    assert merged.fingerprint() == toy_model.fingerprint() != before
+    unmerge(tmp_path / "edited", tmp_path / "original")
+    assert tracer.load(tmp_path / "original", dtype="float64", device="cpu").fingerprint() == before
+    with pytest.raises(EditFailedError, match="there already"):
+        merge(edit, tmp_path / "edited")
+    edit.undo()
+    with pytest.raises(EditFailedError, match="one edit applied"):
+        merge(edit, tmp_path / "elsewhere")

@@ -1,0 +1,118 @@
+"""Models are opened, their parts found by role, their weights fingerprinted."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from conftest import FAMILIES, LAYERS, WIDTH, tiny_gemma3, tiny_gpt2
+from transformers import BertConfig, BertLMHeadModel
+
+import tracer
+from tracer.anatomy import GEMMA_POST_NORM, is_stored_transposed
+from tracer.errors import AnatomyError, ModelSourceError, NumericsError, SiteError, TracerWarning
+
+
+def test_every_family_has_all_roles(family_model: tracer.LanguageModel) -> None:
+    anatomy = family_model.anatomy
+    assert (anatomy.n_layers, anatomy.d_model) == (LAYERS, WIDTH)
+    for layer in range(LAYERS):
+        weight = family_model.torch.get_parameter(anatomy.value_weight_name(layer))
+        assert weight is anatomy.value_matrix(layer).weight
+
+
+def test_unembedding_gives_the_models_own_logits(family_model: tracer.LanguageModel) -> None:
+    ids = torch.tensor([[5, 9, 200]])
+    states = []
+    handle = family_model.anatomy.blocks[-1].register_forward_hook(lambda m, a, out: states.append(out))
+    logits = family_model.torch(ids).logits
+    handle.remove()
+    torch.testing.assert_close(family_model.anatomy.unembed(states[0]), logits)
+
+
+def test_orientation_is_decided_by_the_modules_type(toy_model: tracer.LanguageModel) -> None:
+    assert is_stored_transposed(toy_model.anatomy.value_matrix(0))
+    assert not is_stored_transposed(torch.nn.Linear(3, 3))
+    with pytest.raises(AnatomyError, match="neither Linear nor Conv1D"):
+        is_stored_transposed(torch.nn.LayerNorm(3))
+
+
+def test_gemmas_sites_are_after_the_norm() -> None:
+    model = tracer.load(tiny_gemma3())
+    assert model.anatomy.site_module("mlp", 1) is model.torch.model.layers[1].post_feedforward_layernorm
+    assert model.anatomy.post_norm
+
+
+def test_an_unknown_family_lists_the_roles_that_were_not_found() -> None:
+    config = BertConfig(
+        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, is_decoder=True
+    )
+    with pytest.raises(AnatomyError, match=r"'bert'.*embedding \(model.embed_tokens\), blocks .*names=tracer.Names"):
+        tracer.load(BertLMHeadModel(config))
+
+
+def test_names_that_do_not_fit_list_the_missing_role() -> None:
+    with pytest.raises(AnatomyError, match=r"names given do not fit.*embedding \(model.embed_tokens\)"):
+        tracer.load(tiny_gpt2(), names=GEMMA_POST_NORM)
+
+
+def test_a_layer_out_of_range_is_refused(toy_model: tracer.LanguageModel) -> None:
+    with pytest.raises(SiteError, match="has layers 0 to 3.*write 3"):
+        toy_model.anatomy.check_layer(4)
+
+
+def test_the_fingerprint_follows_the_weights_and_comes_back(toy_model: tracer.LanguageModel) -> None:
+    before = toy_model.fingerprint()
+    weight = toy_model.anatomy.value_matrix(1).weight
+    kept = weight.detach().clone()
+    with torch.no_grad():
+        weight[0, 0] += 1e-12
+    assert toy_model.fingerprint() != before
+    weight.data.copy_(kept)  # a write that torch does not count
+    assert toy_model.fingerprint() == before
+    weight.data.mul_(1.01)
+    assert toy_model.fingerprint() != before
+
+
+def test_equal_weights_have_equal_fingerprints() -> None:
+    prints = set()
+    for _ in range(2):
+        torch.manual_seed(3)
+        prints.add(tracer.load(tiny_gpt2()).fingerprint())
+    assert len(prints) == 1
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_saved_folder_loads_as_the_same_model(name: str, tokenizer, tmp_path) -> None:
+    torch.manual_seed(0)
+    model = tracer.load(FAMILIES[name](), tokenizer=tokenizer)
+    model.torch.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    again = tracer.load(tmp_path, device="cpu")
+    assert again.fingerprint() == model.fingerprint()
+    assert again.tokenizer("France").input_ids == tokenizer("France").input_ids
+
+
+def test_sources_that_are_not_there_say_what_to_write(tmp_path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ModelSourceError, match="gemma-3-270m, smollm2"):
+        tracer.load(tmp_path / "empty")
+    with pytest.raises(ModelSourceError, match="There is no file"):
+        tracer.load(tmp_path / "weights.gguf")
+    with pytest.raises(ModelSourceError, match="Write 'float32'"):
+        tracer.load("smollm2", dtype="int8")
+
+
+def test_float16_is_warned_about(tokenizer, tmp_path) -> None:
+    tiny_gpt2().save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.warns(TracerWarning, match="bfloat16"):
+        tracer.load(tmp_path, dtype="float16", device="cpu")
+
+
+def test_nan_logits_stop_the_trace(toy_model: tracer.LanguageModel) -> None:
+    with torch.no_grad():
+        toy_model.anatomy.final_norm.weight[0] = float("nan")
+    fact = tracer.Fact("The capital of France is", "France")
+    for engine in ("sweep", "passes"):
+        with pytest.raises(NumericsError, match="NaN or infinite in float64"):
+            tracer.trace(toy_model, fact, samples=2, engine=engine)

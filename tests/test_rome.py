@@ -1,0 +1,313 @@
+"""ROME's laws: W' k* = v*, rank one, least disturbance; settings, errors and diagnostics."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from conftest import LAYERS
+
+import tracer
+from editing import ROME, CovarianceError, EditFailedError, EditingWarning, EditRequest, RequestError
+from editing.evaluation.metrics import target_scores
+from editing.generation import continued, sample_texts
+from editing.locate_then_edit.contexts import contexts
+from editing.locate_then_edit.covariance import SecondMoment, second_moments
+from editing.locate_then_edit.keys import keys_and_outputs
+from editing.locate_then_edit.rows import request_rows
+from editing.locate_then_edit.values import _answer_logits, optimise_value
+from tracer.anatomy import is_stored_transposed
+from tracer.errors import SiteError
+
+REQUEST = EditRequest("The Space Needle is located in the city of", subject="The Space Needle", new=" Paris")
+PREFIXES = ("", "It is said. ", "One day they went away. ")
+QUICK = {"context_plan": ((2, 4),), "tokens": 700, "steps": 8}
+OPTIMISE = {"steps": 8, "rate": 0.5, "decay": 0.5, "kl": 0.0625, "clamp": 4.0}
+# Random models do not always reach the target; these tests are about the algebra.
+pytestmark = pytest.mark.filterwarnings("ignore::editing.EditingWarning")
+
+
+def weight_of(model: tracer.LanguageModel, layer: int) -> torch.Tensor:
+    """W in the orientation y = W k, whatever way it is stored."""
+    module = model.anatomy.value_matrix(layer)
+    return module.weight.detach().T if is_stored_transposed(module) else module.weight.detach()
+
+
+@pytest.mark.parametrize("variant", ["r-rome", "rome", "p-rome"])
+def test_the_key_is_mapped_to_the_value(family_model: tracer.LanguageModel, variant: str) -> None:
+    layer = 1
+    rome = ROME(layer=layer, variant=variant, **QUICK)
+    prefixes = contexts(family_model, seed=0, plan=rome.context_plan)
+    rows = request_rows(family_model, REQUEST, prefixes)
+    keys, outputs = keys_and_outputs(family_model, layer, rows)
+    value = optimise_value(family_model, layer, rows, outputs[0], **{**OPTIMISE, "steps": rome.steps})
+    with rome.apply(family_model, [REQUEST]):
+        key = keys[:-1].mean(0) if variant == "r-rome" else keys[0]
+        bias = getattr(family_model.anatomy.value_matrix(layer), "bias", None)
+        found = weight_of(family_model, layer) @ key + (0 if bias is None else bias.detach())
+    torch.testing.assert_close(found, value.initial + value.delta, atol=1e-10, rtol=0)
+
+
+def test_the_change_has_rank_one_and_spares_orthogonal_keys(family_model: tracer.LanguageModel) -> None:
+    before = weight_of(family_model, 2).clone()
+    with ROME(layer=2, **QUICK).apply(family_model, [REQUEST]) as edit:
+        change = weight_of(family_model, 2) - before
+        direction = edit.changes[0].into
+        assert int(torch.linalg.matrix_rank(change, rtol=1e-9)) == 1
+    others = torch.randn(len(direction), 5, dtype=torch.float64)
+    others -= torch.outer(direction, direction @ others) / (direction @ direction)
+    torch.testing.assert_close(change @ others, torch.zeros_like(change @ others), atol=1e-10, rtol=0)
+
+
+def test_no_other_change_with_the_same_effect_disturbs_other_keys_less(toy_model: tracer.LanguageModel) -> None:
+    moment = second_moments(toy_model, [1], tokens=700)[1]
+    before = weight_of(toy_model, 1).clone()
+    rows = request_rows(toy_model, REQUEST, contexts(toy_model, seed=0, plan=QUICK["context_plan"]))
+    key = keys_and_outputs(toy_model, 1, rows)[0][:-1].mean(0)
+    with ROME(layer=1, **QUICK).apply(toy_model, [REQUEST]):
+        change = weight_of(toy_model, 1) - before
+
+    def disturbance(delta: torch.Tensor) -> float:
+        return float((delta @ moment.regularised @ delta.T).trace())
+
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(20):
+        other = torch.randn(change.shape, generator=generator, dtype=torch.float64) * change.norm() / 30
+        other -= torch.outer(other @ key, key) / (key @ key)  # keeps the constraint
+        assert disturbance(change + other) > disturbance(change)
+
+
+def test_the_scale_of_the_statistics_does_not_matter(toy_model: tracer.LanguageModel, monkeypatch) -> None:
+    weights, real = [], SecondMoment.solve
+    for scale in (1.0, 1000.0):
+        with monkeypatch.context() as patch:
+            patch.setattr(SecondMoment, "solve", lambda self, key, scale=scale: real(self, key) / scale)
+            with ROME(layer=1, **QUICK).apply(toy_model, [REQUEST]):
+                weights.append(weight_of(toy_model, 1).clone())
+    torch.testing.assert_close(*weights, atol=1e-12, rtol=0)
+
+
+def test_the_variants_agree_where_the_only_context_is_the_bare_prompt(toy_model: tracer.LanguageModel) -> None:
+    weights = []
+    for variant in ("r-rome", "rome", "p-rome"):
+        with ROME(layer=1, variant=variant, context_plan=(), tokens=700, steps=4).apply(toy_model, [REQUEST]):
+            weights.append(weight_of(toy_model, 1).clone())
+    torch.testing.assert_close(weights[0], weights[1], atol=1e-12, rtol=0)
+    torch.testing.assert_close(weights[0], weights[2], atol=1e-12, rtol=0)
+
+
+def test_the_new_answer_becomes_more_probable(family_model: tracer.LanguageModel) -> None:
+    (before,) = target_scores(family_model, [(REQUEST.prompt, REQUEST.new)])
+    with ROME(layer=1, **{**QUICK, "steps": 20}).apply(family_model, [REQUEST]):
+        (after,) = target_scores(family_model, [(REQUEST.prompt, REQUEST.new)])
+    assert after.prob > 1.1 * before.prob  # as far as a random model lets one layer decide
+
+
+def test_a_delta_of_zero_gives_the_models_own_logits(family_model: tracer.LanguageModel) -> None:
+    """The replayed suffix equals a whole forward pass, in every row and for every target token."""
+    request = dataclasses.replace(REQUEST, new=" Constantinople")
+    rows = request_rows(family_model, request, PREFIXES)
+    zero = torch.zeros(family_model.d_model, dtype=torch.float64)
+    targets, essence = _answer_logits(family_model, 1, rows)(zero)
+    with torch.no_grad():
+        logits = family_model.torch(input_ids=rows.ids, attention_mask=rows.attention_mask).logits.log_softmax(-1)
+    torch.testing.assert_close(targets.detach(), logits[rows.target_rows, rows.target_places], atol=1e-9, rtol=0)
+    torch.testing.assert_close(essence.detach(), logits[-1, rows.lookup[-1]], atol=1e-9, rtol=0)
+
+
+def test_a_delta_in_the_replay_equals_one_in_a_whole_pass(family_model: tracer.LanguageModel) -> None:
+    layer = 2
+    rows = request_rows(family_model, REQUEST, PREFIXES)
+    delta = torch.randn(family_model.d_model, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    targets, _ = _answer_logits(family_model, layer, rows)(delta)
+    each = torch.arange(len(rows.ids))
+
+    def add(_module, _inputs, output):
+        output = output.clone()
+        output[each, rows.lookup] += delta
+        return output
+
+    handle = family_model.anatomy.value_matrix(layer).register_forward_hook(add)
+    with torch.no_grad():
+        logits = family_model.torch(input_ids=rows.ids, attention_mask=rows.attention_mask).logits.log_softmax(-1)
+    handle.remove()
+    torch.testing.assert_close(targets.detach(), logits[rows.target_rows, rows.target_places], atol=1e-9, rtol=0)
+
+
+def test_the_value_stays_in_its_ball_and_the_loss_falls(toy_model: tracer.LanguageModel) -> None:
+    rows = request_rows(toy_model, REQUEST, PREFIXES)
+    _, outputs = keys_and_outputs(toy_model, 1, rows)
+    value = optimise_value(toy_model, 1, rows, outputs[0], **{**OPTIMISE, "clamp": 0.7})
+    assert value.delta.norm() <= 0.7 * value.initial.norm() * (1 + 1e-6)
+    assert value.clamped > 0 and value.steps == 7
+    assert value.probability[1] > value.probability[0]
+
+
+def test_every_target_token_counts(toy_model: tracer.LanguageModel) -> None:
+    one, other = (
+        request_rows(toy_model, dataclasses.replace(REQUEST, new=new), ("",)) for new in (" Paris Rome", " Paris Oslo")
+    )
+    assert one.target_ids[0] == other.target_ids[0] and one.target_lengths[0] > 1
+    _, outputs = keys_and_outputs(toy_model, 1, one)
+    values = [optimise_value(toy_model, 1, rows, outputs[0], **OPTIMISE) for rows in (one, other)]
+    assert values[0].loss["nll"] != values[1].loss["nll"]
+
+
+def test_gradients_never_reach_the_weights(toy_model: tracer.LanguageModel) -> None:
+    with ROME(layer=1, **QUICK).apply(toy_model, [REQUEST]):
+        assert all(parameter.grad is None for parameter in toy_model.torch.parameters())
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in toy_model.torch.modules())
+
+
+def test_two_requests_are_written_one_on_the_other(toy_model: tracer.LanguageModel) -> None:
+    second = EditRequest("The mother tongue of Angela Merkel is", subject="Angela Merkel", new=" French")
+    with ROME(layer=1, **QUICK).apply(toy_model, [REQUEST, second]) as edit:
+        assert [change.weight for change in edit.changes] == ["transformer.h.1.mlp.c_proj.weight"] * 2
+        assert len(edit.diagnostics) == 2
+
+
+def test_an_empty_list_changes_nothing(toy_model: tracer.LanguageModel) -> None:
+    before = toy_model.fingerprint()
+    with ROME(layer=1).apply(toy_model, []) as edit:
+        assert toy_model.fingerprint() == before and edit.changes == ()
+
+
+def test_the_same_seed_gives_the_same_bits(toy_model: tracer.LanguageModel) -> None:
+    prints = set()
+    for _ in range(2):
+        with ROME(layer=1, **QUICK).apply(toy_model, [REQUEST], seed=5):
+            prints.add(toy_model.fingerprint())
+    assert len(prints) == 1
+
+
+def test_bad_requests_are_refused_before_the_model_runs(toy_model: tracer.LanguageModel, monkeypatch) -> None:
+    monkeypatch.setattr(type(toy_model.torch), "forward", None)
+    with pytest.raises(SiteError, match="has layers 0 to 3"):
+        ROME(layer=LAYERS).apply(toy_model, [REQUEST])
+    with pytest.raises(RequestError, match="become both 'Paris' and 'Rome'"):
+        ROME(layer=1).apply(toy_model, [REQUEST, dataclasses.replace(REQUEST, new="Rome")])
+    with pytest.raises(RequestError, match="no EditRequest"):
+        ROME(layer=1).apply(toy_model, ["Paris"])
+    with pytest.raises(RequestError, match="r-rome, rome, p-rome"):
+        ROME(layer=1, variant="s-rome")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("The Louvre is in", "the louvre", "Rome"), "Did you mean 'The Louvre'"),
+        (("The Louvre is in", "The Louvre", " "), "new answer is empty"),
+        ((" ", "The Louvre", "Rome"), "prompt is empty"),
+    ],
+)
+def test_bad_requests_say_what_to_write(arguments: tuple, said: str) -> None:
+    with pytest.raises(RequestError, match=said):
+        EditRequest(*arguments)
+
+
+def test_a_template_is_filled_where_its_braces_are() -> None:
+    request = EditRequest("In Paris, {} is", subject="Paris {x}", new="red")
+    assert (request.prompt, request.subject_at) == ("In Paris, Paris {x} is", 10)
+
+
+@pytest.mark.filterwarnings("error::editing.EditingWarning")
+def test_an_optimisation_that_does_not_get_there_is_said(toy_model: tracer.LanguageModel) -> None:
+    with (
+        pytest.warns(EditingWarning, match="reached probability"),
+        ROME(layer=1, **{**QUICK, "steps": 2, "clamp": 0.01}).apply(toy_model, [REQUEST]),
+    ):
+        pass
+
+
+def test_a_loss_that_is_not_finite_leaves_the_model_as_it_was(toy_model: tracer.LanguageModel, monkeypatch) -> None:
+    before = toy_model.fingerprint()
+    with pytest.raises(EditFailedError, match="loss became"):
+        ROME(layer=1, **{**QUICK, "decay": float("nan")}).apply(toy_model, [REQUEST])
+    assert toy_model.fingerprint() == before and toy_model.edits == []
+
+
+# The statistics of other keys
+
+
+def test_statistics_are_the_mean_outer_product_of_keys(toy_model: tracer.LanguageModel, tmp_path) -> None:
+    texts = ["The capital of France is the city of Paris.", "The mother tongue of Angela Merkel is German."] * 40
+    (tmp_path / "corpus.txt").write_text("\n".join(texts), encoding="utf-8")
+    moment = second_moments(toy_model, [2], corpus=tmp_path / "corpus.txt", tokens=600)[2]
+    keys, seen = [], 0
+    handle = toy_model.anatomy.value_matrix(2).register_forward_hook(lambda m, i, o: keys.append(i[0][0].detach()))
+    for text in texts:
+        ids = toy_model.tokenizer(text, return_tensors="pt").input_ids[:, : 600 - seen]
+        if seen < 600:
+            toy_model.torch(ids)
+            seen += ids.shape[1]
+    handle.remove()
+    stacked = torch.cat(keys)
+    torch.testing.assert_close(moment.matrix, stacked.T @ stacked / len(stacked), atol=1e-9, rtol=0)
+    assert moment.n_tokens == seen == 600
+
+
+def test_statistics_come_from_the_cache_the_second_time(toy_model: tracer.LanguageModel) -> None:
+    first, second = (second_moments(toy_model, [1], tokens=700)[1] for _ in range(2))
+    assert (first.cached, second.cached) == (False, True)
+    assert torch.equal(first.matrix, second.matrix)
+    assert (first.n_tokens, first.half_difference) == (second.n_tokens, second.half_difference)
+
+
+def test_statistics_are_the_unedited_models(toy_model: tracer.LanguageModel) -> None:
+    first = second_moments(toy_model, [2], tokens=700, cache=False)[2]
+    with ROME(layer=1, **QUICK).apply(toy_model, [REQUEST]):
+        edited = toy_model.fingerprint()
+        second = second_moments(toy_model, [2], tokens=700, cache=False)[2]
+        assert toy_model.fingerprint() == edited
+    assert torch.equal(first.matrix, second.matrix)
+
+
+def test_dead_neurons_do_not_break_the_inverse() -> None:
+    keys = torch.randn(50, 8, dtype=torch.float64)
+    keys[:, 3] = 0
+    moment = SecondMoment(0, keys.T @ keys / 50, 50, "planted", 0.0)
+    solved = moment.solve(keys[0])
+    assert torch.isfinite(solved).all() and solved[3] == 0
+    assert moment.report()["dead_neurons"] == 1
+
+
+def test_a_corpus_too_short_is_refused(toy_model: tracer.LanguageModel, tmp_path) -> None:
+    path = tmp_path / "corpus.txt"
+    path.write_text("One line of a few words only.\n", encoding="utf-8")
+    with pytest.raises(CovarianceError, match="Give more text"):
+        second_moments(toy_model, [1], corpus=path)
+    with pytest.raises(CovarianceError, match="no corpus file"):
+        second_moments(toy_model, [1], corpus=tmp_path / "absent.txt")
+
+
+# Text from the model
+
+
+def test_sampling_leaves_the_global_random_state_alone(toy_model: tracer.LanguageModel) -> None:
+    torch.manual_seed(7)
+    expected = torch.rand(3)
+    torch.manual_seed(7)
+    one = sample_texts(toy_model, 6, length=6, seed=1, top_k=5)
+    assert torch.equal(torch.rand(3), expected)
+    assert one == sample_texts(toy_model, 6, length=6, seed=1, top_k=5)
+    assert one != sample_texts(toy_model, 6, length=6, seed=2, top_k=5)
+
+
+def test_greedy_continuation_is_the_argmax_of_whole_passes(family_model: tracer.LanguageModel) -> None:
+    ids = family_model.tokenizer("The capital of France is", return_tensors="pt").input_ids
+    found = continued(family_model, ids, 6)
+    with torch.inference_mode():
+        for _ in range(6):
+            ids = torch.cat((ids, family_model.torch(ids, use_cache=False).logits[:, -1:].argmax(-1)), dim=1)
+    assert torch.equal(found, ids)
+
+
+def test_the_first_context_is_empty_and_the_others_end_in_a_stop(tokenizer_with_bos) -> None:
+    from conftest import tiny_llama
+
+    torch.manual_seed(0)
+    model = tracer.load(tiny_llama(), tokenizer=tokenizer_with_bos)
+    found = contexts(model, seed=0, plan=((2, 3), (3, 5)))
+    assert len(found) == 6 and found[0] == ""
+    assert all(text.endswith(". ") and "<bos>" not in text for text in found[1:])

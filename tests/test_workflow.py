@@ -1,0 +1,153 @@
+"""The whole way on a tiny model, its files, and both command lines."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import tiny_llama
+from typer.testing import CliRunner
+
+import tracer
+from editing import EditRequest, load_edit
+from editing.cli import app as editing_app
+from editing.locate_then_edit.rome import ROME
+from editing.workflow import locate_then_edit
+from tracer.cli import app as tracer_app
+
+REQUEST = EditRequest("The Space Needle is located in the city of", subject="The Space Needle", new=" Paris")
+PROMPT = ["--prompt", REQUEST.prompt, "--subject", REQUEST.subject]
+pytestmark = pytest.mark.filterwarnings("ignore::editing.EditingWarning", "ignore::tracer.TracerWarning")
+
+
+def quick(layer: int) -> ROME:
+    return ROME(layer=layer, steps=4, tokens=700, context_plan=())
+
+
+FACTS = [
+    tracer.Fact("The capital of France is", subject="France"),
+    tracer.Fact("The mother tongue of Angela Merkel is", subject="Angela Merkel"),
+]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, tokenizer) -> Path:
+    """A tiny model as a transformers folder, for the command lines."""
+    torch.manual_seed(0)
+    tiny_llama().save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    return tmp_path
+
+
+def run(app, *arguments: str | Path, code: int = 0) -> str:
+    """Runs a command; returns what it printed on stdout (stderr if it failed)."""
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert result.exit_code == code, result.output
+    return result.stderr if code else result.stdout
+
+
+def test_the_whole_way_writes_everything_and_can_be_undone(toy_model: tracer.LanguageModel, tmp_path) -> None:
+    before = toy_model.fingerprint()
+    options = {"facts": FACTS, "samples": 2, "window": 2, "extra_neighbours": ["The capital of France is"]}
+    report = locate_then_edit(toy_model, REQUEST, editor=quick, **options)
+    assert report.place.layer == report.edit.editor["layer"]
+    assert report.after.answer_id == REQUEST.fact.preflight(toy_model, warn=False).answer_id
+    kinds = [row.kind for row in report.shown]
+    assert kinds[0] == "edited" and kinds.count("paraphrase") == 4 and "neighbour" in kinds
+    assert report.shown[0].new_before == pytest.approx(report.edit.diagnostics[0]["probability_before"])
+    paths = report.save(tmp_path / "run")
+    assert all(path.is_file() and path.stat().st_size > 0 for path in paths)
+    record = json.loads((tmp_path / "run" / "record.json").read_text(encoding="utf-8"))
+    assert record["located"]["layer"] == report.place.layer
+    assert record["settings"]["fingerprint"] == before != toy_model.fingerprint()
+    report.edit.undo()
+    assert toy_model.fingerprint() == before
+    load_edit(tmp_path / "run" / "edit.safetensors").apply(toy_model).undo()
+
+
+def test_a_given_layer_is_taken_and_nothing_is_averaged(toy_model: tracer.LanguageModel) -> None:
+    report = locate_then_edit(toy_model, REQUEST, layer=2, editor=quick, samples=2)
+    assert report.place is None and report.average is None
+    assert report.edit.editor["layer"] == 2
+
+
+def test_a_failing_re_trace_leaves_the_model_unedited(toy_model: tracer.LanguageModel, monkeypatch) -> None:
+    before = toy_model.fingerprint()
+    real, calls = tracer.trace, []
+
+    def fails_the_second_time(*arguments, **options):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(tracer, "trace", fails_the_second_time)
+    with pytest.raises(KeyboardInterrupt):
+        locate_then_edit(toy_model, REQUEST, layer=1, editor=quick, samples=2)
+    assert toy_model.fingerprint() == before and toy_model.edits == []
+
+
+def test_trace_prints_json_and_writes_figures(folder: Path) -> None:
+    out = folder / "out"
+    arguments = [*PROMPT, "--model", folder / "model", "--samples", 2, "--severed", "mlp", "--out", out, "--json"]
+    record = json.loads(run(tracer_app, "trace", *arguments))
+    assert set(record["peaks"]) == {"state", "mlp", "attn", "state | mlp severed"}
+    assert {path.name for path in out.iterdir()} == {"trace.png", "trace.html", "trace.csv", "trace.safetensors"}
+    assert (out / "trace.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+
+
+def test_tokens_shows_what_the_model_sees(folder: Path) -> None:
+    shown = run(tracer_app, "tokens", *PROMPT, "--model", folder / "model", "--answer", "Seattle")
+    assert "* subject: tokens 0 to" in shown and "answer:" in shown
+
+
+def test_average_then_locate_from_its_file(folder: Path) -> None:
+    facts = folder / "facts.jsonl"
+    facts.write_text("".join(json.dumps({"prompt": f.prompt, "subject": f.subject}) + "\n" for f in FACTS))
+    out = folder / "out"
+    arguments = [facts, "--model", folder / "model", "--samples", 2, "--kinds", "state,mlp", "--out", out, "--json"]
+    record = json.loads(run(tracer_app, "average", *arguments))
+    assert record["facts"] == 2 and set(record["peaks"]) == {"state", "mlp", "state | mlp severed"}
+    assert {"average.png", "severed.png", "average.html"} <= {path.name for path in out.iterdir()}
+    place = json.loads(run(tracer_app, "locate", out / "average.safetensors", "--json"))
+    assert place["kind"] == "mlp" and 0 <= place["layer"] < 4
+    assert "first in resamples" in run(tracer_app, "locate", out / "average.safetensors")
+
+
+def test_edit_apply_merge_undo_by_command(folder: Path, tmp_path) -> None:
+    saved, model = tmp_path / "edit.safetensors", ["--model", folder / "model"]
+    made = run(editing_app, "edit", *PROMPT, "--new", "Paris", "--layer", 1, "--save", saved, *model, "--json")
+    assert json.loads(made)["file"] == str(saved)
+    assert "The Space Needle" in run(editing_app, "show", saved)
+    merged = tmp_path / "merged"
+    record = json.loads(run(editing_app, "apply", saved, *model, "--merge", merged, "--ask", REQUEST.prompt, "--json"))
+    assert list(record["answers"]) == [REQUEST.prompt]
+    undone = json.loads(run(editing_app, "undo", merged, "--out", tmp_path / "back", "--json"))
+    assert undone["fingerprint"] == tracer.load(folder / "model", device="cpu").fingerprint()
+    refused = run(editing_app, "apply", saved, "--model", merged, code=2)
+    assert refused.splitlines()[-1].startswith("BaseModelError: ")
+
+
+def test_the_whole_way_by_command(folder: Path) -> None:
+    out = folder / "run"
+    arguments = [*PROMPT, "--new", " Paris", "--layer", 1, "--samples", 2, "--model", folder / "model", "--out", out]
+    told = run(editing_app, "locate-then-edit", *arguments, "--quiet")
+    assert "[edited]" in told and str(out / "before_after.png") in told
+    assert {"record.json", "trace_before.png", "trace_after.html"} <= {path.name for path in out.iterdir()}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["trace", "--prompt", "France is", "--subject", "Spain"], "FactError: The subject 'Spain' is not in"),
+        (["trace", *PROMPT, "--kinds", "heads", "--model", "MODEL"], "SiteError: There is no kind 'heads'"),
+        (["trace", *PROMPT, "--model", "/nowhere/at/all"], "ModelSourceError: Could not load"),
+        (["average", "/nowhere.json"], "FileFormatError: There is no file /nowhere.json"),
+    ],
+)
+def test_mistakes_are_one_line_and_exit_with_2(folder: Path, arguments: list[str], said: str) -> None:
+    arguments = [str(folder / "model") if argument == "MODEL" else argument for argument in arguments]
+    stderr = run(tracer_app, *arguments, code=2)
+    assert said in stderr and "Traceback" not in stderr
