@@ -13,10 +13,10 @@ import pandas as pd
 import tracer
 from editing.edit import Edit
 from editing.evaluation.counterfact import Editor
-from editing.evaluation.metrics import target_scores
 from editing.generation import complete
 from editing.locate_then_edit.rome import ROME, check_requests
 from editing.request import EditRequest
+from editing.scores import target_scores
 from tracer.causal_trace import noise_for, predicted_id
 from tracer.effect import AverageTrace, TraceResult
 from tracer.facts import bundled, paraphrases, relation_of, spread_over_relations

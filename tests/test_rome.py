@@ -10,13 +10,13 @@ from conftest import LAYERS
 
 import tracer
 from editing import ROME, CovarianceError, EditFailedError, EditingWarning, EditRequest, RequestError
-from editing.evaluation.metrics import target_scores
 from editing.generation import continued, sample_texts
 from editing.locate_then_edit.contexts import contexts
 from editing.locate_then_edit.covariance import SecondMoment, second_moments
 from editing.locate_then_edit.keys import keys_and_outputs
 from editing.locate_then_edit.rows import request_rows
 from editing.locate_then_edit.values import _answer_logits, optimise_value
+from editing.scores import target_scores
 from tracer.anatomy import is_stored_transposed
 from tracer.errors import SiteError
 

@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from tracer.errors import FactError
@@ -92,6 +94,17 @@ def token_span(offsets: Sequence[tuple[int, int]], begin: int, end: int) -> tupl
     if not inside:
         raise FactError(f"No token covers the characters {begin} to {end} of the prompt.")
     return inside[0], inside[-1] + 1
+
+
+def right_padded(sequences: Sequence[Sequence[int]], *, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Ids and mask [row, token]. The mask comes from lengths: a padding id may be a real token too."""
+    longest = max(map(len, sequences))
+    ids = torch.zeros(len(sequences), longest, dtype=torch.long, device=device)
+    mask = torch.zeros_like(ids)
+    for row, sequence in enumerate(sequences):
+        ids[row, : len(sequence)] = torch.tensor(sequence, device=device)
+        mask[row, : len(sequence)] = 1
+    return ids, mask
 
 
 def visible(tokenizer: PreTrainedTokenizerBase | None, ids: Sequence[int]) -> tuple[str, ...]:

@@ -1,6 +1,6 @@
 """What an edit did: scores that are comparable between editors, models and papers."""
 
 from editing.evaluation.counterfact import CaseScores, evaluate_counterfact, summary
-from editing.evaluation.metrics import TargetScore, target_scores
+from editing.scores import TargetScore, target_scores
 
 __all__ = ["CaseScores", "TargetScore", "evaluate_counterfact", "summary", "target_scores"]

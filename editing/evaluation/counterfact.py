@@ -17,8 +17,8 @@ import numpy as np
 import pandas as pd
 
 from editing.edit import Edit
-from editing.evaluation.metrics import target_scores
 from editing.request import EditRequest
+from editing.scores import target_scores
 from tracer.effect import Estimate
 from tracer.facts.bundled import filled
 from tracer.model import LanguageModel

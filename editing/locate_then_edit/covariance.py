@@ -22,11 +22,10 @@ from editing.edit import unedited
 from editing.errors import CovarianceError
 from editing.generation import sample_texts
 from editing.locate_then_edit.keys import hooked_until
-from editing.locate_then_edit.rows import right_padded
 from tracer.model import LanguageModel
 from tracer.progress import bar
 from tracer.storage import cache_folder, read_tensors, write_json, write_tensors
-from tracer.tokens import encode
+from tracer.tokens import encode, right_padded
 
 CHUNK = 128  # tokens in one text
 BATCH = 16  # texts in one pass

@@ -27,6 +27,7 @@ from editing.locate_then_edit.keys import keys_and_outputs
 from editing.locate_then_edit.rows import request_rows
 from editing.locate_then_edit.values import Value, optimise_value
 from editing.request import EditRequest
+from editing.scores import target_scores
 from tracer.model import LanguageModel
 from tracer.progress import bar
 
@@ -130,11 +131,13 @@ class ROME:
         lost = edit.write(change)
         edit.changes += (change,)
         before = edit.before[change.weight].double()
+        (written,) = target_scores(model, [(request.prompt, request.new)])
         record = {
             "subject": request.subject,
             "new": request.new,
             "probability_before": value.probability[0],
             "probability_reached": value.probability[1],
+            "probability_written": written.prob,
             **value.loss,
             "steps": value.steps,
             "clamped": value.clamped,
@@ -203,6 +206,14 @@ def _warn(record: dict[str, Any]) -> None:
         warnings.warn(
             f"{said}: the change is {record['relative_change']:.2f} of the weight's norm and may harm the model. "
             f"Use another layer or a smaller clamp.",
+            EditingWarning,
+            stacklevel=5,
+        )
+    if record["probability_written"] < 0.5 <= record["probability_reached"]:
+        warnings.warn(
+            f"{said}: the value found reaches probability {record['probability_reached']:.2f}, the edited weights only "
+            f"{record['probability_written']:.2f} on the bare prompt: its key is far from the mean over contexts. Use "
+            f'variant="rome", or key statistics from more varied text.',
             EditingWarning,
             stacklevel=5,
         )

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from editing.request import EditRequest
 from tracer.model import LanguageModel
-from tracer.tokens import encode, encode_with_target, token_span
+from tracer.tokens import encode, encode_with_target, right_padded, token_span
 
 
 @dataclass(frozen=True)
@@ -61,17 +61,6 @@ def request_rows(model: LanguageModel, request: EditRequest, contexts: Sequence[
     rows, positions, tokens = torch.tensor(flat, device=model.device).T
     lengths = torch.tensor([len(target) for _, target in places] + [0], device=model.device)
     return Rows(ids, mask, torch.tensor(lookup, device=model.device), rows, positions, tokens, lengths)
-
-
-def right_padded(sequences: Sequence[Sequence[int]], *, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Ids and mask [row, token]. The mask comes from lengths: a padding id may be a real token too."""
-    longest = max(map(len, sequences))
-    ids = torch.zeros(len(sequences), longest, dtype=torch.long, device=device)
-    mask = torch.zeros_like(ids)
-    for row, sequence in enumerate(sequences):
-        ids[row, : len(sequence)] = torch.tensor(sequence, device=device)
-        mask[row, : len(sequence)] = 1
-    return ids, mask
 
 
 def _subject(request: EditRequest, shift: int) -> tuple[int, int]:

@@ -13,9 +13,8 @@ from dataclasses import dataclass
 
 import torch
 
-from editing.locate_then_edit.rows import right_padded
 from tracer.model import LanguageModel
-from tracer.tokens import TargetEncoding, encode_with_target
+from tracer.tokens import TargetEncoding, encode_with_target, right_padded
 
 BATCH = 32
 
