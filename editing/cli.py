@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -42,7 +42,7 @@ app = typer.Typer(
 New = Annotated[str, typer.Option(help="The new continuation.")]
 Layer = Annotated[int | None, typer.Option(help="The MLP to write to; default: located by tracing.")]
 Corpus = Annotated[Path | None, typer.Option(help="Text file for key statistics; default: the model's own text.")]
-Variant = Annotated[str, typer.Option(help="r-rome, rome (as published) or p-rome.")]
+Variant = Annotated[Any, typer.Option(parser=str, metavar="NAME", help="r-rome, rome (as published) or p-rome.")]
 Seed = Annotated[int, typer.Option(help="Of random prefixes and of the model's own text.")]
 EditFile = Annotated[Path, typer.Argument(help="A saved edit.")]
 Asked = Annotated[list[str] | None, typer.Option("--ask", help="A prompt to complete; may be repeated.")]
@@ -77,7 +77,7 @@ def locate_then_edit(
             opened_model,
             request,
             layer=layer,
-            editor=lambda at: ROME(layer=at, variant=variant, corpus=corpus),  # pyright: ignore[reportArgumentType]
+            editor=lambda at: ROME(layer=at, variant=variant, corpus=corpus),
             n_facts=facts,
             extra_paraphrases=paraphrase or (),
             extra_neighbours=neighbour or (),
@@ -110,7 +110,7 @@ def edit(
     """Edit one fact at a layer and save the edit (a few kilobytes)."""
     with reported():
         request = EditRequest(prompt, subject, new)
-        rome = ROME(layer=layer, variant=variant, corpus=corpus)  # pyright: ignore[reportArgumentType]
+        rome = ROME(layer=layer, variant=variant, corpus=corpus)
         opened_model = opened(model, device, dtype)
         before = complete(opened_model, [request.prompt])[0]
         made = rome.apply(opened_model, [request], seed=seed, progress=show_progress(quiet))

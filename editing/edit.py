@@ -208,9 +208,11 @@ def load_edit(path: str | Path) -> Edit:
 
 def undo_all(edits: Sequence[Edit]) -> None:
     """Undoes edits of one model in the order that is allowed: the last applied first."""
-    applied = [edit for edit in edits if edit.model is not None]
-    for edit in sorted(applied, key=lambda edit: edit.model.edits.index(edit), reverse=True):  # pyright: ignore[reportOptionalMemberAccess]
-        edit.undo()
+    models = {id(edit.model): edit.model for edit in edits if edit.model is not None}
+    for model in models.values():
+        for edit in reversed(model.edits):
+            if edit in edits:
+                edit.undo()
 
 
 @contextlib.contextmanager

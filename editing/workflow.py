@@ -23,6 +23,7 @@ from tracer.facts import bundled, paraphrases, relation_of, spread_over_relation
 from tracer.model import LanguageModel
 from tracer.place import Place
 from tracer.progress import bar
+from tracer.site import proportional_window
 from tracer.storage import write_json
 from tracer.tokens import encode, visible
 
@@ -77,21 +78,10 @@ class Report:
 
     def record(self) -> dict[str, Any]:
         """Everything but the maps, as JSON values."""
-        place = self.place
         return {
             "request": dataclasses.asdict(self.request),
             "settings": dataclasses.asdict(self.before.settings),
-            "located": None
-            if place is None
-            else {
-                "kind": place.kind,
-                "role": place.role,
-                "layer": place.layer,
-                "effect": place.effect,
-                "interval": place.interval,
-                "facts": place.estimate.n,
-                "share_of_resamples": {str(layer): share for layer, share in place.share.items()},
-            },
+            "located": None if self.place is None else self.place.record(),
             "editor": dict(self.edit.editor),
             "diagnostics": [dict(record) for record in self.edit.diagnostics],
             "traces": {
@@ -151,7 +141,8 @@ def locate_then_edit(
         extra_paraphrases: other prompts for the request, beside those of its bundled relation.
         extra_neighbours: prompts that must not change, beside bundled facts of the same relation.
         samples: noise draws of every trace.
-        window: of the MLP and attention maps.
+        window: of the MLP and attention maps of the request; the layer is located with a window in
+            proportion to the model's depth (`tracer.site.proportional_window`).
         seed: of the edit; the noise keeps the tracer's own seed.
         progress: show bars.
 
@@ -170,7 +161,8 @@ def locate_then_edit(
     if layer is None:
         pool = spread_over_relations(bundled()) if facts is None else facts
         roles = ("last subject token",)
-        average = tracer.average(model, pool, kinds=("mlp",), roles=roles, most=n_facts, **options)
+        narrow = {**options, "window": proportional_window(model.n_layers)}
+        average = tracer.average(model, pool, kinds=("mlp",), roles=roles, most=n_facts, **narrow)
     place = None if average is None else tracer.locate(average)
     at = layer if place is None else place.layer
     assert at is not None

@@ -16,8 +16,10 @@ from tracer.errors import (
     TracerWarning,
 )
 from tracer.fact import ROLES, Fact, TokenizedFact
+from tracer.interactive import hover_average, hover_trace, save_html
 from tracer.model import LanguageModel, load
 from tracer.place import Place, locate
+from tracer.plot import plot_average, plot_lines, plot_severed, plot_trace, save_figure
 from tracer.site import Site
 from tracer.study import average, average_of
 
@@ -45,7 +47,15 @@ __all__ = [
     "average",
     "average_of",
     "embedding_sigma",
+    "hover_average",
+    "hover_trace",
     "load",
     "locate",
+    "plot_average",
+    "plot_lines",
+    "plot_severed",
+    "plot_trace",
+    "save_figure",
+    "save_html",
     "trace",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -27,6 +27,7 @@ from tracer.console import (
 )
 from tracer.effect import AverageTrace, TraceResult
 from tracer.facts import bundled, read_facts, spread_over_relations
+from tracer.site import proportional_window
 
 app = typer.Typer(
     help="Where does a language model keep a fact? Causal tracing, exact and fast.",
@@ -60,7 +61,9 @@ def trace(
     window: Window = 10,
     samples: Samples = 10,
     seed: Annotated[int, typer.Option(help="Of the noise.")] = 1,
-    engine: Annotated[str, typer.Option(help="sweep (fast, exact) or passes (the definition).")] = "sweep",
+    engine: Annotated[
+        Any, typer.Option(parser=str, metavar="NAME", help="sweep (fast, exact) or passes (the definition).")
+    ] = "sweep",
     model: Model = "gemma-3-270m",
     device: Device = None,
     dtype: Dtype = "float32",
@@ -74,12 +77,12 @@ def trace(
         found = tracer.trace(
             opened(model, device, dtype),
             fact,
-            kinds=_names(kinds),  # pyright: ignore[reportArgumentType]
-            severed=_names(severed),  # pyright: ignore[reportArgumentType]
+            kinds=_names(kinds),
+            severed=_names(severed),
             window=window,
             samples=samples,
             seed=seed,
-            engine=engine,  # pyright: ignore[reportArgumentType]
+            engine=engine,
             progress=show_progress(quiet),
         )
         paths = save_trace(found, run_folder(out, f"trace {subject}"))
@@ -123,8 +126,8 @@ def average(
         found = tracer.average(
             opened(model, device, dtype),
             chosen,
-            kinds=_names(kinds),  # pyright: ignore[reportArgumentType]
-            severed=_names(severed),  # pyright: ignore[reportArgumentType]
+            kinds=_names(kinds),
+            severed=_names(severed),
             window=window,
             samples=samples,
             seed=seed,
@@ -152,6 +155,7 @@ def locate(
     kind: Annotated[str, typer.Option(help="The map to look at.")] = "mlp",
     role: Annotated[str, typer.Option(help="The token to look at.")] = "last subject token",
     n: Annotated[int, typer.Option(min=1, help="Facts to trace, if none are given.")] = 24,
+    window: Annotated[int | None, typer.Option(min=1, help="Default: as 10 are to 48 layers.")] = None,
     model: Model = "gemma-3-270m",
     device: Device = None,
     dtype: Dtype = "float32",
@@ -163,25 +167,18 @@ def locate(
         if source is not None:
             found = AverageTrace.load(source)
         else:
+            opened_model = opened(model, device, dtype)
             found = tracer.average(
-                opened(model, device, dtype),
+                opened_model,
                 spread_over_relations(bundled()),
-                kinds=(kind,),  # pyright: ignore[reportArgumentType]
+                kinds=_names(kind),
                 roles=(role,),
+                window=window or proportional_window(opened_model.n_layers),
                 most=n,
                 progress=show_progress(quiet),
             )
         place = tracer.locate(found, kind=kind, role=role)
-        record = {
-            "kind": place.kind,
-            "role": place.role,
-            "layer": place.layer,
-            "effect": place.effect,
-            "interval": place.interval,
-            "facts": place.estimate.n,
-            "share_of_resamples": place.share,
-        }
-        result(record, str(place), as_json=as_json)
+        result(place.record(), str(place), as_json=as_json)
 
 
 def save_trace(found: TraceResult, folder: Path) -> list[Path]:
@@ -210,7 +207,8 @@ def save_average(found: AverageTrace, folder: Path) -> list[Path]:
     return [*paths, page, folder / "average.csv", folder / "average.safetensors"]
 
 
-def _names(listed: str) -> tuple[str, ...]:
+def _names(listed: str) -> Any:
+    """The names in a comma-separated option; `tracer.trace` checks them."""
     return tuple(name.strip() for name in listed.split(",") if name.strip())
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -39,6 +40,18 @@ class Place:
     def interval(self) -> tuple[float, float]:
         """95 % interval of `effect` over facts."""
         return self.estimate.interval
+
+    def record(self) -> dict[str, Any]:
+        """The place as JSON values."""
+        return {
+            "kind": self.kind,
+            "role": self.role,
+            "layer": self.layer,
+            "effect": self.effect,
+            "interval": self.interval,
+            "facts": self.estimate.n,
+            "share_of_resamples": {str(layer): share for layer, share in self.share.items()},
+        }
 
     def __str__(self) -> str:
         others = ", ".join(f"{layer}: {share:.0%}" for layer, share in self.share.items() if share >= 0.05)
