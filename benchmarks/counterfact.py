@@ -35,7 +35,7 @@ def main() -> None:
         folder = Path(options.out) / setting / f"layer-{layer}"
         cases = evaluate(model, rome, records, folder)
         table = summary(cases).pivot(index="score", columns="when", values=["mean", "half_width"])
-        change = sum(case.diagnostics["relative_change"] for case in cases) / len(cases)
+        change = sum(case.diagnostics.get("relative_change", 0.0) for case in cases) / len(cases)
         print(f"\n{setting} layer {layer}, n={len(cases)}, mean |D|/|W| {change:.3f}\n{table.round(1).to_string()}")
 
 
@@ -45,8 +45,7 @@ def evaluate(model: tracer.LanguageModel, rome: ROME, records: list[dict], folde
     for record in records:
         path = folder / f"{record['case_id']}.json"
         if not path.is_file():
-            case = next(iter(evaluate_counterfact(model, rome, [record], progress=False)))
-            model.edits[-1].undo() if model.edits else None
+            (case,) = evaluate_counterfact(model, rome, [record], progress=False)
             write_json(
                 path, {"before": dict(case.before), "after": dict(case.after), "diagnostics": dict(case.diagnostics)}
             )

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from editing.edit import Edit, load_edit
+from editing.errors import RequestError
 from editing.generation import complete
 from editing.locate_then_edit.rome import ROME
 from editing.merged import merge, unmerge
@@ -25,6 +26,7 @@ from tracer.console import (
     Quiet,
     Samples,
     Subject,
+    SubjectAt,
     Window,
     opened,
     reported,
@@ -53,6 +55,7 @@ def locate_then_edit(
     prompt: Prompt,
     subject: Subject,
     new: New,
+    subject_at: SubjectAt = None,
     layer: Layer = None,
     facts: Annotated[int, typer.Option(min=2, help="Bundled facts traced to locate the layer.")] = 24,
     paraphrase: Annotated[list[str] | None, typer.Option(help="Another prompt for the fact; may be repeated.")] = None,
@@ -71,7 +74,7 @@ def locate_then_edit(
 ) -> None:
     """Trace, locate, edit, trace again: the whole way, with figures and a JSON record."""
     with reported():
-        request = EditRequest(prompt, subject, new)
+        request = EditRequest(prompt, subject, new, subject_at=subject_at)
         opened_model = opened(model, device, dtype)
         report = whole_way(
             opened_model,
@@ -97,6 +100,7 @@ def edit(
     subject: Subject,
     new: New,
     layer: Annotated[int, typer.Option(help="The MLP to write to; `tracer locate` finds it.")],
+    subject_at: SubjectAt = None,
     save: Annotated[Path, typer.Option(help="Where the edit is kept.")] = Path("edit.safetensors"),
     variant: Variant = "r-rome",
     corpus: Corpus = None,
@@ -109,7 +113,9 @@ def edit(
 ) -> None:
     """Edit one fact at a layer and save the edit (a few kilobytes)."""
     with reported():
-        request = EditRequest(prompt, subject, new)
+        request = EditRequest(prompt, subject, new, subject_at=subject_at)
+        if save.is_dir():
+            raise RequestError(f"{save} is a folder. Write --save {save / 'edit.safetensors'}.")
         rome = ROME(layer=layer, variant=variant, corpus=corpus)
         opened_model = opened(model, device, dtype)
         before = complete(opened_model, [request.prompt])[0]
@@ -184,7 +190,7 @@ def _told(report: Report) -> str:
         lines.append(f"located: {report.place}")
     lines.append(
         f"edited:  layer {report.edit.editor['layer']}, |D|/|W| {change['relative_change']:.3f}, "
-        f"p({report.request.new.strip()}) {change['probability_before']:.3f} -> {change['probability_reached']:.3f}"
+        f"p({report.request.new.strip()}) {report.shown[0].new_before:.3f} -> {report.shown[0].new_after:.3f}"
     )
     for row in report.shown:
         new, old = row.new.strip(), row.old.strip()

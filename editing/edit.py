@@ -45,7 +45,10 @@ class RankOne:
     def delta(self, model: LanguageModel) -> Tensor:
         """The change as it is added to the stored parameter, float64 on its device."""
         module, _, _ = self.weight.rpartition(".")
-        parameter = model.torch.get_parameter(self.weight)
+        try:
+            parameter = model.torch.get_parameter(self.weight)
+        except AttributeError as error:
+            raise BaseModelError(f"{model.name} has no weight {self.weight!r}, which this edit changes.") from error
         out, into = (side.to(parameter.device, torch.float64) for side in (self.out, self.into))
         transposed = is_stored_transposed(model.torch.get_submodule(module))
         change = torch.outer(into, out) if transposed else torch.outer(out, into)
@@ -58,7 +61,8 @@ class RankOne:
 class Edit:
     """Changes of a model's weights, with what they were made from.
 
-    Usable as a context manager: the changes are undone when the block ends, also by an exception.
+    Usable as a context manager: the changes are undone when the block ends, also by an exception; so are
+    later ones of the same weight that were made inside the block.
 
     Attributes:
         requests: the facts written.
@@ -117,7 +121,8 @@ class Edit:
             EditFailedError: the change is not finite, or rounding leaves the weight as it was.
         """
         assert self.model is not None
-        parameter, delta = self.model.torch.get_parameter(change.weight), change.delta(self.model)
+        delta = change.delta(self.model)
+        parameter = self.model.torch.get_parameter(change.weight)
         if not torch.isfinite(delta).all():
             raise EditFailedError(f"The change of {change.weight} is NaN or infinite. Nothing was written.")
         self.before.setdefault(change.weight, parameter.detach().clone())
@@ -140,8 +145,7 @@ class Edit:
         """
         if self.model is None:
             return
-        later = self.model.edits[self.model.edits.index(self) + 1 :]
-        blocking = [edit for edit in later if edit.before.keys() & self.before.keys()]
+        blocking = self._blocking()
         if blocking:
             raise EditOrderError(
                 f"{len(blocking)} later edit(s) change the same weight and must be undone first, the last one first: "
@@ -153,12 +157,21 @@ class Edit:
         self.model.edits.remove(self)
         self.model, self.before = None, {}
 
+    def _blocking(self) -> list[Edit]:
+        """Edits applied after this one that change a weight it changed, the first one first."""
+        if self.model is None:
+            return []
+        later = self.model.edits[self.model.edits.index(self) + 1 :]
+        return [edit for edit in later if edit.before.keys() & self.before.keys()]
+
     def __enter__(self) -> Edit:
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        for later in reversed(self._blocking()):  # made inside the block on the same weights
+            later.undo()
         self.undo()
 
     @property
@@ -197,13 +210,18 @@ def load_edit(path: str | Path) -> Edit:
     tensors, about = read_tensors(path, "edit")
     try:
         changes = tuple(
-            RankOne(weight, tensors[f"{number}/out"], tensors[f"{number}/into"])
+            RankOne(str(weight), tensors[f"{number}/out"], tensors[f"{number}/into"])
             for number, weight in enumerate(about["weights"])
         )
         requests = tuple(EditRequest(**request) for request in about["requests"])
-        return Edit(requests, changes, about["editor"], about["base"], tuple(about["diagnostics"]))
-    except (KeyError, TypeError) as error:
+        edit = Edit(requests, changes, dict(about["editor"]), str(about["base"]), tuple(about["diagnostics"]))
+        vectors = [side for change in changes for side in (change.out, change.into)]
+        whole = len(tensors) == len(vectors) and all(v.dim() == 1 and torch.isfinite(v).all() for v in vectors)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise FileFormatError(f"{path} is an edit of another version: {error}. Make it again.") from error
+    if about["format"] != FORMAT or not whole or len(changes) < len(requests):
+        raise FileFormatError(f"{path} is damaged or of another version. Make the edit again.")
+    return edit
 
 
 def undo_all(edits: Sequence[Edit]) -> None:

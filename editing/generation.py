@@ -90,13 +90,15 @@ def continued(
     generator: torch.Generator | None = None,
     step: Callable[[], object] = lambda: None,
 ) -> Tensor:
-    """`ids` [row, token] with `new_tokens` more; the most probable ones, or sampled among the `top_k`.
+    """`ids` [row, token] with `new_tokens` more, or as many as the context holds: the best, or of the `top_k` best.
 
     The draw is over k numbers, where transformers' own sampling draws over the whole vocabulary and
     from the global random state.
     """
+    room = new_tokens if model.context_length is None else model.context_length + 1 - ids.shape[1]
+    model.check_length(ids.shape[1])
     cache, fresh = DynamicCache(), ids
-    for _ in range(new_tokens):
+    for _ in range(min(new_tokens, room)):
         logits = model.torch(input_ids=fresh, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1]
         model.check_finite(logits)
         best = logits.float().topk(top_k)

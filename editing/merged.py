@@ -58,7 +58,8 @@ def unmerge(folder: str | Path, out: str | Path) -> LanguageModel:
         raise BaseModelError(f"{folder} was changed after it was written with the edit {about['title']!r}.")
     for name, value in before.items():
         model.torch.get_parameter(name).data.copy_(value)
-    assert model.fingerprint() == about["base"]
+    if model.fingerprint() != about["base"]:
+        raise BaseModelError(f"{folder / KEPT} does not give back the weights before the edit: it was changed.")
     with atomic_folder(out) as temporary:
         model.torch.save_pretrained(temporary)
         if model.tokenizer is not None:

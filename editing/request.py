@@ -16,7 +16,7 @@ class EditRequest:
     """One fact to change.
 
     Attributes:
-        prompt: the text that should be continued by `new`; or a template with one {} for the subject.
+        prompt: the text that should be continued by `new`; one {} in it stands for the subject.
         subject: a piece of the prompt; its last occurrence is taken unless a template or `subject_at` says.
         new: the continuation to write, with or without its leading blank.
         true: the continuation it replaces, if known.
@@ -41,7 +41,7 @@ class EditRequest:
             raise RequestError(
                 'The new answer is empty. Write e.g. EditRequest(prompt, subject=subject, new=" Paris").'
             )
-        if self.prompt.count("{}") == 1 and self.subject not in self.prompt:
+        if self.subject_at is None and self.prompt.count("{}") == 1 and "{}" not in self.subject:
             object.__setattr__(self, "subject_at", self.prompt.index("{}"))
             object.__setattr__(self, "prompt", filled(self.prompt, self.subject))
         try:
@@ -64,7 +64,8 @@ class EditRequest:
         """The request of a CounterFact record."""
         rewrite = record["requested_rewrite"]
         return cls(
-            prompt=rewrite["prompt"],
+            prompt=filled(rewrite["prompt"], rewrite["subject"]),
+            subject_at=rewrite["prompt"].index("{}"),
             subject=rewrite["subject"],
             new=rewrite["target_new"]["str"],
             true=rewrite["target_true"]["str"],

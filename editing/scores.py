@@ -44,6 +44,7 @@ def target_scores(model: LanguageModel, pairs: Sequence[tuple[str, str]]) -> lis
         FactError: a target without tokens.
     """
     encodings = [encode_with_target(model.tokenizer, prompt, target) for prompt, target in pairs]
+    model.check_length(max((len(encoding.ids) - 1 for encoding in encodings), default=0))
     order = sorted(range(len(pairs)), key=lambda n: len(encodings[n].ids))
     scores: dict[int, TargetScore] = {}
     for at in range(0, len(order), BATCH):

@@ -153,6 +153,7 @@ def locate_then_edit(
     if layer is not None:
         model.anatomy.check_layer(layer)
     make = editor or (lambda at: ROME(layer=at))
+    make(layer or 0)  # settings that do not fit are refused now, not after the traces
     fact = tracer.Fact(request.prompt, request.subject, subject_at=request.subject_at)
     noise = noise_for(model, None)
     options: dict[str, Any] = {"samples": samples, "window": window, "noise": noise, "progress": progress}

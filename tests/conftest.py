@@ -33,15 +33,15 @@ def tiny_gpt2() -> PreTrainedModel:
 
 
 def tiny_llama() -> PreTrainedModel:
-    return LlamaForCausalLM(LlamaConfig(**_llama_like()))
+    return LlamaForCausalLM(LlamaConfig(**llama_like()))
 
 
 def tiny_gemma3() -> PreTrainedModel:
     layer_types = ["sliding_attention", "full_attention"] * (LAYERS // 2)
-    return Gemma3ForCausalLM(Gemma3TextConfig(**_llama_like(), sliding_window=3, layer_types=layer_types))
+    return Gemma3ForCausalLM(Gemma3TextConfig(**llama_like(), sliding_window=3, layer_types=layer_types))
 
 
-def _llama_like() -> dict:
+def llama_like() -> dict:
     return {
         "vocab_size": VOCABULARY,
         "hidden_size": WIDTH,

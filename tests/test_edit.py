@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from conftest import FAMILIES, tiny_gpt2
@@ -11,6 +12,7 @@ from editing import ROME, BaseModelError, EditFailedError, EditOrderError, EditR
 from editing.edit import Edit, RankOne
 from editing.merged import merge, unmerge
 from tracer.errors import FileFormatError
+from tracer.storage import read_tensors, write_tensors
 
 REQUEST = EditRequest("The Space Needle is located in the city of", subject="The Space Needle", new=" Paris")
 OTHER = EditRequest("The mother tongue of Angela Merkel is", subject="Angela Merkel", new=" French")
@@ -174,3 +176,57 @@ def test_a_merged_folder_is_the_edited_model_and_gives_the_original_back(
     edit.undo()
     with pytest.raises(EditFailedError, match="one edit applied"):
         merge(edit, tmp_path / "elsewhere")
+
+
+def test_edits_made_inside_the_block_come_off_with_it_and_the_users_error_gets_out(toy_model) -> None:
+    before = state(toy_model)
+    with pytest.raises(ZeroDivisionError), ROME(layer=1, **QUICK).apply(toy_model, [REQUEST]):
+        ROME(layer=1, **QUICK).apply(toy_model, [OTHER])
+        raise ZeroDivisionError
+    assert_same(toy_model, before)
+    assert toy_model.edits == []
+
+
+def test_two_wrappers_of_one_model_know_of_each_others_edits(toy_model: tracer.LanguageModel) -> None:
+    before = state(toy_model)
+    other = tracer.load(toy_model.torch, tokenizer=toy_model.tokenizer)
+    first = ROME(layer=1, **QUICK).apply(toy_model, [REQUEST])
+    second = ROME(layer=1, **QUICK).apply(other, [OTHER])
+    with pytest.raises(EditOrderError):
+        first.undo()
+    second.undo()
+    first.undo()
+    assert_same(toy_model, before)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"format": 99}, {"weights": []}, {"editor": None}, {"requests": [{"prompt": 3}]}, {"weights": ["a", "b"]}],
+)
+def test_edit_files_changed_by_hand_are_refused(toy_model: tracer.LanguageModel, tmp_path, change: dict) -> None:
+    path = tmp_path / "edit.safetensors"
+    with ROME(layer=1, **QUICK).apply(toy_model, [REQUEST]) as edit:
+        edit.save(path)
+    tensors, about = read_tensors(path, "edit")
+    write_tensors(path, tensors, {**about, **change})
+    with pytest.raises(FileFormatError):
+        load_edit(path)
+
+
+def test_an_edit_of_a_weight_that_is_not_there_is_refused(toy_model: tracer.LanguageModel) -> None:
+    ones = torch.ones(3, dtype=torch.float64)
+    with pytest.raises(BaseModelError, match="no weight 'transformer.nowhere'"):
+        Edit((REQUEST,), (RankOne("transformer.nowhere", ones, ones),), {}, toy_model.fingerprint()).apply(toy_model)
+    assert toy_model.edits == []
+
+
+def test_numpy_integers_are_saved_like_any_other(toy_model: tracer.LanguageModel, tmp_path) -> None:
+    with ROME(layer=np.int64(1), **QUICK).apply(toy_model, [REQUEST]) as edit:
+        edit.save(tmp_path / "edit.safetensors")
+    assert load_edit(tmp_path / "edit.safetensors").editor["layer"] == 1
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_an_edit_can_be_made_without_gradients_around_it(toy_model: tracer.LanguageModel, mode) -> None:
+    with mode(), ROME(layer=1, **QUICK).apply(toy_model, [REQUEST]) as edit:
+        assert edit.changes

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import tracer
-from editing import EditRequest
+from editing import EditRequest, RequestError
 from editing.edit import Edit
 from editing.evaluation import CaseScores, evaluate_counterfact, summary, target_scores
 from editing.evaluation.counterfact import harmonic_mean
@@ -133,3 +133,19 @@ def test_a_counterfact_record_becomes_a_request() -> None:
     assert request == EditRequest(
         "The mother tongue of Angela Merkel is", "Angela Merkel", "French", "German", "3", None, 21
     )
+
+
+def test_a_record_that_cannot_be_edited_is_a_failure_and_the_run_goes_on(toy_model: tracer.LanguageModel) -> None:
+    class Refuses:
+        def apply(self, model, requests, *, seed=0, progress=None):
+            raise RequestError("no subject")
+
+    first, second = evaluate_counterfact(toy_model, Refuses(), [RECORD, RECORD], progress=False)
+    assert (first.after["ES"], first.after["PS"], first.after["NS"]) == (0, 0, first.before["NS"])
+    assert second.diagnostics == {"not_editable": "no subject"}
+
+
+def test_a_consumer_that_stops_leaves_the_model_unedited(toy_model: tracer.LanguageModel) -> None:
+    scores = evaluate_counterfact(toy_model, Planted({"French": 1.0}), [RECORD, RECORD], progress=False)
+    next(scores)
+    assert toy_model.edits == []

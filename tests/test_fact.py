@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import tiny_gpt2, tiny_llama
+from conftest import make_tokenizer, tiny_gpt2, tiny_llama
+from tokenizers import processors
 
 import tracer
 from tracer.errors import FactError, TracerWarning
@@ -120,7 +121,7 @@ def test_sentence_and_target_are_joined_by_one_blank() -> None:
 
 def test_target_tokens_are_those_after_the_sentence(tokenizer) -> None:
     found = encode_with_target(tokenizer, "The capital of France is", "Paris")
-    assert found.prompt_ids == encode(tokenizer, "The capital of France is").ids
+    assert found.ids[: found.n_prompt] == encode(tokenizer, "The capital of France is").ids
     assert tokenizer.decode(found.target_ids) == " Paris"
     assert not found.boundary_merge
 
@@ -128,3 +129,35 @@ def test_target_tokens_are_those_after_the_sentence(tokenizer) -> None:
 def test_a_subject_that_ends_inside_a_token_takes_the_token() -> None:
     assert token_span([(0, 0), (0, 4), (4, 9), (9, 12)], 4, 8) == (2, 3)
     assert token_span([(0, 0), (0, 4), (4, 9), (9, 12)], 2, 10) == (1, 4)
+
+
+def test_white_space_round_the_subject_does_not_move_the_span(model: tracer.LanguageModel) -> None:
+    """Some tokenizers' offsets take in the blank before a word, so a trailing blank would reach the next one."""
+    plain = tracer.Fact("The Space Needle is in", "The Space Needle").preflight(model)
+    assert (
+        tracer.Fact("The Space Needle is in", "The Space Needle ").preflight(model).subject_span == plain.subject_span
+    )
+    assert tracer.Fact("The Space Needle is in", "The Space Needle ").character_span == (0, 16)
+
+
+def test_a_closing_special_token_is_not_part_of_the_prompt() -> None:
+    closing = make_tokenizer(bos=True)
+    closing.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<bos> $A <eos>", special_tokens=[("<bos>", 1), ("<eos>", 2)]
+    )
+    assert encode(closing, "France is").ids == encode(make_tokenizer(bos=True), "France is").ids
+    found = encode_with_target(closing, "France is", "big")
+    assert closing.decode(found.target_ids) == " big"
+
+
+def test_an_empty_text_is_refused(tokenizer) -> None:
+    with pytest.raises(FactError, match="text is empty"):
+        encode(tokenizer, "")
+    with pytest.raises(FactError, match="write a prompt"):
+        encode_with_target(tokenizer, "", "Paris")
+
+
+def test_token_ids_the_model_does_not_have_are_refused(toy_model: tracer.LanguageModel) -> None:
+    for ids, said in (((5, 600, 7), "600 is outside the model's vocabulary of 600"), ((5,) * 97, "takes 96")):
+        with pytest.raises(FactError, match=said):
+            tracer.trace(toy_model, tracer.TokenizedFact(ids, (1, 2)), samples=2)

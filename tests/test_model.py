@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import FAMILIES, LAYERS, WIDTH, tiny_gemma3, tiny_gpt2
-from transformers import BertConfig, BertLMHeadModel
+from conftest import FAMILIES, LAYERS, WIDTH, llama_like, make_tokenizer, tiny_gemma3, tiny_gpt2
+from transformers import (
+    BertConfig,
+    BertLMHeadModel,
+    GraniteConfig,
+    GraniteForCausalLM,
+    OlmoConfig,
+    OlmoForCausalLM,
+)
 
 import tracer
-from tracer.anatomy import GEMMA_POST_NORM, is_stored_transposed
+from tracer.anatomy import GEMMA_POST_NORM, LLAMA, is_stored_transposed
 from tracer.errors import AnatomyError, ModelSourceError, NumericsError, SiteError, TracerWarning
+from tracer.sweep import self_test
 
 
 def test_every_family_has_all_roles(family_model: tracer.LanguageModel) -> None:
@@ -39,7 +47,6 @@ def test_orientation_is_decided_by_the_modules_type(toy_model: tracer.LanguageMo
 def test_gemmas_sites_are_after_the_norm() -> None:
     model = tracer.load(tiny_gemma3())
     assert model.anatomy.site_module("mlp", 1) is model.torch.model.layers[1].post_feedforward_layernorm
-    assert model.anatomy.post_norm
 
 
 def test_an_unknown_family_lists_the_roles_that_were_not_found() -> None:
@@ -69,7 +76,7 @@ def test_the_fingerprint_follows_the_weights_and_comes_back(toy_model: tracer.La
     assert toy_model.fingerprint() != before
     weight.data.copy_(kept)  # a write that torch does not count
     assert toy_model.fingerprint() == before
-    weight.data.mul_(1.01)
+    weight.data.view(-1)[1] += 5
     assert toy_model.fingerprint() != before
 
 
@@ -116,3 +123,49 @@ def test_nan_logits_stop_the_trace(toy_model: tracer.LanguageModel) -> None:
     for engine in ("sweep", "passes"):
         with pytest.raises(NumericsError, match="NaN or infinite in float64"):
             tracer.trace(toy_model, fact, samples=2, engine=engine)
+
+
+def test_a_loaded_model_takes_no_loading_options() -> None:
+    with pytest.raises(ModelSourceError, match="stays on its device"):
+        tracer.load(tiny_gpt2(), dtype="bfloat16")
+
+
+@pytest.mark.parametrize("options", [{"device": "cuda:77"}, {"device": "nowhere"}, {"dtype": "float8_e4m3fn"}])
+def test_devices_and_types_that_are_not_there_are_refused(options: dict) -> None:
+    with pytest.raises(ModelSourceError, match="Write"):
+        tracer.load("smollm2", **options)
+
+
+def test_damaged_weights_are_refused(tokenizer, tmp_path) -> None:
+    tiny_gpt2().save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(ModelSourceError, match="Could not load"):
+        tracer.load(tmp_path, device="cpu")
+    (tmp_path / "bad.gguf").write_bytes(b"no gguf")
+    with pytest.raises(ModelSourceError, match="Could not load"):
+        tracer.load(tmp_path / "bad.gguf")
+
+
+def test_a_head_that_does_more_is_refused() -> None:
+    """Granite scales its logits: Llama's names fit, its unembedding does not."""
+    config = GraniteConfig(**llama_like(), logits_scaling=8.0)
+    with pytest.raises(AnatomyError, match="own logits"):
+        tracer.load(GraniteForCausalLM(config), names=LLAMA)
+
+
+def test_names_given_open_a_family_that_is_not_listed() -> None:
+    config = OlmoConfig(**{**llama_like(), "num_key_value_heads": 4})
+    with pytest.raises(AnatomyError, match="tracer.anatomy.LLAMA"):
+        tracer.load(OlmoForCausalLM(config))
+    model = tracer.load(OlmoForCausalLM(config).double(), names=LLAMA)
+    assert self_test(model) < 1e-9
+
+
+def test_the_users_tokenizer_is_left_as_it_is(tokenizer_with_bos) -> None:
+    own = make_tokenizer(bos=True)
+    own.pad_token = None
+    model = tracer.load(tiny_gpt2(), tokenizer=own)
+    tracer.trace(model, tracer.Fact("France is", "France"), samples=2, engine="passes", kinds=("state",))
+    assert own.pad_token is None

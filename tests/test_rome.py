@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import pytest
 import torch
-from conftest import LAYERS
+from conftest import LAYERS, tiny_gpt2
 
 import tracer
 from editing import ROME, CovarianceError, EditFailedError, EditingWarning, EditRequest, RequestError
@@ -18,7 +19,8 @@ from editing.locate_then_edit.rows import request_rows
 from editing.locate_then_edit.values import _answer_logits, optimise_value
 from editing.scores import target_scores
 from tracer.anatomy import is_stored_transposed
-from tracer.errors import SiteError
+from tracer.errors import FactError, SiteError
+from tracer.storage import cache_folder
 
 REQUEST = EditRequest("The Space Needle is located in the city of", subject="The Space Needle", new=" Paris")
 PREFIXES = ("", "It is said. ", "One day they went away. ")
@@ -79,10 +81,12 @@ def test_no_other_change_with_the_same_effect_disturbs_other_keys_less(toy_model
 
 
 def test_the_scale_of_the_statistics_does_not_matter(toy_model: tracer.LanguageModel, monkeypatch) -> None:
-    weights, real = [], SecondMoment.solve
+    weights, real = [], SecondMoment.regularised.func
     for scale in (1.0, 1000.0):
         with monkeypatch.context() as patch:
-            patch.setattr(SecondMoment, "solve", lambda self, key, scale=scale: real(self, key) / scale)
+            scaled = functools.cached_property(lambda self, scale=scale: scale * real(self))
+            scaled.__set_name__(SecondMoment, "regularised")
+            patch.setattr(SecondMoment, "regularised", scaled)
             with ROME(layer=1, **QUICK).apply(toy_model, [REQUEST]):
                 weights.append(weight_of(toy_model, 1).clone())
     torch.testing.assert_close(*weights, atol=1e-12, rtol=0)
@@ -311,3 +315,51 @@ def test_the_first_context_is_empty_and_the_others_end_in_a_stop(tokenizer_with_
     found = contexts(model, seed=0, plan=((2, 3), (3, 5)))
     assert len(found) == 6 and found[0] == ""
     assert all(text.endswith(". ") and "<bos>" not in text for text in found[1:])
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"steps": 1}, "leaves the value"),
+        ({"steps": 2.5}, "no whole number"),
+        ({"tokens": 0}, "estimates nothing"),
+        ({"ridge": -1.0}, "negative"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(options: dict, said: str) -> None:
+    with pytest.raises(RequestError, match=said):
+        ROME(**{"layer": 1, **options})
+
+
+def test_a_corpus_that_is_not_there_is_refused_before_anything_runs() -> None:
+    with pytest.raises(CovarianceError, match="no corpus file"):
+        ROME(layer=1, corpus="/nowhere.txt")
+
+
+def test_a_prompt_that_leaves_no_room_is_refused(toy_model: tracer.LanguageModel) -> None:
+    long = EditRequest("France " * 60 + "is", "France", "Zanzibar " * 12)
+    with pytest.raises(FactError, match="takes 96"):
+        ROME(layer=1, **QUICK).apply(toy_model, [long])
+    with pytest.raises(FactError, match="takes 96"):
+        target_scores(toy_model, [(long.prompt, long.new)])
+
+
+def test_float16_optimises_in_float32(tokenizer) -> None:
+    torch.manual_seed(0)
+    model = tracer.load(tiny_gpt2().half(), tokenizer=tokenizer)
+    with ROME(layer=1, **QUICK).apply(model, [REQUEST]) as edit:
+        assert edit.changes
+
+
+def test_damaged_statistics_are_measured_again(toy_model: tracer.LanguageModel) -> None:
+    first = second_moments(toy_model, [1], tokens=700)[1]
+    for path in [*cache_folder().glob("covariance/*"), *cache_folder().glob("own_text/*")]:
+        path.write_bytes(path.read_bytes()[:50])
+    second = second_moments(toy_model, [1], tokens=700)[1]
+    assert not second.cached and torch.equal(first.matrix, second.matrix)
+
+
+def test_the_diagnostics_say_how_well_the_statistics_are_known(toy_model: tracer.LanguageModel) -> None:
+    with ROME(layer=1, **QUICK).apply(toy_model, [REQUEST]) as edit:
+        said = edit.diagnostics[0]["statistics"]
+    assert said["tokens"] == 700 and 0 < said["half_difference"] < 1 and said["condition_number_at_least"] > 1

@@ -105,7 +105,6 @@ class Anatomy:
         self.logit_softcap: float | None = getattr(text, "final_logit_softcapping", None)
         self.n_layers = len(self.blocks)
         self.d_model = int(text.hidden_size)
-        self.post_norm = names.mlp_site != names.mlp
 
     def site_module(self, kind: SubLayer, layer: int) -> nn.Module:
         """The module whose output block `layer` adds to the residual stream for `kind`."""
@@ -152,7 +151,9 @@ def anatomy_of(model: PreTrainedModel, names: Names | None = None) -> Anatomy:
     candidate = known or LLAMA
     missing = _missing_roles(model, candidate)
     if known is None or missing:
-        found = f"Not found under {'those' if known else 'Llama-like'} names: {', '.join(missing) or 'nothing'}."
+        found = f"Not found under {'those' if known else 'Llama-like'} names: {', '.join(missing)}."
+        if not missing:
+            found = "All roles are there under Llama-like names: if they fit, write names=tracer.anatomy.LLAMA."
         raise AnatomyError(
             f"{'The names given do not fit' if names else 'No names are known for'} model type {family!r}. {found} "
             f"Known types: {', '.join(sorted(FAMILIES))}. For another model write "

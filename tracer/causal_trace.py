@@ -94,7 +94,9 @@ def trace(
     """
     check_settings(kinds, severed, window, samples, engine)
     check_roles(roles or ())
+    model.torch.eval()  # dropout would make every pass another one
     tokenized = fact.preflight(model) if isinstance(fact, Fact) else fact
+    _check_ids(model, tokenized)
     noise = noise_for(model, noise)
     draws = noise.draws(samples=samples, n_subject=_length(tokenized), d_model=model.d_model, seed=seed)
     run = _engine(model, tokenized, draws, engine)
@@ -127,6 +129,15 @@ def trace(
             engine=engine,
         ),
     )
+
+
+def _check_ids(model: LanguageModel, fact: TokenizedFact) -> None:
+    """Raises FactError for token ids that the model does not have."""
+    model.check_length(len(fact.token_ids))
+    size = int(model.torch.config.get_text_config().vocab_size)
+    outside = [token for token in (*fact.token_ids, *fact.answer_ids) if not 0 <= token < size]
+    if outside:
+        raise FactError(f"Token id {outside[0]} is outside the model's vocabulary of {size}.")
 
 
 def check_settings(kinds: Sequence[str], severed: Sequence[str], window: int, samples: int, engine: EngineName) -> None:
@@ -181,7 +192,7 @@ def _map(run: Engine, kind: Kind, answer_id: int, tokens: list[int], window: int
 def _traced_tokens(fact: TokenizedFact, roles: Sequence[str] | None) -> list[int]:
     """The positions to restore. Those before the subject cost nothing: their effect is 0."""
     found = token_roles(len(fact.token_ids), fact.subject_span)
-    tokens = [n for n, role in enumerate(found) if roles is None or role in roles]
+    tokens = [n for n, role in enumerate(found) if not roles or role in roles]
     if not tokens:
         present = ", ".join(dict.fromkeys(role for role in found if role))
         raise FactError(f"No token of this prompt is a {' or '.join(roles or ())}. It has: {present}.")

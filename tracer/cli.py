@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,6 +19,7 @@ from tracer.console import (
     Quiet,
     Samples,
     Subject,
+    SubjectAt,
     Window,
     opened,
     reported,
@@ -42,19 +44,23 @@ Severed = Annotated[str, typer.Option(help="Severed maps, comma-separated: mlp,a
 def tokens(
     prompt: Prompt,
     subject: Subject,
+    subject_at: SubjectAt = None,
     answer: Annotated[str | None, typer.Option(help="The continuation; default: what the model predicts.")] = None,
     model: Model = "gemma-3-270m",
+    as_json: AsJson = False,
 ) -> None:
     """Show what the model will see: tokens, subject, BOS, answer token."""
     with reported():
-        fact = tracer.Fact(prompt, subject, answer)
-        typer.echo(str(fact.preflight(opened(model, "cpu", "float32"), warn=False)))
+        fact = tracer.Fact(prompt, subject, answer, subject_at=subject_at)
+        tokenized = fact.preflight(opened(model, "cpu", "float32"), warn=False)
+        result(dataclasses.asdict(tokenized), str(tokenized), as_json=as_json)
 
 
 @app.command()
 def trace(
     prompt: Prompt,
     subject: Subject,
+    subject_at: SubjectAt = None,
     answer: Annotated[str | None, typer.Option(help="The continuation; default: what the model predicts.")] = None,
     kinds: Kinds = "state,mlp,attn",
     severed: Severed = "",
@@ -73,7 +79,7 @@ def trace(
 ) -> None:
     """Trace one fact: heatmaps (PNG, HTML) and all numbers (safetensors, CSV)."""
     with reported():
-        fact = tracer.Fact(prompt, subject, answer)
+        fact = tracer.Fact(prompt, subject, answer, subject_at=subject_at)
         found = tracer.trace(
             opened(model, device, dtype),
             fact,

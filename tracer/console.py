@@ -5,7 +5,6 @@ Results go to stdout; bars, notes and errors to stderr.
 
 from __future__ import annotations
 
-import json
 import re
 import sys
 import warnings
@@ -17,6 +16,7 @@ from typing import Annotated, Any
 import typer
 
 from tracer.model import LanguageModel, load
+from tracer.storage import to_json
 
 Model = Annotated[
     str, typer.Option(help="gemma-3-270m, smollm2, a hub name, a folder or a .gguf file.", rich_help_panel="Model")
@@ -29,6 +29,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON record inst
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars.")]
 Prompt = Annotated[str, typer.Option(help="The text up to the answer.")]
 Subject = Annotated[str, typer.Option(help="The words of the prompt that the fact is about.")]
+SubjectAt = Annotated[int | None, typer.Option(help="The character where the subject begins; default: its last.")]
 Samples = Annotated[int, typer.Option(min=1, help="Noise draws.")]
 Window = Annotated[int, typer.Option(min=1, help="Layers restored together for MLP and attention.")]
 Out = Annotated[Path | None, typer.Option(help="Folder for figures and files; default runs/NAME.")]
@@ -37,12 +38,17 @@ Out = Annotated[Path | None, typer.Option(help="Folder for figures and files; de
 @contextmanager
 def reported() -> Iterator[None]:
     """Turns a user's mistake into one line on stderr and exit code 2, and warnings into notes."""
+    from transformers.utils import logging
+
+    if not sys.stderr.isatty():
+        logging.disable_progress_bar()
     with warnings.catch_warnings():
         warnings.showwarning = lambda message, *_, **__: typer.echo(f"note: {message}", err=True)
         try:
             yield
-        except ValueError as error:
-            if type(error).__module__.split(".")[0] not in ("tracer", "editing"):
+        except (ValueError, OSError) as error:
+            ours = type(error).__module__.split(".")[0] in ("tracer", "editing")
+            if not ours and not isinstance(error, OSError):
                 raise
             typer.echo(f"{type(error).__name__}: {error}", err=True)
             raise typer.Exit(2) from error
@@ -53,10 +59,6 @@ def reported() -> Iterator[None]:
 
 def opened(model: str, device: str | None, dtype: str) -> LanguageModel:
     """Loads the model, transformers' own bars shown in a terminal only."""
-    from transformers.utils import logging
-
-    if not sys.stderr.isatty():
-        logging.disable_progress_bar()
     typer.echo(f"Loading {model} ...", err=True)
     return load(model, device=device, dtype=dtype)
 
@@ -68,9 +70,9 @@ def show_progress(quiet: bool) -> bool | None:
 
 def result(record: dict[str, Any], text: str, *, as_json: bool) -> None:
     """Prints a result on stdout, as JSON or as text."""
-    typer.echo(json.dumps(record, ensure_ascii=False) if as_json else text)
+    typer.echo(to_json(record) if as_json else text)
 
 
 def run_folder(out: Path | None, name: str) -> Path:
     """The folder that a command writes to."""
-    return out or Path("runs") / (re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-").lower()[:48] or "run")
+    return out or Path("runs") / (re.sub(r"[\W_]+", "-", name).strip("-").lower()[:80] or "run")

@@ -30,8 +30,9 @@ class GaussianNoise:
     sigma: float | None = None
 
     def __post_init__(self) -> None:
-        if self.scale < 0 or (self.sigma is not None and self.sigma < 0):
-            raise FactError(f"Noise cannot be negative: scale={self.scale}, sigma={self.sigma}.")
+        for name, value in (("scale", self.scale), ("sigma", self.sigma)):
+            if value is not None and not 0 <= value < float("inf"):
+                raise FactError(f"{name}={value} is no noise. Write a number that is not negative.")
 
     def draws(self, *, samples: int, n_subject: int, d_model: int, seed: int) -> Tensor:
         """The noise itself, float64 [sample, subject, d_model], the same on every device.

@@ -190,7 +190,7 @@ class TraceResult:
                 restored={name: tensors[f"restored/{name}"].numpy() for name in about["maps"]},
                 settings=Settings(**about["settings"]),
             )
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise FileFormatError(f"{path} is a trace of another version: {error}. Trace again.") from error
 
 

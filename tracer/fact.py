@@ -70,9 +70,12 @@ class Fact:
 
     @property
     def character_span(self) -> tuple[int, int]:
-        """Where the subject stands in the prompt, [begin, end)."""
+        """Where the subject's words stand in the prompt, [begin, end)."""
         begin = self.prompt.rfind(self.subject) if self.subject_at is None else self.subject_at
-        return begin, begin + len(self.subject)
+        # White space around the subject belongs to its neighbours' tokens.
+        words = self.subject.strip()
+        begin += self.subject.index(words)
+        return begin, begin + len(words)
 
     def preflight(self, model: LanguageModel, *, warn: bool = True) -> TokenizedFact:
         """What `model` will see of this fact; prints as a table. Runs no forward pass.
@@ -81,9 +84,7 @@ class Fact:
             FactError: the prompt is longer than the model's context, or the answer has no tokens.
         """
         encoding = encode(model.tokenizer, self.prompt)
-        limit = model.context_length
-        if limit is not None and len(encoding.ids) > limit:
-            raise FactError(f"The prompt has {len(encoding.ids)} tokens; {model.name} takes {limit}. Shorten it.")
+        model.check_length(len(encoding.ids))
         answer_ids = self._answer_ids(model)
         tokenized = TokenizedFact(
             token_ids=encoding.ids,
@@ -196,6 +197,8 @@ def token_roles(n_tokens: int, subject_span: tuple[int, int]) -> list[str | None
 
 def check_roles(roles: Sequence[str]) -> None:
     """Raises FactError for a role that does not exist."""
+    if isinstance(roles, str):
+        raise FactError(f"roles is a sequence: write roles=({roles!r},).")
     unknown = [role for role in roles if role not in ROLES]
     if unknown:
         raise FactError(f"There is no role {unknown[0]!r}. Choose from: {', '.join(ROLES)}.")

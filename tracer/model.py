@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from nnsight import NNsight, TransformersModel
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from tracer.anatomy import Anatomy, Names, anatomy_of
+from tracer.anatomy import Anatomy, Names, anatomy_of, hidden_of
 from tracer.embedded import DEFAULT, EMBEDDED, dequantise, embedded_folder
-from tracer.errors import ModelSourceError, NumericsError, TracerWarning
+from tracer.errors import AnatomyError, FactError, ModelSourceError, NumericsError, TracerWarning
 from tracer.storage import cache_folder
+
+_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 class LanguageModel:
@@ -43,7 +47,8 @@ class LanguageModel:
         self.name = name
         self.anatomy: Anatomy = anatomy_of(torch_model, names)
         self.sweep_checked = False
-        self.edits: list[Any] = []
+        # Kept on the torch model, so that two wrappers of it know of each other's edits.
+        self.edits: list[Any] = torch_model.__dict__.setdefault("_applied_edits", [])
         self._nnsight: Any = None
         self._digests: dict[str, tuple[tuple, str]] = {}
 
@@ -51,8 +56,9 @@ class LanguageModel:
     def nnsight(self) -> Any:
         """The same model wrapped by nnsight, for `tracer.passes` and for your own interventions."""
         if self._nnsight is None:
-            bare = self.tokenizer is None
-            self._nnsight = NNsight(self.torch) if bare else TransformersModel(self.torch, tokenizer=self.tokenizer)
+            # nnsight fills in a padding token: in a copy, not in the user's tokenizer.
+            own = copy.deepcopy(self.tokenizer)
+            self._nnsight = NNsight(self.torch) if own is None else TransformersModel(self.torch, tokenizer=own)
         return self._nnsight
 
     @property
@@ -91,10 +97,11 @@ class LanguageModel:
         return whole.hexdigest()
 
     def _digest(self, name: str, parameter: Tensor) -> str:
-        # `.data` writes do not raise `_version`, so a strided sample of the values goes into the state too.
-        stride = max(1, parameter.numel() // 4096)
-        sample = parameter.detach().reshape(-1)[::stride].double().sum().item()
-        state = (parameter.data_ptr(), parameter._version, tuple(parameter.shape), parameter.dtype, sample)
+        # `.data` writes do not raise `_version`, so a checksum of all bits goes into the state too.
+        version = 0 if parameter.is_inference() else parameter._version
+        bits = parameter.detach().contiguous().view(_INTEGERS[parameter.element_size()])
+        checksum = int(bits.sum(dtype=torch.int64))
+        state = (parameter.data_ptr(), version, tuple(parameter.shape), parameter.dtype, checksum)
         known = self._digests.get(name)
         if known is None or known[0] != state:
             raw = parameter.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
@@ -102,6 +109,28 @@ class LanguageModel:
             known = (state, hashlib.sha256(label.encode() + raw.numpy().tobytes()).hexdigest())
             self._digests[name] = known
         return known[1]
+
+    def check_length(self, n_tokens: int) -> None:
+        """Raises FactError where a text of `n_tokens` is longer than the model's context."""
+        if self.context_length is not None and n_tokens > self.context_length:
+            raise FactError(f"The text has {n_tokens} tokens; {self.name} takes {self.context_length}. Shorten it.")
+
+    def check_unembedding(self) -> None:
+        """Raises AnatomyError where `anatomy.unembed` does not give the model's own logits (a scaled head, say)."""
+        ids = torch.arange(1, 4, device=self.device)[None]
+        last: list[Tensor] = []
+        handle = self.anatomy.blocks[-1].register_forward_hook(lambda _m, _a, output: last.append(hidden_of(output)))
+        try:
+            with torch.inference_mode():
+                logits = self.torch(input_ids=ids).logits
+                found = self.anatomy.unembed(last[0])
+        finally:
+            handle.remove()
+        if torch.isfinite(logits).all() and not torch.allclose(found, logits, rtol=0.02, atol=0.02):
+            raise AnatomyError(
+                f"{self.name}: final norm and head do not give the model's own logits. Its head does more than these "
+                f"names say (a scale, a bias?), so this family is not supported yet."
+            )
 
     def check_finite(self, logits: Tensor) -> None:
         """Raises NumericsError where logits hold NaN or infinity."""
@@ -120,7 +149,7 @@ def load(
     *,
     tokenizer: PreTrainedTokenizerBase | None = None,
     device: str | torch.device | None = None,
-    dtype: str | torch.dtype = "float32",
+    dtype: str | torch.dtype | None = None,
     names: Names | None = None,
     **options: Any,
 ) -> LanguageModel:
@@ -131,7 +160,7 @@ def load(
             `.gguf` file; or a transformers model that is already loaded (it is put in eval mode).
         tokenizer: only for a loaded model, or to replace the one that comes with the weights.
         device: "cpu", "cuda", "cuda:1"; "auto" spreads the model over all devices. Default: the first GPU, else CPU.
-        dtype: "float32", "bfloat16", "float64" or "float16" (which many models overflow).
+        dtype: "float32" (the default), "bfloat16", "float64" or "float16" (which many models overflow).
         names: module paths, for a family that `tracer.anatomy` does not know.
         **options: passed on to `AutoModelForCausalLM.from_pretrained`.
 
@@ -140,33 +169,58 @@ def load(
         AnatomyError: a model type whose parts are not known.
     """
     if isinstance(source, PreTrainedModel):
-        return LanguageModel(source, tokenizer, name=source.config._name_or_path or type(source).__name__, names=names)
-    kind = _dtype(dtype)
+        if device is not None or dtype is not None or options:
+            raise ModelSourceError(
+                "A loaded model stays on its device and in its dtype: write load(model.to(...)) without those options."
+            )
+        name = source.config._name_or_path or type(source).__name__
+        opened = LanguageModel(source, tokenizer, name=name, names=names)
+        opened.check_unembedding()
+        return opened
+    kind = _dtype("float32" if dtype is None else dtype)
     if kind is torch.float16:
         warnings.warn("float16 overflows in many models; bfloat16 does not.", TracerWarning, stacklevel=2)
-    place = _folder(str(source))
-    where = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    where = _device(device)
     if where == "auto":
         options["device_map"] = "auto"
     try:
+        place = _folder(str(source))
         model = AutoModelForCausalLM.from_pretrained(place, dtype=kind, **options)
         tokenizer = tokenizer or AutoTokenizer.from_pretrained(place)
-    except (OSError, ValueError) as error:
+    except ModelSourceError:
+        raise
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise ModelSourceError(
-            f"Could not load {str(source)!r}: {str(error).splitlines()[0]}\n"
+            f"Could not load {str(source)!r}: {(str(error).splitlines() or [type(error).__name__])[0]}\n"
             f"Write one of {', '.join(sorted(EMBEDDED))}, a hub name such as 'openai-community/gpt2-xl', "
             f"a folder with config.json, or a .gguf file."
         ) from error
-    if where != "auto":
+    if isinstance(where, torch.device):
         model.to(where)  # pyright: ignore[reportArgumentType]
     model.requires_grad_(False)
-    return LanguageModel(model, tokenizer, name=str(source), names=names)
+    opened = LanguageModel(model, tokenizer, name=str(source), names=names)
+    opened.check_unembedding()
+    return opened
+
+
+def _device(device: str | torch.device | None) -> torch.device | Literal["auto"]:
+    """The device to load on; raises ModelSourceError where this machine does not have it."""
+    if device == "auto":
+        return "auto"
+    try:
+        found = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError) as error:
+        said = str(error).splitlines()[0]
+        raise ModelSourceError(f"There is no device {str(device)!r} here ({said}). Write 'cpu' or 'cuda:0'.") from error
+    return found
 
 
 def _dtype(dtype: str | torch.dtype) -> torch.dtype:
     found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
-    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+    if found not in (torch.float32, torch.bfloat16, torch.float64, torch.float16):
         raise ModelSourceError(f"{dtype!r} is no floating-point type. Write 'float32', 'bfloat16' or 'float64'.")
+    assert isinstance(found, torch.dtype)
     return found
 
 

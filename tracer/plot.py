@@ -48,7 +48,6 @@ SEVERED_WORDS = {
     severed_name("attn"): "state restored, attention severed",
 }
 ROLE_COLOURS = ("#9ecae1", "#4292c6", "#08306b", "#fdae6b", "#bdbdbd", "#a63603")
-WORDS = {"state": "state", "mlp": "MLP", "attn": "attention"}
 NOT_TRACED = "#e3e3e3"
 SPECIAL = "#9a9a9a"
 SUFFIXES = (".png", ".pdf", ".svg")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 import tempfile
@@ -36,7 +37,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     temporary = Path(name)
     try:
         yield temporary
-        temporary.chmod(0o644)
+        temporary.chmod(0o666 & ~_umask())
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -50,7 +51,7 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
     temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
     try:
         yield temporary
-        temporary.chmod(0o755)
+        temporary.chmod(0o777 & ~_umask())
         try:
             os.rename(temporary, path)
         except OSError:
@@ -60,17 +61,41 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def plain(value: Any) -> Any:
+    """What JSON writes for a value it does not know: numpy's and torch's numbers as Python's, paths as text."""
+    return value.item() if hasattr(value, "item") else str(value)
+
+
+def to_json(record: Any, *, indent: int | None = None) -> str:
+    """`record` as strict JSON: NaN and infinity, which JSON does not have, become null."""
+    return json.dumps(_finite(record), indent=indent, ensure_ascii=False, default=plain, allow_nan=False)
+
+
+def _finite(record: Any) -> Any:
+    if isinstance(record, Mapping):
+        return {key: _finite(value) for key, value in record.items()}
+    if isinstance(record, list | tuple):
+        return [_finite(value) for value in record]
+    return None if isinstance(record, float) and not math.isfinite(record) else record
+
+
 def write_json(path: str | Path, record: Any) -> None:
     """Writes `record` as indented UTF-8 JSON, atomically."""
     with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        temporary.write_text(to_json(record, indent=2) + "\n", encoding="utf-8")
 
 
 def write_tensors(path: str | Path, tensors: Mapping[str, torch.Tensor], about: Mapping[str, Any]) -> None:
     """Writes a safetensors file whose header carries `about` as JSON, atomically."""
     with atomic_path(path) as temporary:
         contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-        save_file(contiguous, temporary, metadata={"about": json.dumps(about, ensure_ascii=False)})
+        save_file(contiguous, temporary, metadata={"about": to_json(about)})
 
 
 def read_tensors(path: str | Path, kind: str) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:

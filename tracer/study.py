@@ -20,6 +20,7 @@ from tracer.fact import Fact, TokenizedFact, check_roles, token_roles
 from tracer.model import LanguageModel
 from tracer.progress import bar
 from tracer.site import KINDS, Kind
+from tracer.storage import plain
 from tracer.tokens import visible
 
 
@@ -64,8 +65,9 @@ def average(
     """
     check_settings(kinds, severed, window, samples, engine)
     check_roles(roles or ())
-    if not facts:
-        raise FactError("No facts to average. Try tracer.facts.bundled().")
+    facts = list(facts)
+    if not facts or (most is not None and most < 1):
+        raise FactError("No facts to average. Try tracer.facts.bundled(), and most=1 or more.")
     noise = noise_for(model, noise, [fact.subject for fact in facts])
     wanted = len(facts) if most is None else min(most, len(facts))
     results: list[TraceResult] = []
@@ -74,9 +76,8 @@ def average(
         for fact in facts:
             if len(results) == wanted:
                 break
-            tokenized = fact.preflight(model, warn=False)
-            reason = _reason_to_skip(model, tokenized, roles, known_only)
-            if reason:
+            tokenized, reason = _usable(model, fact, roles, known_only)
+            if tokenized is None:
                 skipped.append((fact.prompt, reason))
                 continue
             steps.set_postfix_str(fact.subject[:24])
@@ -106,6 +107,8 @@ def average_of(results: Sequence[TraceResult], skipped: Sequence[tuple[str, str]
     Raises:
         FactError: the traces were made with different settings.
     """
+    if not results:
+        raise FactError("No traces to average.")
     first = results[0]
     for result in results:
         if result.settings != first.settings or set(result.restored) != set(first.restored):
@@ -120,18 +123,24 @@ def average_of(results: Sequence[TraceResult], skipped: Sequence[tuple[str, str]
     )
 
 
-def _reason_to_skip(
-    model: LanguageModel, fact: TokenizedFact, roles: Sequence[str] | None, known_only: bool
-) -> str | None:
-    present = set(token_roles(len(fact.token_ids), fact.subject_span))
-    if roles is not None and not present & set(roles):
-        return f"it has no {' or '.join(roles)}"
-    if not known_only or fact.answer_id is None:
-        return None
-    predicted = predicted_id(model, fact.token_ids)
-    if predicted == fact.answer_id:
-        return None
-    return f"the model predicts {visible(model.tokenizer, (predicted,))[0]!r}, not {fact.answer_tokens[0]!r}"
+def _usable(
+    model: LanguageModel, fact: Fact, roles: Sequence[str] | None, known_only: bool
+) -> tuple[TokenizedFact | None, str]:
+    """The fact as tokens, or None and why it is left out."""
+    try:
+        tokenized = fact.preflight(model, warn=False)
+    except FactError as error:
+        return None, str(error)
+    present = set(token_roles(len(tokenized.token_ids), tokenized.subject_span))
+    if roles and not present & set(roles):
+        return None, f"it has no {' or '.join(roles)}"
+    if not known_only or tokenized.answer_id is None:
+        return tokenized, ""
+    predicted = predicted_id(model, tokenized.token_ids)
+    if predicted == tokenized.answer_id:
+        return tokenized, ""
+    said = visible(model.tokenizer, (predicted,))[0]
+    return None, f"the model predicts {said!r}, not {tokenized.answer_tokens[0]!r}"
 
 
 def _kept_trace(model: LanguageModel, fact: TokenizedFact, folder: str | Path | None, options: dict) -> TraceResult:
@@ -140,7 +149,7 @@ def _kept_trace(model: LanguageModel, fact: TokenizedFact, folder: str | Path | 
         return trace(model, fact, progress=False, **options)
     noise = dataclasses.asdict(options["noise"])
     about = [model.fingerprint(), fact.token_ids, fact.subject_span, fact.answer_ids, {**options, "noise": noise}]
-    path = Path(folder) / f"{hashlib.sha256(json.dumps(about).encode()).hexdigest()[:24]}.safetensors"
+    path = Path(folder) / f"{hashlib.sha256(json.dumps(about, default=plain).encode()).hexdigest()[:24]}.safetensors"
     with contextlib.suppress(FileFormatError):  # absent, or of an older version: trace again
         return TraceResult.load(path)
     result = trace(model, fact, progress=False, **options)

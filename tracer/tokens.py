@@ -26,17 +26,22 @@ class Encoding:
 
 
 def encode(tokenizer: PreTrainedTokenizerBase | None, text: str) -> Encoding:
-    """Tokenises `text` once, special tokens included.
+    """Tokenises `text` once, special tokens in front included; one that closes the text is dropped.
 
     Raises:
-        FactError: there is no tokenizer, or it cannot say which characters a token covers.
+        FactError: there is no tokenizer, it cannot say which characters a token covers, or the text is empty.
     """
     if tokenizer is None:
         raise FactError("This model has no tokenizer: load it with tracer.load(model, tokenizer=...).")
     if not tokenizer.is_fast:
         raise FactError("This tokenizer gives no character offsets: load its fast version (use_fast=True).")
     found = tokenizer(text, return_offsets_mapping=True)
-    return Encoding(tuple(found["input_ids"]), tuple((int(a), int(b)) for a, b in found["offset_mapping"]))
+    offsets = [(int(start), int(end)) for start, end in found["offset_mapping"]]
+    covering = [n for n, (start, end) in enumerate(offsets) if end > start]
+    if not covering:
+        raise FactError("The text is empty. Write the words that the model should continue.")
+    stop = covering[-1] + 1  # what follows is read after an end-of-text token, as a new text
+    return Encoding(tuple(found["input_ids"][:stop]), tuple(offsets[:stop]))
 
 
 def joined(sentence: str, target: str) -> str:
@@ -62,11 +67,6 @@ class TargetEncoding:
     boundary_merge: bool
 
     @property
-    def prompt_ids(self) -> tuple[int, ...]:
-        """Ids before the target."""
-        return self.ids[: self.n_prompt]
-
-    @property
     def target_ids(self) -> tuple[int, ...]:
         """Ids of the target."""
         return self.ids[self.n_prompt :]
@@ -83,9 +83,9 @@ def encode_with_target(tokenizer: PreTrainedTokenizerBase | None, sentence: str,
     if not target.strip() or not covered:
         raise FactError(f"The target {target!r} has no tokens after {sentence!r}. Write the words that should follow.")
     first = covered[0]
-    merged = encoding.offsets[first][0] < len(sentence)
-    end = covered[-1] + 1  # a closing special token, where a tokenizer adds one, is no part of the target
-    return TargetEncoding(encoding.ids[:end], first, encoding.offsets[:end], merged)
+    if first == 0:
+        raise FactError(f"Nothing comes before the target {target!r}: write a prompt.")
+    return TargetEncoding(encoding.ids, first, encoding.offsets, encoding.offsets[first][0] < len(sentence))
 
 
 def token_span(offsets: Sequence[tuple[int, int]], begin: int, end: int) -> tuple[int, int]:

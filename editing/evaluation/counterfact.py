@@ -17,9 +17,11 @@ import numpy as np
 import pandas as pd
 
 from editing.edit import Edit
+from editing.errors import EditingError
 from editing.request import EditRequest
 from editing.scores import target_scores
 from tracer.effect import Estimate
+from tracer.errors import FactError
 from tracer.facts.bundled import filled
 from tracer.model import LanguageModel
 from tracer.progress import bar
@@ -56,14 +58,23 @@ def evaluate_counterfact(
     seed: int = 0,
     progress: bool | None = None,
 ) -> Iterator[CaseScores]:
-    """Edits, scores and undoes one record after the other (the protocol of single edits)."""
+    """Edits, scores and undoes one record after the other (the protocol of single edits).
+
+    A record that cannot be edited counts as a failure of ES and PS; its diagnostics say why.
+    """
     with bar(len(records), "CounterFact", show=progress, unit="case") as steps:
         for record in records:
             before = case_scores(model, record)
-            request = EditRequest.from_counterfact(dict(record))
-            with editor.apply(model, [request], seed=seed, progress=False) as edit:
-                yield CaseScores(str(record["case_id"]), before, case_scores(model, record), dict(edit.diagnostics[0]))
+            try:
+                with editor.apply(
+                    model, [EditRequest.from_counterfact(dict(record))], seed=seed, progress=False
+                ) as edit:
+                    after, diagnostics = case_scores(model, record), dict(edit.diagnostics[0])
+            except (EditingError, FactError) as error:  # not editable: a failure, and the neighbourhood untouched
+                after = {**before, **{name: 0.0 for name in ("ES", "PS") if name in before}}
+                diagnostics = {"not_editable": str(error)}
             steps.update()
+            yield CaseScores(str(record["case_id"]), before, after, diagnostics)
 
 
 def case_scores(model: LanguageModel, record: Mapping[str, Any]) -> dict[str, float]:

@@ -7,13 +7,16 @@ so nothing need be downloaded. Keys are streamed: memory is one [d_mlp, d_mlp] m
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import hashlib
 import json
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +25,7 @@ from editing.edit import unedited
 from editing.errors import CovarianceError
 from editing.generation import sample_texts
 from editing.locate_then_edit.keys import hooked_until
+from tracer.errors import FileFormatError
 from tracer.model import LanguageModel
 from tracer.progress import bar
 from tracer.storage import cache_folder, read_tensors, write_json, write_tensors
@@ -77,8 +81,8 @@ class SecondMoment:
         return torch.cholesky_solve(key[:, None], self._factor)[:, 0]
 
     def report(self) -> dict[str, float | int | str | bool]:
-        """How well C is known and conditioned."""
-        spectrum = torch.linalg.eigvalsh(self.regularised)
+        """How well C is known and conditioned; the condition number is bounded from below by Cholesky's diagonal."""
+        diagonal = self._factor.diagonal()
         return {
             "layer": self.layer,
             "corpus": self.corpus,
@@ -86,7 +90,7 @@ class SecondMoment:
             "neurons": len(self.matrix),
             "dead_neurons": int((self.matrix.diagonal() == 0).sum()),
             "half_difference": self.half_difference,
-            "condition_number": float(spectrum[-1] / spectrum[0]),
+            "condition_number_at_least": float((diagonal.max() / diagonal.min()) ** 2),
             "cached": self.cached,
         }
 
@@ -124,7 +128,10 @@ def second_moments(
     with unedited(model):
         name, digest = _corpus_identity(corpus, seed)
         paths = {layer: _cache_path(model, digest, wanted, layer) for layer in layers}
-        found = {layer: _read(path, layer, ridge) for layer, path in paths.items() if cache and path.is_file()}
+        found: dict[int, SecondMoment] = {}
+        for layer, path in paths.items() if cache else ():
+            with contextlib.suppress(FileFormatError):  # absent or damaged: measured again
+                found[layer] = _read(path, layer, ridge)
         missing = [layer for layer in layers if layer not in found]
         if missing:
             texts = _texts(model, corpus, wanted, seed, cache, progress)
@@ -210,9 +217,11 @@ def _texts(
     for turn in range(MOST_TURNS):  # texts may end early, so one turn seldom is enough
         own_seed, name = seed + 1000 * turn, f"{model.fingerprint()[:24]}-{count}x{length}-top{OWN_TOP_K}"
         kept = cache_folder() / "own_text" / f"{name}-seed{own_seed}.json"
+        written = None
         if cache and kept.is_file():
-            written = json.loads(kept.read_text(encoding="utf-8"))
-        else:
+            with contextlib.suppress(ValueError):  # damaged: written again
+                written = json.loads(kept.read_text(encoding="utf-8"))
+        if written is None:
             written = sample_texts(model, count, length=length, seed=own_seed, top_k=OWN_TOP_K, progress=progress)
             if cache:
                 write_json(kept, written)
@@ -222,11 +231,14 @@ def _texts(
 
 def _paragraphs(path: Path) -> Iterator[str]:
     """The file's lines that have at least a few words, as they are."""
-    opened = gzip.open if path.suffix == ".gz" else open
-    with opened(path, "rt", encoding="utf-8") as file:  # pyright: ignore[reportCallIssue, reportArgumentType]
-        for line in file:
-            if len(line.split()) >= 5:
-                yield line.strip()
+    opened: Any = gzip.open if path.suffix == ".gz" else open
+    try:
+        with opened(path, "rt", encoding="utf-8") as file:
+            for line in file:
+                if len(line.split()) >= 5:
+                    yield line.strip()
+    except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
+        raise CovarianceError(f"{path} is no text file in UTF-8 ({error}). Give plain or gzipped text.") from error
 
 
 def _chunk(model: LanguageModel) -> int:

@@ -10,6 +10,7 @@ elsewhere; r-ROME (Gupta et al. 2024) uses one key throughout, which removes edi
 from __future__ import annotations
 
 import dataclasses
+import operator
 import time
 import warnings
 from collections.abc import Sequence
@@ -17,10 +18,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+import torch
 from torch import Tensor
 
 from editing.edit import Edit, RankOne
-from editing.errors import EditFailedError, EditingWarning, RequestError
+from editing.errors import CovarianceError, EditFailedError, EditingWarning, RequestError
 from editing.locate_then_edit.contexts import PUBLISHED, contexts
 from editing.locate_then_edit.covariance import RIDGE, SecondMoment, second_moments
 from editing.locate_then_edit.keys import keys_and_outputs
@@ -69,8 +71,20 @@ class ROME:
     def __post_init__(self) -> None:
         if self.variant not in get_args(Variant):
             raise RequestError(f"There is no variant {self.variant!r}. Choose from {', '.join(get_args(Variant))}.")
+        for name in ("layer", "steps", *(("tokens",) if self.tokens is not None else ())):
+            value: Any = getattr(self, name)
+            try:
+                object.__setattr__(self, name, operator.index(value))  # numpy's integers too
+            except TypeError as error:
+                raise RequestError(f"{name}={value!r} is no whole number.") from error
         if self.steps < 2:
             raise RequestError(f"steps={self.steps} leaves the value as it is. Write steps=20.")
+        if self.tokens is not None and self.tokens < 2:
+            raise RequestError(f"tokens={self.tokens} estimates nothing. Write tokens=100_000, or None.")
+        if not self.ridge >= 0:
+            raise RequestError(f"ridge={self.ridge} is negative. Write ridge={RIDGE}.")
+        if self.corpus is not None and not Path(self.corpus).is_file():
+            raise CovarianceError(f"There is no corpus file {self.corpus}. Give a text file, or None.")
 
     def apply(
         self, model: LanguageModel, requests: Sequence[EditRequest], *, seed: int = 0, progress: bool | None = None
@@ -90,6 +104,11 @@ class ROME:
         """
         model.anatomy.check_layer(self.layer)
         check_requests(model, requests)
+        model.torch.eval()  # dropout after W would break W' k* = v*
+        with torch.inference_mode(False), torch.enable_grad():  # whatever mode the caller is in
+            return self._apply(model, requests, seed, progress)
+
+    def _apply(self, model: LanguageModel, requests: Sequence[EditRequest], seed: int, progress: bool | None) -> Edit:
         moment = None if self.identity or not requests else self._statistics(model, seed, progress)
         prefixes = contexts(model, seed=seed, plan=self.context_plan) if requests else ()
         edit = Edit(tuple(requests), (), {"method": "ROME", **self._settings(), "seed": seed}, model.fingerprint())
@@ -144,6 +163,7 @@ class ROME:
             "division": division,
             "relative_change": float(change.delta(model).norm() / before.norm()),
             "lost_by_rounding": lost,
+            "statistics": None if moment is None else moment.report(),
             "seconds": time.perf_counter() - begun,
         }
         edit.diagnostics += (record,)

@@ -52,6 +52,7 @@ def request_rows(model: LanguageModel, request: EditRequest, contexts: Sequence[
     essence = encode(model.tokenizer, f"{request.subject} is a")
     sequences.append(essence.ids)
     lookup.append(token_span(essence.offsets, 0, len(request.subject))[1] - 1)
+    model.check_length(max(map(len, sequences)))
     ids, mask = right_padded(sequences, device=model.device)
     flat = [
         (row, n_prompt - 1 + t, token)

@@ -64,9 +64,11 @@ def optimise_value(
         EditFailedError: the loss became NaN or infinite.
     """
     logits = _answer_logits(model, layer, rows)
+    # In 16 bits Adam's own numbers underflow: delta lives in float32 or wider.
+    initial = initial if initial.dtype == torch.float64 else initial.float()
     delta = torch.zeros_like(initial, requires_grad=True)
     optimiser = torch.optim.Adam([delta], lr=rate)
-    size, base, first, taken, clamped = initial.norm(), None, 0.0, 0, 0
+    size, base, first, taken, clamped = initial.norm(), None, None, 0, 0
     while True:
         targets, essence = logits(delta)
         if base is None:
@@ -78,9 +80,9 @@ def optimise_value(
         loss = nll + drift + shrink
         if not torch.isfinite(loss):
             raise EditFailedError(f"The loss became {loss.item()} after {taken} steps. Nothing was written.")
-        first = first or nll.neg().exp().item()
+        first = nll.neg().exp().item() if first is None else first
         each_step()
-        if loss.item() < STOP_BELOW or taken == steps - 1:
+        if loss.item() < STOP_BELOW or taken >= steps - 1:
             break
         (delta.grad,) = torch.autograd.grad(loss, delta)
         optimiser.step()

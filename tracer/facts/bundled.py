@@ -47,7 +47,10 @@ def relation_of(prompt: str, subject: str) -> str | None:
     """The bundled relation that one of its templates says in the same words, if any."""
     at = prompt.rfind(subject)
     template = prompt[:at] + "{}" + prompt[at + len(subject) :] if at >= 0 else ""
-    return next((relation for relation, known in templates().items() if template in known), None)
+    said = [relation for relation, known in templates().items() if template in known]
+    # Two relations may share a template: then the one that has this subject.
+    own = [relation for relation in said if any(fact.subject == subject for fact in bundled(relation))]
+    return next(iter(own or said), None)
 
 
 def paraphrases(prompt: str, subject: str) -> list[str]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import gzip
 import json
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tracer.errors import FactError, FileFormatError
+from tracer.errors import FileFormatError
 from tracer.fact import Fact
 from tracer.facts.bundled import filled
 
@@ -48,6 +49,8 @@ def counterfact(path: str | Path) -> list[Fact]:
 def read_facts(path: str | Path) -> list[Fact]:
     """Facts of any file known here: our JSONL (prompt, subject, answer, relation), known_1000 or CounterFact."""
     records = read_records(path)
+    if records and not isinstance(records[0], dict):
+        raise FileFormatError(f"{path} holds {type(records[0]).__name__} values; facts are objects with a prompt each.")
     if records and "requested_rewrite" in records[0]:
         return counterfact(path)
     if records and "attribute" in records[0]:
@@ -74,7 +77,7 @@ def read_records(path: str | Path) -> list[dict[str, Any]]:
         text = (gzip.decompress(raw) if path.suffix == ".gz" else raw).decode("utf-8")
         lines = not text.lstrip().startswith("[")
         return [json.loads(line) for line in text.splitlines() if line.strip()] if lines else json.loads(text)
-    except (OSError, EOFError, ValueError) as error:
+    except (OSError, EOFError, ValueError, zlib.error) as error:
         raise FileFormatError(f"{path} is no whole JSON or JSONL file: {error}.") from error
 
 
@@ -83,7 +86,7 @@ def _facts(path: str | Path, fact: Callable[[dict[str, Any]], Fact]) -> list[Fac
     for number, record in enumerate(read_records(path)):
         try:
             facts.append(fact(record))
-        except (KeyError, TypeError, FactError) as error:
+        except (KeyError, TypeError, ValueError) as error:
             reason = f"no field {error}" if isinstance(error, KeyError) else error
             raise FileFormatError(f"{path}, record {number}: {reason}") from error
     return facts
