@@ -65,8 +65,8 @@ def _kinds(axes: Axes, kinds: list[str]) -> None:
 
 
 def _legend(axes: Axes, new: str) -> None:
-    for colour, name in ((NEW, f"new answer ({new})"), (OLD, "the prompt's own answer before")):
+    for colour, name in ((NEW, f"new answer ({new})"), (OLD, "own answer")):
         axes.plot([], [], "o", color=colour, label=name)
     axes.plot([], [], "o", markerfacecolor="white", markeredgecolor="#555555", label="before")
     axes.plot([], [], "o", color="#555555", label="after")
-    axes.legend(loc="lower left", bbox_to_anchor=(-0.01, 1.0), ncols=4, frameon=False, borderpad=0)
+    axes.legend(loc="lower left", bbox_to_anchor=(-0.01, 1.0), ncols=4, frameon=False, borderpad=0, columnspacing=1.2)
