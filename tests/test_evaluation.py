@@ -83,7 +83,7 @@ class Planted:
         edit = Edit(tuple(requests), (), {"method": "planted"}, model.fingerprint(), ({"relative_change": 0.0},))
         edit.start(model)
         undo = edit.undo
-        edit.undo = lambda: (handle.remove(), undo())  # type: ignore[method-assign]
+        edit.undo = lambda: (handle.remove(), undo())
         return edit
 
 

@@ -110,7 +110,8 @@ def read_tensors(path: str | Path, kind: str) -> tuple[dict[str, torch.Tensor], 
     try:
         with safe_open(path, framework="pt") as file:
             about = json.loads((file.metadata() or {}).get("about", "null"))
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            names = list(file.keys())  # a safetensors file is not iterable itself
+            tensors = {name: file.get_tensor(name) for name in names}
     except (SafetensorError, json.JSONDecodeError, OSError) as error:
         raise FileFormatError(f"{path} is not a whole safetensors file ({error}). Save it again.") from error
     if not isinstance(about, dict) or about.get("kind") != kind:
