@@ -44,6 +44,7 @@ app = typer.Typer(
 New = Annotated[str, typer.Option(help="The new continuation.")]
 Layer = Annotated[int | None, typer.Option(help="The MLP to write to; default: located by tracing.")]
 Corpus = Annotated[Path | None, typer.Option(help="Text file for key statistics; default: the model's own text.")]
+Tokens = Annotated[int | None, typer.Option(min=1, help="Of key statistics; default: at least ten a neuron.")]
 Variant = Annotated[Any, typer.Option(parser=str, metavar="NAME", help="r-rome, rome (as published) or p-rome.")]
 Seed = Annotated[int, typer.Option(help="Of random prefixes and of the model's own text.")]
 EditFile = Annotated[Path, typer.Argument(help="A saved edit.")]
@@ -62,6 +63,7 @@ def locate_then_edit(
     neighbour: Annotated[list[str] | None, typer.Option(help="A prompt that must not change; repeatable.")] = None,
     variant: Variant = "r-rome",
     corpus: Corpus = None,
+    tokens: Tokens = None,
     samples: Samples = 10,
     window: Window = 10,
     seed: Seed = 0,
@@ -80,7 +82,7 @@ def locate_then_edit(
             opened_model,
             request,
             layer=layer,
-            editor=lambda at: ROME(layer=at, variant=variant, corpus=corpus),
+            editor=lambda at: ROME(layer=at, variant=variant, corpus=corpus, tokens=tokens),
             n_facts=facts,
             extra_paraphrases=paraphrase or (),
             extra_neighbours=neighbour or (),
@@ -104,6 +106,7 @@ def edit(
     save: Annotated[Path, typer.Option(help="Where the edit is kept.")] = Path("edit.safetensors"),
     variant: Variant = "r-rome",
     corpus: Corpus = None,
+    tokens: Tokens = None,
     seed: Seed = 0,
     model: Model = "gemma-3-270m",
     device: Device = None,
@@ -116,7 +119,7 @@ def edit(
         request = EditRequest(prompt, subject, new, subject_at=subject_at)
         if save.is_dir():
             raise RequestError(f"{save} is a folder. Write --save {save / 'edit.safetensors'}.")
-        rome = ROME(layer=layer, variant=variant, corpus=corpus)
+        rome = ROME(layer=layer, variant=variant, corpus=corpus, tokens=tokens)
         opened_model = opened(model, device, dtype)
         before = complete(opened_model, [request.prompt])[0]
         made = rome.apply(opened_model, [request], seed=seed, progress=show_progress(quiet))
