@@ -4,12 +4,12 @@ A block adds two things to the residual stream, attention and MLP:
     h[l] = h[l-1] + a[l] + m[l]
 A *site* is what a sub-layer adds. Where a family normalises after the sub-layer (Gemma 2 and 3),
 that is the value after this norm, so `attention_site` and `mlp_site` may differ from the modules
-that compute them.
+that compute them. Model types that are not listed here are searched for their parts (`structure`).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -24,63 +24,84 @@ SubLayer = Literal["mlp", "attn"]
 
 @dataclass(frozen=True)
 class Names:
-    """Where a family keeps its parts: dotted paths, the last five relative to a block.
+    """Where a family keeps its parts: dotted paths, the last three relative to a block.
 
     Attributes:
-        value_matrix: the MLP's output weight; its input is the key of an associative memory.
-        mlp_site, attention_site: modules whose output is added to the residual stream.
+        after_blocks: modules between the last block and the head, in order: the final norm, an output
+            projection. One that a model of the family lacks is left out; its own logits check that.
+        mlp_site, attention_site: modules whose output is added to the residual stream, as it is or
+            (Granite) times a constant, which changes no map.
+        value_matrix: the MLP's output weight; its input is the key of an associative memory. None
+            where there is no such matrix: a mixture's experts are parts of one tensor.
     """
 
     embedding: str
     blocks: str
-    final_norm: str
-    attention: str
-    mlp: str
-    value_matrix: str
+    after_blocks: tuple[str, ...]
     attention_site: str
     mlp_site: str
+    value_matrix: str | None = None
 
 
 GPT2 = Names(
     embedding="transformer.wte",
     blocks="transformer.h",
-    final_norm="transformer.ln_f",
-    attention="attn",
-    mlp="mlp",
-    value_matrix="mlp.c_proj",
+    after_blocks=("transformer.ln_f",),
     attention_site="attn",
     mlp_site="mlp",
+    value_matrix="mlp.c_proj",
 )
+GPT_NEOX = Names(
+    embedding="gpt_neox.embed_in",
+    blocks="gpt_neox.layers",
+    after_blocks=("gpt_neox.final_layer_norm",),
+    attention_site="attention",
+    mlp_site="mlp",
+    value_matrix="mlp.dense_4h_to_h",
+)
+# OPT's MLP is no module of its own: fc2 is where it ends.
+OPT = Names(
+    embedding="model.decoder.embed_tokens",
+    blocks="model.decoder.layers",
+    after_blocks=("model.decoder.final_layer_norm", "model.decoder.project_out"),
+    attention_site="self_attn",
+    mlp_site="fc2",
+    value_matrix="fc2",
+)
+FALCON = replace(
+    GPT_NEOX,
+    embedding="transformer.word_embeddings",
+    blocks="transformer.h",
+    after_blocks=("transformer.ln_f",),
+    attention_site="self_attention",
+)
+# Bloom's sub-layers return their sum with the residual stream; what they add is what their last matrix gives.
+BLOOM = replace(FALCON, attention_site="self_attention.dense", mlp_site="mlp.dense_4h_to_h")
 LLAMA = Names(
     embedding="model.embed_tokens",
     blocks="model.layers",
-    final_norm="model.norm",
-    attention="self_attn",
-    mlp="mlp",
-    value_matrix="mlp.down_proj",
+    after_blocks=("model.norm",),
     attention_site="self_attn",
     mlp_site="mlp",
-)
-GEMMA_POST_NORM = Names(
-    embedding="model.embed_tokens",
-    blocks="model.layers",
-    final_norm="model.norm",
-    attention="self_attn",
-    mlp="mlp",
     value_matrix="mlp.down_proj",
-    attention_site="post_attention_layernorm",
-    mlp_site="post_feedforward_layernorm",
 )
+POST_NORM = replace(LLAMA, attention_site="post_attention_layernorm", mlp_site="post_feedforward_layernorm")
+MIXTURE = replace(LLAMA, value_matrix=None)
 
 FAMILIES: dict[str, Names] = {
+    "bloom": BLOOM,
+    "falcon": FALCON,
     "gpt2": GPT2,
-    "llama": LLAMA,
-    "mistral": LLAMA,
-    "qwen2": LLAMA,
-    "qwen3": LLAMA,
-    "gemma": LLAMA,
-    "gemma2": GEMMA_POST_NORM,
-    "gemma3_text": GEMMA_POST_NORM,
+    "gpt_neo": GPT2,
+    "gpt_neox": GPT_NEOX,
+    "gptj": replace(GPT2, value_matrix="mlp.fc_out"),
+    "opt": OPT,
+    "phi": replace(LLAMA, after_blocks=("model.final_layernorm",), value_matrix="mlp.fc2"),
+    "starcoder2": replace(LLAMA, value_matrix="mlp.c_proj"),
+    **dict.fromkeys(("cohere", "gemma", "granite", "llama", "mistral", "olmo", "phi3"), LLAMA),
+    **dict.fromkeys(("qwen2", "qwen3", "stablelm"), LLAMA),
+    **dict.fromkeys(("gemma2", "gemma3_text", "olmo2"), POST_NORM),
+    **dict.fromkeys(("mixtral", "qwen2_moe", "qwen3_moe"), MIXTURE),
 }
 
 
@@ -90,42 +111,64 @@ class Anatomy:
     Attributes:
         names: the dotted paths in use.
         blocks: the decoder blocks, in order.
-        head: the output embedding, d_model -> vocab.
+        after_blocks: what comes between the last block and the head, in order.
+        head: the output embedding, to the vocabulary.
+        embedding_size: width of the token embedding; OPT-350m projects it to d_model.
     """
 
     def __init__(self, model: PreTrainedModel, names: Names) -> None:
         self.names = names
-        self.embedding: nn.Module = _module(model, names.embedding)
-        self.blocks: list[nn.Module] = list(_module(model, names.blocks).children())
-        self.final_norm: nn.Module = _module(model, names.final_norm)
+        self.embedding: nn.Module = model.get_submodule(names.embedding)
+        self.blocks: list[nn.Module] = list(model.get_submodule(names.blocks).children())
+        self.after_blocks: list[nn.Module] = [model.get_submodule(path) for path in names.after_blocks if _has(model, path)]
         head = model.get_output_embeddings()
         assert isinstance(head, nn.Module)  # `anatomy_of` lists it among the missing roles
         self.head: nn.Module = head
         text = model.config.get_text_config()
+        # Cohere, Granite
+        self.logit_factor = (getattr(text, "logit_scale", None) or 1) / (getattr(text, "logits_scaling", None) or 1)
         self.logit_softcap: float | None = getattr(text, "final_logit_softcapping", None)
+        self.family = str(model.config.model_type)
         self.n_layers = len(self.blocks)
         self.d_model = int(text.hidden_size)
+        self.embedding_size = int(next(self.embedding.parameters()).shape[-1])
 
     def site_module(self, kind: SubLayer, layer: int) -> nn.Module:
         """The module whose output block `layer` adds to the residual stream for `kind`."""
         name = self.names.mlp_site if kind == "mlp" else self.names.attention_site
-        return _module(self.blocks[self.check_layer(layer)], name)
+        return self.blocks[self.check_layer(layer)].get_submodule(name)
 
     def value_matrix(self, layer: int) -> nn.Module:
-        """The MLP's output projection, y = W k + b."""
-        return _module(self.blocks[self.check_layer(layer)], self.names.value_matrix)
+        """The MLP's output projection, y = W k + b.
+
+        Raises:
+            AnatomyError: this family's MLPs have no such matrix.
+        """
+        return self.blocks[self.check_layer(layer)].get_submodule(self._value_matrix_name())
 
     def value_weight_name(self, layer: int) -> str:
         """The parameter name of `value_matrix`'s weight in the model's state dict."""
-        return f"{self.names.blocks}.{self.check_layer(layer)}.{self.names.value_matrix}.weight"
+        return f"{self.names.blocks}.{self.check_layer(layer)}.{self._value_matrix_name()}.weight"
+
+    def _value_matrix_name(self) -> str:
+        if self.names.value_matrix is None:
+            raise AnatomyError(
+                f"Model type {self.family!r} has no single MLP output matrix (a mixture of experts has one an expert), "
+                f"so there is none to edit. It can be traced; edit a model with dense MLPs."
+            )
+        return self.names.value_matrix
 
     def unembed(self, hidden: Tensor) -> Tensor:
-        """Logits from the last block's output: final norm, then `logits`."""
-        return self.logits(self.final_norm(hidden))
+        """Logits from the last block's output: the modules after the blocks, then `logits`."""
+        for module in self.after_blocks:
+            hidden = module(hidden)
+        return self.logits(hidden)
 
-    def logits(self, normed: Tensor) -> Tensor:
-        """Logits from the final norm's output: head, soft-capping where the family has it."""
-        logits = self.head(normed)
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Logits from the head's input: head, scaling and soft-capping where the family has them."""
+        logits = self.head(hidden)
+        if self.logit_factor != 1:
+            logits = logits * self.logit_factor
         if self.logit_softcap:
             logits = torch.tanh(logits / self.logit_softcap) * self.logit_softcap
         return logits
@@ -141,25 +184,25 @@ class Anatomy:
 
 
 def anatomy_of(model: PreTrainedModel, names: Names | None = None) -> Anatomy:
-    """Finds a model's parts by its family, or by the `names` given.
+    """Finds a model's parts: by the `names` given, else by its family, else by what its modules do.
 
     Raises:
-        AnatomyError: the family is unknown or a role's module is not there; lists every missing role.
+        AnatomyError: a role's module is not there; lists every missing role.
     """
+    from tracer.structure import names_by_structure  # which builds on this module
+
     family = model.config.model_type
     known = names or FAMILIES.get(family)
-    candidate = known or LLAMA
-    missing = _missing_roles(model, candidate)
-    if known is None or missing:
-        found = f"Not found under {'those' if known else 'Llama-like'} names: {', '.join(missing)}."
-        if not missing:
-            found = "All roles are there under Llama-like names: if they fit, write names=tracer.anatomy.LLAMA."
+    if known is None:
+        return Anatomy(model, names_by_structure(model))
+    missing = _missing_roles(model, known)
+    if missing:
         raise AnatomyError(
-            f"{'The names given do not fit' if names else 'No names are known for'} model type {family!r}. {found} "
-            f"Known types: {', '.join(sorted(FAMILIES))}. For another model write "
+            f"The names {'given' if names else 'known'} do not fit this model of type {family!r}. "
+            f"Not found: {', '.join(missing)}. For another model write "
             f"tracer.load(..., names=tracer.Names(embedding=..., blocks=..., ...))."
         )
-    return Anatomy(model, candidate)
+    return Anatomy(model, known)
 
 
 def is_stored_transposed(module: nn.Module) -> bool:
@@ -179,40 +222,30 @@ def hidden_of(output: Tensor | tuple) -> Tensor:
     return output if isinstance(output, Tensor) else output[0]
 
 
+def by_token(hidden: Tensor, rows: int) -> Tensor:
+    """`hidden` as [row, token, ...]: a view, where a sub-layer flattens rows and tokens (OPT's MLP)."""
+    return hidden.unflatten(0, (rows, -1)) if hidden.dim() == 2 else hidden
+
+
 def with_hidden(output: Tensor | tuple, hidden: Tensor) -> Tensor | tuple:
     """`output` with its hidden states replaced; the counterpart of `hidden_of`."""
     return hidden if isinstance(output, Tensor) else (hidden, *output[1:])
 
 
-def _module(root: nn.Module, path: str) -> nn.Module:
-    return root.get_submodule(path)
-
-
 def _missing_roles(model: PreTrainedModel, names: Names) -> list[str]:
     """The roles whose dotted path leads nowhere in this model."""
-    missing = [
-        f"{role} ({path})"
-        for role, path in (
-            ("embedding", names.embedding),
-            ("blocks", names.blocks),
-            ("final norm", names.final_norm),
-        )
-        if not _has(model, path)
-    ]
+    outside = {"embedding": names.embedding, "blocks": names.blocks}
+    missing = [f"{role} ({path})" for role, path in outside.items() if not _has(model, path)]
     if model.get_output_embeddings() is None:
         missing.append("head (get_output_embeddings() is None)")
-    blocks = list(_module(model, names.blocks).children()) if _has(model, names.blocks) else []
-    if not blocks:
-        return missing
+    blocks = list(model.get_submodule(names.blocks).children()) if _has(model, names.blocks) else []
     inside = {
-        "attention": names.attention,
-        "MLP": names.mlp,
-        "value matrix": names.value_matrix,
         "attention site": names.attention_site,
         "MLP site": names.mlp_site,
+        "value matrix": names.value_matrix,
     }
     for role, path in inside.items():
-        absent = [index for index, block in enumerate(blocks) if not _has(block, path)]
+        absent = [index for index, block in enumerate(blocks) if path is not None and not _has(block, path)]
         if absent:
             missing.append(f"{role} ({names.blocks}.{absent[0]}.{path})")
     return missing

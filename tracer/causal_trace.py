@@ -98,7 +98,8 @@ def trace(
     tokenized = fact.preflight(model) if isinstance(fact, Fact) else fact
     _check_ids(model, tokenized)
     noise = noise_for(model, noise)
-    draws = noise.draws(samples=samples, n_subject=_length(tokenized), d_model=model.d_model, seed=seed)
+    width = model.anatomy.embedding_size
+    draws = noise.draws(samples=samples, n_subject=_length(tokenized), d_model=width, seed=seed)
     run = _engine(model, tokenized, draws, engine)
     answer_id = int(run.clean_logits.argmax()) if tokenized.answer_id is None else tokenized.answer_id
     tokens = _traced_tokens(tokenized, roles)

@@ -94,6 +94,11 @@ class Packing:
         final = self.computed == n_tokens - 1
         return torch.stack([torch.nonzero(final & (self.restored == i))[0, 0] for i in self.groups])
 
+    def key_positions(self, n_tokens: int) -> Tensor:
+        """The token of each key that `mask` speaks of, [prefix + pair]."""
+        clean = [] if self.clean_token is None else [self.clean_token]
+        return torch.cat((torch.tensor([*range(n_tokens - 1), *clean], dtype=torch.long), self.computed))
+
     def mask(self, visible: Tensor) -> Tensor:
         """Who sees whom: bool [pair, prefix + pair], the prefix being tokens 0 .. T-2 and then `clean_token`.
 

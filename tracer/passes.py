@@ -21,7 +21,7 @@ import nnsight
 import torch
 from torch import Tensor
 
-from tracer.anatomy import SubLayer, hidden_of
+from tracer.anatomy import SubLayer, by_token, hidden_of
 from tracer.model import LanguageModel
 from tracer.site import KINDS, Kind, Site, window_layers
 
@@ -49,7 +49,7 @@ def forward(
         model: the model.
         ids: the prompt, [row, token].
         subject_span: tokens [begin, end) that the noise is added to.
-        noise: [row, subject, d_model].
+        noise: [row, subject, width of the embedding].
         held: site -> value, [d_model] or [row, d_model].
         keep: keep every state, MLP and attention output, [row, token, d_model].
     """
@@ -66,7 +66,7 @@ def forward(
                 sites = [site for site in places if site.layer == layer and site.kind == kind]
                 if not sites and not keep:
                     continue
-                hidden = hidden_of(_site_envoy(model, kind, layer).output)
+                hidden = by_token(hidden_of(_site_envoy(model, kind, layer).output), len(ids))
                 for site in sites:
                     hidden[:, site.token] = held[site].to(hidden)  # pyright: ignore[reportOptionalSubscript]
                 if keep:

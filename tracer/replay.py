@@ -11,6 +11,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,11 +19,14 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from tracer.anatomy import SubLayer, hidden_of, with_hidden
+from tracer import masks
+from tracer.anatomy import SubLayer, by_token, hidden_of, with_hidden
 from tracer.errors import AnatomyError
 from tracer.model import LanguageModel
 
 _CACHE_NAMES = ("past_key_values", "past_key_value", "layer_past")
+# Rows in the batch that runs: a sub-layer that flattens rows and tokens does not say. Each thread has its own.
+_ROWS: ContextVar[int] = ContextVar("rows", default=1)
 
 
 @dataclass
@@ -35,6 +39,8 @@ class Recording:
         keys, values: of each attention, [row, kv_head, token, head].
         arguments: what each block was called with, by name.
         visible: which tokens each token sees in each layer, bool [row or 1, token, token].
+        bias: what each layer's mask adds where it sees, [row or 1, head or 1, token, token]; None: nothing.
+        blocks: each block, without a mask of its own.
     """
 
     model: LanguageModel
@@ -45,6 +51,21 @@ class Recording:
     values: list[Tensor] = field(default_factory=list)
     arguments: list[dict[str, Any]] = field(default_factory=list)
     visible: list[Tensor] = field(default_factory=list)
+    bias: list[Tensor | None] = field(default_factory=list)
+    blocks: list[nn.Module] = field(default_factory=list)
+
+    def attention_mask(self, layer: int, seen: Tensor, positions: Tensor, key_positions: Tensor) -> Tensor:
+        """The mask for `run_block`: what the recorded one adds where `seen`, the most negative number elsewhere.
+
+        Args:
+            layer: which block.
+            seen: bool [row or 1, query, key].
+            positions: the token position of each query, [query] or [row, query].
+            key_positions: of each key, those put before the block's own included, [key] or [row, key].
+        """
+        bias = self.bias[layer]
+        bias = None if bias is None else masks.at(bias, positions, key_positions)
+        return masks.additive(seen, bias, self.keys[layer].dtype)
 
     def run_block(
         self,
@@ -52,6 +73,7 @@ class Recording:
         hidden: Tensor,
         *,
         positions: Tensor,
+        key_positions: Tensor,
         mask: Tensor,
         keys: Tensor,
         values: Tensor,
@@ -62,7 +84,8 @@ class Recording:
             layer: which block.
             hidden: its input.
             positions: the token position of each query, [query] or [row, query].
-            mask: added to the attention scores, [row or 1, 1, query, prefix + query].
+            key_positions: of each key, the prefix first, [prefix + query] or [row, prefix + query].
+            mask: from `attention_mask`, [row or 1, head or 1, query, prefix + query].
             keys: of the prefix, [row, kv_head, prefix, head].
             values: likewise.
         """
@@ -78,7 +101,10 @@ class Recording:
                 arguments[name] = _at(value, positions)
             elif name == "position_embeddings" and value is not None:
                 arguments[name] = tuple(_at(table, positions) for table in value)
-        return hidden_of(self.model.anatomy.blocks[layer](**arguments))
+            elif name == "alibi" and value is not None:
+                arguments[name] = masks.alibi_at(value, key_positions, len(self.inputs[layer]), len(hidden))
+        _ROWS.set(len(hidden))
+        return hidden_of(self.blocks[layer](**arguments))
 
 
 def record(
@@ -109,34 +135,34 @@ def record(
             hooks.callback(block.register_forward_hook(_keep_output(kept.outputs)).remove)
             for kind in ("attn", "mlp"):
                 module = anatomy.site_module(kind, layer)
-                hooks.callback(module.register_forward_hook(_keep_output(kept.added[kind])).remove)
+                hooks.callback(module.register_forward_hook(_keep_added(kept.added[kind], len(ids))).remove)
         model.torch.base_model(input_ids=ids, attention_mask=attention_mask, past_key_values=cache, use_cache=True)
     stored: list[Any] = cache.layers
-    for layer in range(anatomy.n_layers):
+    for layer, block in enumerate(anatomy.blocks):
         kept.keys.append(stored[layer].keys)
         kept.values.append(stored[layer].values)
-        kept.visible.append(_visible(kept.arguments[layer].get("attention_mask"), ids.shape[1]).to(ids.device))
+        seen, bias = masks.split(kept.arguments[layer].get("attention_mask"), ids.shape[1])
+        own = masks.built_in(block, ids.shape[1])
+        kept.visible.append((seen if own is None else seen.to(own.device) & own).to(ids.device))
+        kept.bias.append(bias)
+        kept.blocks.append(masks.without_built_in(block))
     return kept
 
 
 @contextmanager
 def output_changed(module: nn.Module, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
-    """While the block runs, `module` returns `change(hidden)` in place of its hidden states."""
+    """While the block runs, `module` returns `change(hidden)` in place of its hidden states [row, token, width]."""
 
     def hook(_module: nn.Module, _args: Any, output: Any) -> Any:
-        return with_hidden(output, change(hidden_of(output)))
+        hidden = hidden_of(output)
+        changed = change(by_token(hidden, _ROWS.get())).reshape(hidden.shape)
+        return with_hidden(output, changed.contiguous())  # Falcon goes on to add to it in place
 
     handle = module.register_forward_hook(hook)
     try:
         yield
     finally:
         handle.remove()
-
-
-def additive_mask(allowed: Tensor, dtype: torch.dtype) -> Tensor:
-    """0 where `allowed`, the type's most negative number elsewhere; [..., query, key] -> [..., 1, query, key]."""
-    mask = torch.zeros(allowed.shape, dtype=dtype, device=allowed.device)
-    return mask.masked_fill_(~allowed, torch.finfo(dtype).min).unsqueeze(-3)
 
 
 class _Prefix:
@@ -189,20 +215,17 @@ def _keep_output(store: list[Tensor]) -> Callable[..., None]:
     return hook
 
 
-def _visible(mask: Any, n_tokens: int) -> Tensor:
-    """Which token sees which, from the mask the model itself made (None: every earlier token)."""
-    causal = torch.ones(n_tokens, n_tokens, dtype=torch.bool).tril().unsqueeze(0)
-    if mask is None:
-        return causal
-    if not isinstance(mask, Tensor) or mask.dim() != 4:
-        raise AnatomyError(
-            'The attention mask is not a [batch, head, query, key] tensor. Load with attn_implementation="sdpa".'
-        )
-    seen = mask[:, 0, :, :n_tokens]
-    return seen if seen.dtype == torch.bool else seen > torch.finfo(seen.dtype).min / 2
+def _keep_added(store: list[Tensor], rows: int) -> Callable[..., None]:
+    def hook(_module: nn.Module, _args: tuple, output: Tensor | tuple) -> None:
+        # A copy: Falcon adds the attention's output to the MLP's in place.
+        store.append(by_token(hidden_of(output), rows).clone())
+
+    return hook
 
 
 def _at(table: Tensor, positions: Tensor) -> Tensor:
-    """The entries of a position table [1, token, ...] at `positions`, with a leading row axis."""
-    picked = table[0][positions]
-    return picked if positions.dim() == 2 else picked.unsqueeze(0)
+    """The entries of a position table [row or 1, token, ...] at `positions`, with a leading row axis."""
+    if positions.dim() == 1:
+        return table[:1, positions]
+    each = torch.arange(len(positions), device=positions.device) if len(table) > 1 else positions.new_zeros(1)
+    return table[each[:, None], positions]

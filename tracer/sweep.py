@@ -31,7 +31,7 @@ from tracer.errors import SweepMismatchError
 from tracer.model import LanguageModel
 from tracer.packing import Packing, Row, bundles, state_rows, window_rows
 from tracer.passes import Passes, probability
-from tracer.replay import Recording, additive_mask, output_changed, record
+from tracer.replay import Recording, output_changed, record
 
 PACKED_TOKENS = 1024  # tokens in one call of a block: enough for a good matrix product, few enough for the cache
 BUNDLE_PAIRS = 512  # pairs packed into one sequence: attention is quadratic in them
@@ -146,13 +146,21 @@ class Sweep:
     def block(self, layer: int, packing: Packing) -> Callable[[Tensor, Tensor], Tensor]:
         """Block `layer` as a function of packed rows and the sample that each row belongs to."""
         keys, values = (self._prefix(store[layer], packing) for store in (self.run.keys, self.run.values))
-        visible = self.run.visible[layer][0].cpu()
-        mask = additive_mask(packing.mask(visible), keys.dtype).to(keys.device)[None]
-        positions = packing.computed.to(keys.device)
+        seen = packing.mask(self.run.visible[layer][0].cpu())[None].to(keys.device)
+        positions, key_positions = (
+            places.to(keys.device) for places in (packing.computed, packing.key_positions(self.n_tokens))
+        )
+        mask = self.run.attention_mask(layer, seen, positions, key_positions)
 
         def run(hidden: Tensor, samples: Tensor) -> Tensor:
             return self.run.run_block(
-                layer, hidden, positions=positions, mask=mask, keys=keys[samples], values=values[samples]
+                layer,
+                hidden,
+                positions=positions,
+                key_positions=key_positions,
+                mask=mask,
+                keys=keys[samples],
+                values=values[samples],
             )
 
         return run
@@ -242,7 +250,7 @@ def self_test(model: LanguageModel) -> float:
     ids, span, layer, window = torch.arange(5, 11, device=model.device)[None], (1, 3), model.n_layers // 2, 3
     with torch.inference_mode():
         sigma = float(model.anatomy.embedding(ids).float().std())
-    noise = torch.from_numpy(3 * sigma * np.random.RandomState(1).randn(2, span[1] - span[0], model.d_model))
+    noise = torch.from_numpy(3 * sigma * np.random.RandomState(1).randn(2, span[1] - span[0], model.anatomy.embedding_size))
     passes, sweep = Passes(model, ids, span, noise), Sweep(model, ids, span, noise)
     answer, token = int(passes.clean_logits.argmax()), span[1] - 1
     pairs = [

@@ -25,6 +25,7 @@ from editing.edit import unedited
 from editing.errors import CovarianceError
 from editing.generation import sample_texts
 from editing.locate_then_edit.keys import hooked_until
+from tracer.anatomy import by_token
 from tracer.errors import FileFormatError
 from tracer.model import LanguageModel
 from tracer.progress import bar
@@ -179,7 +180,7 @@ def _accumulate(halves: Sequence[Tensor], real: Tensor) -> Callable[..., None]:
 
     def hook(_module: nn.Module, inputs: tuple[Tensor, ...], _output: Tensor) -> None:
         for half, total in enumerate(halves):
-            keys = inputs[0][half::2][real[half::2]]
+            keys = by_token(inputs[0], len(real))[half::2][real[half::2]]
             keys = keys if keys.dtype == torch.float64 else keys.float()
             total.add_((keys.T @ keys).cpu().double())
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from editing.locate_then_edit.rows import Rows
+from tracer.anatomy import by_token
 from tracer.model import LanguageModel
 
 
@@ -22,7 +23,8 @@ def keys_and_outputs(model: LanguageModel, layer: int, rows: Rows) -> tuple[Tens
     each = torch.arange(len(rows.ids), device=rows.ids.device)
 
     def keep(_module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        found["key"], found["output"] = inputs[0][each, rows.lookup], output[each, rows.lookup]
+        key, value = (by_token(hidden, len(each)) for hidden in (inputs[0], output))
+        found["key"], found["output"] = key[each, rows.lookup], value[each, rows.lookup]
 
     with torch.no_grad(), hooked_until(model, {layer: keep}):
         model.torch.base_model(input_ids=rows.ids, attention_mask=rows.attention_mask, use_cache=False)

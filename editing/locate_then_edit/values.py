@@ -19,7 +19,7 @@ from torch import Tensor
 from editing.errors import EditFailedError
 from editing.locate_then_edit.rows import Rows
 from tracer.model import LanguageModel
-from tracer.replay import additive_mask, output_changed, record
+from tracer.replay import output_changed, record
 
 STOP_BELOW = 0.05
 
@@ -104,7 +104,9 @@ def _answer_logits(model: LanguageModel, layer: int, rows: Rows) -> Callable[[Te
     below = run.inputs[layer][each, positions]
     keys = [store[:, :, :prefix] for store in run.keys]
     values = [store[:, :, :prefix] for store in run.values]
-    masks = [additive_mask(seen, below.dtype) for seen in allowed]
+    n_rows = len(rows.ids)
+    key_positions = torch.cat((torch.arange(prefix, device=positions.device).expand(n_rows, -1), positions), dim=1)
+    masks = [run.attention_mask(at, seen, positions, key_positions) for at, seen in enumerate(allowed)]
     # Essence first: it is read where the subject ends, the targets where each is predicted.
     read_rows = torch.cat((torch.tensor([len(rows.ids) - 1], device=rows.ids.device), rows.target_rows))
     read_at = torch.cat((rows.lookup[-1:], rows.target_places)) - rows.lookup[read_rows]
@@ -120,7 +122,13 @@ def _answer_logits(model: LanguageModel, layer: int, rows: Rows) -> Callable[[Te
         for at in range(layer, model.n_layers):
             with output_changed(value_matrix, add if at == layer else lambda output: output):
                 hidden = run.run_block(
-                    at, hidden, positions=positions, mask=masks[at], keys=keys[at], values=values[at]
+                    at,
+                    hidden,
+                    positions=positions,
+                    key_positions=key_positions,
+                    mask=masks[at],
+                    keys=keys[at],
+                    values=values[at],
                 )
         found = model.anatomy.unembed(hidden[read_rows, read_at])
         found = (found if found.dtype == torch.float64 else found.float()).log_softmax(-1)
