@@ -91,14 +91,13 @@ MIXTURE = replace(LLAMA, value_matrix=None)
 FAMILIES: dict[str, Names] = {
     "bloom": BLOOM,
     "falcon": FALCON,
-    "gpt2": GPT2,
-    "gpt_neo": GPT2,
     "gpt_neox": GPT_NEOX,
     "gptj": replace(GPT2, value_matrix="mlp.fc_out"),
     "opt": OPT,
     "phi": replace(LLAMA, after_blocks=("model.final_layernorm",), value_matrix="mlp.fc2"),
     "starcoder2": replace(LLAMA, value_matrix="mlp.c_proj"),
     **dict.fromkeys(("cohere", "gemma", "granite", "llama", "mistral", "olmo", "phi3"), LLAMA),
+    **dict.fromkeys(("gpt2", "gpt_neo"), GPT2),
     **dict.fromkeys(("qwen2", "qwen3", "stablelm"), LLAMA),
     **dict.fromkeys(("gemma2", "gemma3_text", "olmo2"), POST_NORM),
     **dict.fromkeys(("mixtral", "qwen2_moe", "qwen3_moe"), MIXTURE),
@@ -118,9 +117,9 @@ class Anatomy:
 
     def __init__(self, model: PreTrainedModel, names: Names) -> None:
         self.names = names
-        self.embedding: nn.Module = model.get_submodule(names.embedding)
-        self.blocks: list[nn.Module] = list(model.get_submodule(names.blocks).children())
-        self.after_blocks: list[nn.Module] = [model.get_submodule(path) for path in names.after_blocks if _has(model, path)]
+        self.embedding = model.get_submodule(names.embedding)
+        self.blocks = list(model.get_submodule(names.blocks).children())
+        self.after_blocks = [model.get_submodule(path) for path in names.after_blocks if _has(model, path)]
         head = model.get_output_embeddings()
         assert isinstance(head, nn.Module)  # `anatomy_of` lists it among the missing roles
         self.head: nn.Module = head
@@ -128,9 +127,7 @@ class Anatomy:
         # Cohere, Granite
         self.logit_factor = (getattr(text, "logit_scale", None) or 1) / (getattr(text, "logits_scaling", None) or 1)
         self.logit_softcap: float | None = getattr(text, "final_logit_softcapping", None)
-        self.family = str(model.config.model_type)
-        self.n_layers = len(self.blocks)
-        self.d_model = int(text.hidden_size)
+        self.family, self.n_layers, self.d_model = model.config.model_type, len(self.blocks), int(text.hidden_size)
         self.embedding_size = int(next(self.embedding.parameters()).shape[-1])
 
     def site_module(self, kind: SubLayer, layer: int) -> nn.Module:
@@ -153,7 +150,7 @@ class Anatomy:
     def _value_matrix_name(self) -> str:
         if self.names.value_matrix is None:
             raise AnatomyError(
-                f"Model type {self.family!r} has no single MLP output matrix (a mixture of experts has one an expert), "
+                f"Model type {self.family!r} has no single MLP output matrix (in a mixture each expert has its own), "
                 f"so there is none to edit. It can be traced; edit a model with dense MLPs."
             )
         return self.names.value_matrix
@@ -191,16 +188,14 @@ def anatomy_of(model: PreTrainedModel, names: Names | None = None) -> Anatomy:
     """
     from tracer.structure import names_by_structure  # which builds on this module
 
-    family = model.config.model_type
-    known = names or FAMILIES.get(family)
+    known = names or FAMILIES.get(model.config.model_type)
     if known is None:
         return Anatomy(model, names_by_structure(model))
     missing = _missing_roles(model, known)
     if missing:
         raise AnatomyError(
-            f"The names {'given' if names else 'known'} do not fit this model of type {family!r}. "
-            f"Not found: {', '.join(missing)}. For another model write "
-            f"tracer.load(..., names=tracer.Names(embedding=..., blocks=..., ...))."
+            f"The names {'given' if names else 'known'} do not fit this model of type {model.config.model_type!r}. "
+            f"Not found: {', '.join(missing)}. Write tracer.load(..., names=tracer.Names(embedding=..., ...))."
         )
     return Anatomy(model, known)
 
@@ -234,20 +229,15 @@ def with_hidden(output: Tensor | tuple, hidden: Tensor) -> Tensor | tuple:
 
 def _missing_roles(model: PreTrainedModel, names: Names) -> list[str]:
     """The roles whose dotted path leads nowhere in this model."""
-    outside = {"embedding": names.embedding, "blocks": names.blocks}
-    missing = [f"{role} ({path})" for role, path in outside.items() if not _has(model, path)]
+    outside = (("embedding", names.embedding), ("blocks", names.blocks))
+    missing = [f"{role} ({path})" for role, path in outside if not _has(model, path)]
     if model.get_output_embeddings() is None:
         missing.append("head (get_output_embeddings() is None)")
     blocks = list(model.get_submodule(names.blocks).children()) if _has(model, names.blocks) else []
-    inside = {
-        "attention site": names.attention_site,
-        "MLP site": names.mlp_site,
-        "value matrix": names.value_matrix,
-    }
-    for role, path in inside.items():
-        absent = [index for index, block in enumerate(blocks) if path is not None and not _has(block, path)]
-        if absent:
-            missing.append(f"{role} ({names.blocks}.{absent[0]}.{path})")
+    sites = (("attention site", names.attention_site), ("MLP site", names.mlp_site))
+    for role, path in (*sites, ("value matrix", names.value_matrix)):
+        absent = [index for index, block in enumerate(blocks) if path and not _has(block, path)]
+        missing += [f"{role} ({names.blocks}.{index}.{path})" for index in absent[:1]]
     return missing
 
 

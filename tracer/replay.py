@@ -138,6 +138,12 @@ def record(
                 hooks.callback(module.register_forward_hook(_keep_added(kept.added[kind], len(ids))).remove)
         model.torch.base_model(input_ids=ids, attention_mask=attention_mask, past_key_values=cache, use_cache=True)
     stored: list[Any] = cache.layers
+    counts = (len(stored), len(kept.added["attn"]), len(kept.added["mlp"]))
+    if counts != (anatomy.n_layers,) * 3:
+        raise AnatomyError(
+            f"Of {anatomy.n_layers} blocks {counts[0]} store keys and values, {counts[1]} call the attention site and "
+            f'{counts[2]} their MLP site: not each once, so the sweep cannot run them again. Use engine="passes".'
+        )
     for layer, block in enumerate(anatomy.blocks):
         kept.keys.append(stored[layer].keys)
         kept.values.append(stored[layer].values)

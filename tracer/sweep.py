@@ -250,7 +250,9 @@ def self_test(model: LanguageModel) -> float:
     ids, span, layer, window = torch.arange(5, 11, device=model.device)[None], (1, 3), model.n_layers // 2, 3
     with torch.inference_mode():
         sigma = float(model.anatomy.embedding(ids).float().std())
-    noise = torch.from_numpy(3 * sigma * np.random.RandomState(1).randn(2, span[1] - span[0], model.anatomy.embedding_size))
+    noise = torch.from_numpy(
+        3 * sigma * np.random.RandomState(1).randn(2, span[1] - span[0], model.anatomy.embedding_size)
+    )
     passes, sweep = Passes(model, ids, span, noise), Sweep(model, ids, span, noise)
     answer, token = int(passes.clean_logits.argmax()), span[1] - 1
     pairs = [

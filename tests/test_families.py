@@ -1,0 +1,239 @@
+"""Every family: the sweep gives the definition's numbers, and a site is what a sub-layer adds."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import LAYERS, WIDTH, llama_like, make_tokenizer, noise_of
+from families import COMMON, EXACT, EXPERTS, FAMILIES, GPT, IDS, SPAN, Family, differences, row, rows_of
+
+import tracer
+from editing import ROME, EditRequest
+from editing.generation import complete
+from editing.locate_then_edit.covariance import _accumulate
+from editing.locate_then_edit.keys import keys_and_outputs
+from editing.locate_then_edit.rows import request_rows
+from editing.locate_then_edit.values import _answer_logits
+from tracer import anatomy
+from tracer.anatomy import anatomy_of, is_stored_transposed
+from tracer.errors import AnatomyError
+from tracer.replay import record
+from tracer.structure import names_by_structure
+from tracer.sweep import Sweep, self_test
+
+README = Path(__file__).parents[1] / "README.md"
+POST_NORM = "OPT-350m"  # normalises after the sum, so its block adds more than its two sites
+SCALED = "Granite"  # multiplies both sites by a constant
+MIXTURES = ("Mixtral", "Qwen2-MoE", "Qwen3-MoE")
+# Gemma 2 in float64: where a window shows a padding token padding alone, its float32 softmax gives NaN.
+DENSE = [name for name in FAMILIES if name not in (*MIXTURES, "Gemma 2")]
+REQUEST = EditRequest("The Louvre is in", subject="The Louvre", new=" Rome")
+
+# In no table: these are found by what their modules do.
+UNLISTED = {
+    "CodeGen": Family("CodeGenForCausalLM", {**GPT, "rotary_dim": 4}, 1e-6),
+    "Cohere 2": Family("Cohere2ForCausalLM", COMMON),
+    "GLM-4, norms after": Family("Glm4ForCausalLM", llama_like()),
+    "GPT-BigCode, one key head": Family("GPTBigCodeForCausalLM", GPT),
+    "Helium": Family("HeliumForCausalLM", llama_like()),
+    "OLMoE": Family("OlmoeForCausalLM", {**COMMON, **EXPERTS}),
+}
+LINEAR = {"linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 8, "linear_value_head_dim": 8}
+MAMBA = {"mamba_dt_rank": 4, "use_mamba_kernels": False, "attn_layer_period": 2, "attn_layer_offset": 1}
+REFUSED = {
+    "Mamba": (Family("MambaForCausalLM", COMMON), r"attention: 4 of 4 blocks store no keys and values"),
+    "Jamba": (
+        Family("JambaForCausalLM", {**COMMON, **MAMBA, "num_experts": 2, "experts_implementation": "eager"}),
+        r"attention: it does not run with keys and values alone",
+    ),
+    "RecurrentGemma": (
+        Family("RecurrentGemmaForCausalLM", {**COMMON, "lru_width": 32, "attention_window_size": 4}),
+        r"attention: 3 of 4 blocks store no keys and values, first model.layers.0 \(RecurrentGemmaDecoderLayer\)",
+    ),
+    "Qwen3-Next": (
+        Family("Qwen3NextForCausalLM", {**COMMON, **EXPERTS, **LINEAR, "shared_expert_intermediate_size": 16}),
+        r"attention: it does not run with keys and values alone .*linear attention",
+    ),
+    "BERT": (
+        Family("BertLMHeadModel", {"vocab_size": 600, "hidden_size": 32, "num_attention_heads": 4, "is_decoder": True}),
+        r"attention site, MLP site: no two submodules add up.*names=tracer.Names",
+    ),
+}
+
+
+@pytest.fixture(params=FAMILIES)
+def name(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@functools.cache
+def opened(name: str) -> tracer.LanguageModel:
+    """One model of each family for the tests that do not change it."""
+    return tracer.load(FAMILIES[name].build(), tokenizer=make_tokenizer(bos=False))
+
+
+def test_the_readme_says_what_sweep_and_definition_differ_by(name: str) -> None:
+    found = row(name, differences(opened(name)))
+    written = {line[0]: line for line in rows_of(README.read_text(encoding="utf-8"))}
+    assert list(written) == list(FAMILIES)
+    assert found[:6] == written[name][:6]
+    assert found[5] == "sweep" and float(found[6]) <= FAMILIES[name].bound
+    assert float(written[name][6]) <= FAMILIES[name].bound
+
+
+def test_the_two_sites_are_what_a_block_adds(name: str) -> None:
+    model = opened(name)
+    with torch.inference_mode():
+        run = record(model, IDS)
+    factor = getattr(model.torch.config, "residual_multiplier", 1.0)
+    for layer in range(LAYERS):
+        attn, mlp = run.added["attn"][layer], run.added["mlp"][layer]
+        assert attn.shape == mlp.shape == (1, IDS.shape[1], WIDTH)
+        found = run.inputs[layer] + factor * (attn + mlp)
+        if name == POST_NORM:
+            found = model.anatomy.blocks[layer].final_layer_norm(
+                model.anatomy.blocks[layer].self_attn_layer_norm(run.inputs[layer] + attn) + mlp
+            )
+        torch.testing.assert_close(found, run.outputs[layer], atol=1e-12, rtol=0)
+
+
+def test_the_search_finds_what_the_table_says(name: str) -> None:
+    model = opened(name)
+    if name in (POST_NORM, SCALED):
+        with pytest.raises(AnatomyError, match=r"attention site, MLP site: no two .*norm or a factor"):
+            names_by_structure(model.torch)
+        return
+    found, listed = names_by_structure(model.torch), model.anatomy.names
+    assert (found.embedding, found.blocks) == (listed.embedding, listed.blocks)
+    assert (found.attention_site, found.mlp_site) == (listed.attention_site, listed.mlp_site)
+    assert found.value_matrix == listed.value_matrix
+    assert anatomy_of(model.torch, found).after_blocks == model.anatomy.after_blocks
+
+
+@pytest.mark.parametrize("unlisted", UNLISTED)
+def test_a_type_that_is_not_listed_is_searched_and_traced(unlisted: str) -> None:
+    model = tracer.load(UNLISTED[unlisted].build())
+    assert model.torch.config.model_type not in anatomy.FAMILIES
+    assert max(differences(model).values()) <= UNLISTED[unlisted].bound
+
+
+@pytest.mark.parametrize("refused", REFUSED)
+def test_what_has_no_attention_in_every_block_is_refused(refused: str) -> None:
+    family, said = REFUSED[refused]
+    with pytest.raises(AnatomyError, match=said):
+        tracer.load(family.build())
+
+
+def test_the_search_leaves_no_hook_behind() -> None:
+    for family in (FAMILIES["Llama"], REFUSED["Mamba"][0], REFUSED["Jamba"][0]):
+        model = family.build()
+        with contextlib.suppress(AnatomyError):
+            names_by_structure(model)
+        assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+@pytest.mark.parametrize("mixture", MIXTURES)
+def test_a_mixture_of_experts_has_no_value_matrix(mixture: str) -> None:
+    model = opened(mixture)
+    for ask in (model.anatomy.value_matrix, model.anatomy.value_weight_name):
+        with pytest.raises(AnatomyError, match="no single MLP output matrix"):
+            ask(0)
+    with pytest.raises(AnatomyError, match="no single MLP output matrix"):
+        ROME(layer=1).apply(model, [REQUEST])
+
+
+def test_noise_has_the_width_of_the_embedding() -> None:
+    model = opened(POST_NORM)
+    assert (model.anatomy.embedding_size, model.d_model) == (20, WIDTH)
+    result = tracer.trace(model, tracer.Fact("The Louvre is in", "The Louvre"), samples=2, severed=("mlp",))
+    slow = tracer.trace(
+        model, tracer.Fact("The Louvre is in", "The Louvre"), samples=2, severed=("mlp",), engine="passes"
+    )
+    for kind, restored in result.restored.items():
+        assert abs(restored - slow.restored[kind]).max() < EXACT
+
+
+@pytest.mark.parametrize("dense", DENSE)
+def test_the_value_matrix_maps_the_key_to_the_output(dense: str) -> None:
+    model = opened(dense)
+    key, output = keys_and_outputs(model, 2, request_rows(model, REQUEST, ("", "Yes. ")))
+    module = model.anatomy.value_matrix(2)
+    weight = module.weight.T if is_stored_transposed(module) else module.weight
+    bias = 0 if getattr(module, "bias", None) is None else module.bias
+    torch.testing.assert_close(key @ weight.T + bias, output, atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("dense", DENSE)
+def test_a_delta_in_the_replay_equals_one_in_a_whole_pass(dense: str) -> None:
+    """Rows of different lengths: positions, masks, ALiBi and built-in masks follow each row's own tokens."""
+    model, layer = opened(dense), 1
+    rows = request_rows(model, REQUEST, ("", "Yes. ", "It is so: "))
+    delta = torch.randn(WIDTH, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        targets, essence = _answer_logits(model, layer, rows)(delta)
+    each = torch.arange(len(rows.ids))
+
+    def add(_module, _inputs, output):
+        changed = output.clone()
+        changed.view(*rows.ids.shape, -1)[each, rows.lookup] += delta
+        return changed
+
+    handle = model.anatomy.value_matrix(layer).register_forward_hook(add)
+    try:
+        with torch.no_grad():
+            logits = model.torch(input_ids=rows.ids, attention_mask=rows.attention_mask).logits.log_softmax(-1)
+    finally:
+        handle.remove()
+    bound = 10 * FAMILIES[dense].bound
+    torch.testing.assert_close(targets, logits[rows.target_rows, rows.target_places], atol=bound, rtol=0)
+    torch.testing.assert_close(essence, logits[-1, rows.lookup[-1]], atol=bound, rtol=0)
+
+
+def test_flattened_keys_are_counted_like_others() -> None:
+    """OPT's MLP sees [row * token, width]; padding must not be counted there either."""
+    keys, real = torch.randn(3, 4, 5).double(), torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0], [1, 0, 0, 0]]).bool()
+    found = []
+    for seen in (keys, keys.flatten(0, 1)):
+        halves = [torch.zeros(5, 5, dtype=torch.float64) for _ in range(2)]
+        _accumulate(halves, real)(torch.nn.Identity(), (seen,), seen)
+        found.append(torch.stack(halves))
+    torch.testing.assert_close(found[0], found[1], atol=0, rtol=0)
+    torch.testing.assert_close(found[0].sum(0), keys[real].T @ keys[real])
+
+
+def test_a_mask_inside_the_model_is_left_alone_while_threads_replay() -> None:
+    """GPT-Neo's local layers mask by a buffer; plain passes beside two sweeps must not see it changed."""
+    model = opened("GPT-Neo")
+    plain = model.torch(IDS).logits
+    sweep = Sweep(model, IDS, SPAN, noise_of(2, SPAN[1] - SPAN[0]))
+    alone = sweep.state_map(5, [2, 3, 7])
+    with ThreadPoolExecutor(3) as pool:
+        maps = [pool.submit(sweep.state_map, 5, [2, 3, 7]) for _ in range(4)]
+        passes = [pool.submit(lambda: model.torch(IDS).logits) for _ in range(4)]
+        assert all(torch.equal(one.result(), alone) for one in maps)
+        assert all(torch.equal(one.result(), plain) for one in passes)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_sixteen_bits_trace(name: str, dtype: torch.dtype) -> None:
+    model = tracer.load(FAMILIES[name].build().to(dtype))
+    assert self_test(model) < 0.1
+    noise = noise_of(2, SPAN[1] - SPAN[0], width=model.anatomy.embedding_size)
+    assert torch.isfinite(Sweep(model, IDS, SPAN, noise).state_map(5, [2, 3, 7])).all()
+
+
+@pytest.mark.parametrize("padded", ["OPT", "BLOOM", "GPT-Neo"])
+def test_the_side_on_which_a_tokenizer_pads_does_not_matter(padded: str) -> None:
+    fact, traces, texts = tracer.Fact("The Louvre is in", "The Louvre"), [], []
+    for side in ("left", "right"):
+        tokenizer = make_tokenizer(bos=False)
+        tokenizer.padding_side = side
+        model = tracer.load(FAMILIES[padded].build(), tokenizer=tokenizer)
+        traces.append(tracer.trace(model, fact, samples=2).restored["state"])
+        texts.append(complete(model, ["The Louvre is", "Rome"], new_tokens=3))
+    assert (traces[0] == traces[1]).all() and texts[0] == texts[1]
