@@ -37,6 +37,8 @@ class GaussianNoise:
     def draws(self, *, samples: int, n_subject: int, d_model: int, seed: int) -> Tensor:
         """The noise itself, float64 [sample, subject, d_model], the same on every device.
 
+        `d_model` is the width of the embedding, `anatomy.embedding_size`: OPT-350m's is not the residual stream's.
+
         Source: the published tracer's numpy.random.RandomState(1).randn(...).
         """
         if self.sigma is None:

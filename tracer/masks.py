@@ -63,6 +63,7 @@ def at(table: Tensor, positions: Tensor, key_positions: Tensor) -> Tensor:
         positions: token of each query, [query] or [row, query].
         key_positions: token of each key, [key] or [row, key].
     """
+    table = table.to(positions.device)
     if positions.dim() == 1:
         return table[:1, :, positions[:, None], key_positions]
     each = torch.arange(len(positions), device=positions.device) if len(table) > 1 else positions.new_zeros(1)
@@ -79,7 +80,7 @@ def alibi_at(alibi: Tensor, key_positions: Tensor, recorded_rows: int, rows: int
         recorded_rows: rows of the recording.
         rows: rows of the replay.
     """
-    by_row = alibi.reshape(recorded_rows, -1, 1, alibi.shape[-1])
+    by_row = alibi.to(key_positions.device).reshape(recorded_rows, -1, 1, alibi.shape[-1])
     by_row = by_row[:1] if key_positions.dim() == 1 else by_row
     places = key_positions.reshape(len(by_row), 1, 1, -1).expand(-1, by_row.shape[1], -1, -1)
     picked = by_row.gather(-1, places).expand(rows, -1, -1, -1)

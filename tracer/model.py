@@ -161,7 +161,7 @@ def load(
         tokenizer: only for a loaded model, or to replace the one that comes with the weights.
         device: "cpu", "cuda", "cuda:1"; "auto" spreads the model over all devices. Default: the first GPU, else CPU.
         dtype: "float32" (the default), "bfloat16", "float64" or "float16" (which many models overflow).
-        names: module paths, for a family that `tracer.anatomy` does not know.
+        names: module paths, for a family that `tracer.anatomy` does not list and `tracer.structure` does not find.
         **options: passed on to `AutoModelForCausalLM.from_pretrained`.
 
     Raises:

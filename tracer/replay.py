@@ -231,6 +231,7 @@ def _keep_added(store: list[Tensor], rows: int) -> Callable[..., None]:
 
 def _at(table: Tensor, positions: Tensor) -> Tensor:
     """The entries of a position table [row or 1, token, ...] at `positions`, with a leading row axis."""
+    table = table.to(positions.device)
     if positions.dim() == 1:
         return table[:1, positions]
     each = torch.arange(len(positions), device=positions.device) if len(table) > 1 else positions.new_zeros(1)
