@@ -17,7 +17,7 @@ from transformers import (
 import tracer
 from tracer.anatomy import GEMMA_POST_NORM, LLAMA, is_stored_transposed
 from tracer.errors import AnatomyError, ModelSourceError, NumericsError, SiteError, TracerWarning
-from tracer.sweep import self_test
+from tracer.self_test import self_test
 
 
 def test_every_family_has_all_roles(family_model: tracer.LanguageModel) -> None:

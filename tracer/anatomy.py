@@ -91,6 +91,7 @@ class Anatomy:
         names: the dotted paths in use.
         blocks: the decoder blocks, in order.
         head: the output embedding, d_model -> vocab.
+        embedding_size: width of the token embeddings; d_model in most families.
     """
 
     def __init__(self, model: PreTrainedModel, names: Names) -> None:
@@ -105,6 +106,7 @@ class Anatomy:
         self.logit_softcap: float | None = getattr(text, "final_logit_softcapping", None)
         self.n_layers = len(self.blocks)
         self.d_model = int(text.hidden_size)
+        self.embedding_size = int(next(self.embedding.parameters()).shape[-1])
 
     def site_module(self, kind: SubLayer, layer: int) -> nn.Module:
         """The module whose output block `layer` adds to the residual stream for `kind`."""
@@ -125,10 +127,11 @@ class Anatomy:
 
     def logits(self, normed: Tensor) -> Tensor:
         """Logits from the final norm's output: head, soft-capping where the family has it."""
-        logits = self.head(normed)
-        if self.logit_softcap:
-            logits = torch.tanh(logits / self.logit_softcap) * self.logit_softcap
-        return logits
+        return self.capped(self.head(normed))
+
+    def capped(self, logits: Tensor) -> Tensor:
+        """The head's output, soft-capped where the family does that."""
+        return torch.tanh(logits / self.logit_softcap) * self.logit_softcap if self.logit_softcap else logits
 
     def check_layer(self, layer: int) -> int:
         """Returns `layer`, or raises SiteError if this model does not have it."""

@@ -55,6 +55,7 @@ class Recording:
         mask: Tensor,
         keys: Tensor,
         values: Tensor,
+        complete: bool = False,
     ) -> Tensor:
         """Block `layer` on `hidden` [row, query, d_model], with `keys` and `values` put before its own.
 
@@ -65,20 +66,34 @@ class Recording:
             mask: added to the attention scores, [row or 1, 1, query, prefix + query].
             keys: of the prefix, [row, kv_head, prefix, head].
             values: likewise.
+            complete: `keys` and `values` are all there are: the queries' own are among them.
         """
+        cache = _Complete(keys, values) if complete else _Prefix(keys, values)
+        return hidden_of(self._call(layer, hidden, positions, mask, cache))
+
+    def keys_and_values(self, layer: int, hidden: Tensor, *, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """What block `layer` would put into its cache, [row, kv_head, query, head]; nothing above that is run."""
+        cache = _Catch()
+        try:
+            self._call(layer, hidden, positions, None, cache)
+        except _Caught:
+            return cache.caught
+        raise AnatomyError(f"Block {layer} of {self.model.name} did not use its key/value cache.")
+
+    def _call(self, layer: int, hidden: Tensor, positions: Tensor, mask: Tensor | None, cache: object) -> Any:
         arguments = dict(self.arguments[layer])
         for name, value in arguments.items():
             if name == "hidden_states":
                 arguments[name] = hidden
             elif name in _CACHE_NAMES:
-                arguments[name] = _Prefix(keys, values)
+                arguments[name] = cache
             elif name == "attention_mask":
                 arguments[name] = mask
             elif name == "position_ids" and value is not None:
                 arguments[name] = _at(value, positions)
             elif name == "position_embeddings" and value is not None:
                 arguments[name] = tuple(_at(table, positions) for table in value)
-        return hidden_of(self.model.anatomy.blocks[layer](**arguments))
+        return self.model.anatomy.blocks[layer](**arguments)
 
 
 def record(
@@ -86,8 +101,7 @@ def record(
     ids: Tensor,
     *,
     attention_mask: Tensor | None = None,
-    noise: Tensor | None = None,
-    subject_span: tuple[int, int] | None = None,
+    embedded: Callable[[Tensor], Tensor] | None = None,
 ) -> Recording:
     """Runs `ids` [row, token] once and keeps everything; stops before the unembedding.
 
@@ -95,15 +109,13 @@ def record(
         model: the model.
         ids: token ids, padded on the right if at all.
         attention_mask: 1 for tokens, 0 for padding, [row, token].
-        noise: added to the embeddings of the subject's tokens in the last `samples` rows,
-            [sample, subject, d_model].
-        subject_span: tokens [begin, end) of the subject.
+        embedded: changes the token embeddings [row, token, d_model], as a corruption does.
     """
     anatomy, kept = model.anatomy, Recording(model)
     cache = DynamicCache()
     with ExitStack() as hooks:
-        if noise is not None and subject_span is not None:
-            hooks.enter_context(output_changed(anatomy.embedding, _adds(noise, subject_span)))
+        if embedded is not None:
+            hooks.enter_context(output_changed(anatomy.embedding, embedded))
         for layer, block in enumerate(anatomy.blocks):
             hooks.callback(block.register_forward_pre_hook(_keep_arguments(kept), with_kwargs=True).remove)
             hooks.callback(block.register_forward_hook(_keep_output(kept.outputs)).remove)
@@ -149,13 +161,29 @@ class _Prefix:
         return torch.cat((self.keys, keys), dim=-2), torch.cat((self.values, values), dim=-2)
 
 
-def _adds(noise: Tensor, span: tuple[int, int]) -> Callable[[Tensor], Tensor]:
-    def add(embedded: Tensor) -> Tensor:
-        embedded = embedded.clone()
-        embedded[-len(noise) :, span[0] : span[1]] += noise.to(embedded.device)
-        return embedded
+@dataclass
+class _Complete:
+    """A cache that holds the queries' own keys and values already."""
 
-    return add
+    keys: Tensor
+    values: Tensor
+
+    def update(self, _keys: Tensor, _values: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        return self.keys, self.values
+
+
+class _Caught(Exception):  # noqa: N818 - no error: it ends a block early
+    pass
+
+
+class _Catch:
+    """A cache that ends the block once it has its keys and values."""
+
+    caught: tuple[Tensor, Tensor]
+
+    def update(self, keys: Tensor, values: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        self.caught = keys, values
+        raise _Caught
 
 
 def _keep_arguments(kept: Recording) -> Callable[..., None]:
