@@ -23,8 +23,9 @@ from tracer import anatomy
 from tracer.anatomy import anatomy_of, is_stored_transposed
 from tracer.errors import AnatomyError
 from tracer.replay import record
+from tracer.self_test import self_test
 from tracer.structure import names_by_structure
-from tracer.sweep import Sweep, self_test
+from tracer.sweep import Sweep
 
 README = Path(__file__).parents[1] / "README.md"
 POST_NORM = "OPT-350m"  # normalises after the sum, so its block adds more than its two sites

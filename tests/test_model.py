@@ -10,7 +10,7 @@ from transformers import HeliumConfig, HeliumForCausalLM
 import tracer
 from tracer.anatomy import LLAMA, POST_NORM, is_stored_transposed
 from tracer.errors import AnatomyError, ModelSourceError, NumericsError, SiteError, TracerWarning
-from tracer.sweep import self_test
+from tracer.self_test import self_test
 
 
 def test_every_family_has_all_roles(family_model: tracer.LanguageModel) -> None:

@@ -10,8 +10,9 @@ import torch
 from transformers import GPT2LMHeadModel
 
 import tracer
+from tracer.answer import probability
 from tracer.corrupt import GaussianNoise
-from tracer.passes import Passes, probability
+from tracer.passes import Passes
 from tracer.sweep import Sweep
 
 FOLDER = Path(__file__).parent / "reference"

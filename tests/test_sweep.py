@@ -22,9 +22,11 @@ from transformers import (
 )
 
 import tracer
-from tracer.passes import Passes, forward, probability
+from tracer.answer import probability
+from tracer.passes import Passes, forward
+from tracer.self_test import self_test
 from tracer.site import Site
-from tracer.sweep import Sweep, self_test
+from tracer.sweep import BatchSweep, Budget, Sweep
 
 IDS = torch.tensor([[11, 87, 254, 33, 480, 129, 64, 300]])
 TOKENS = list(range(IDS.shape[1]))
@@ -61,15 +63,88 @@ def test_severed_maps_agree(engines: tuple[Passes, Sweep, int], path: str) -> No
     torch.testing.assert_close(sweep.severed_map(path, answer, TOKENS), slow, atol=1e-9, rtol=0)
 
 
-def test_small_chunks_and_bundles_change_nothing(toy_model: tracer.LanguageModel, monkeypatch) -> None:
-    sweep = Sweep(toy_model, IDS, (1, 3), noise_of(3, 2))
-    answer = int(sweep.clean_logits.argmax())
-    whole = [sweep.state_map(answer, TOKENS), sweep.window_map("attn", answer, TOKENS, 3)]
-    for name, value in {"PACKED_TOKENS": 8, "BUNDLE_PAIRS": 9, "STATE_BYTES": 4096, "UNEMBED_ROWS": 3}.items():
-        monkeypatch.setattr(f"tracer.sweep.{name}", value)
-    cut = [sweep.state_map(answer, TOKENS), sweep.window_map("attn", answer, TOKENS, 3)]
+def maps_of(sweep: Sweep, answer: int) -> list[torch.Tensor]:
+    return [
+        sweep.state_map(answer, TOKENS),
+        sweep.window_map("mlp", answer, TOKENS, 3),
+        sweep.window_map("attn", answer, TOKENS, 3),
+        sweep.severed_map("mlp", answer, TOKENS),
+    ]
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_chunks_bundles_and_threads_change_nothing(toy_model: tracer.LanguageModel, monkeypatch, threads: int) -> None:
+    before = torch.get_num_threads()
+    noise = noise_of(3, 2)
+    whole = maps_of(Sweep(toy_model, IDS, (1, 3), noise), 5)
+    monkeypatch.setattr("tracer.answer.ROWS", 3)
+    monkeypatch.setattr("tracer.answer.VOCABULARY", 100)
+    monkeypatch.setattr("tracer.sweep.thread_count", lambda device, n_jobs: min(threads, n_jobs))
+    small = Budget(state_bytes=4096, packed_tokens=8, bundle_pairs=9)
+    cut = maps_of(Sweep(toy_model, IDS, (1, 3), noise, budget=small), 5)
     for one, other in zip(whole, cut, strict=True):
         torch.testing.assert_close(one, other, atol=1e-12, rtol=0)
+    assert torch.get_num_threads() == before
+
+
+def test_a_trace_repeats_bit_for_bit(toy_model: tracer.LanguageModel) -> None:
+    sweep = Sweep(toy_model, IDS, (1, 3), noise_of(3, 2))
+    for one, other in zip(maps_of(sweep, 5), maps_of(sweep, 5), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_facts_walked_together_have_the_numbers_they_have_alone(toy_model: tracer.LanguageModel) -> None:
+    ids, span, noise, answers = torch.cat((IDS, IDS.flip(1), (IDS + 7) % 500)), (2, 4), noise_of(3, 2), [5, 9, 31]
+    together = BatchSweep(toy_model, ids, span, noise)
+    found = {
+        "state": together.state_maps(answers, TOKENS),
+        "mlp": together.window_maps("mlp", answers, TOKENS, 3),
+        "attn": together.window_maps("attn", answers, TOKENS, 3),
+        "severed": together.severed_maps("mlp", answers, TOKENS),
+    }
+    for number, answer in enumerate(answers):
+        sweep = Sweep(toy_model, ids[number : number + 1], span, noise)
+        for (name, of_facts), expected in zip(found.items(), maps_of(sweep, answer), strict=True):
+            torch.testing.assert_close(of_facts[number], expected, atol=1e-12, rtol=0, msg=name)
+
+
+def test_less_is_held_at_once_when_memory_runs_out(toy_model: tracer.LanguageModel, monkeypatch) -> None:
+    sweep = Sweep(toy_model, IDS, (1, 3), noise_of(3, 2))
+    whole, original = sweep.state_map(5, TOKENS), sweep.batch.block
+
+    def greedy(layer, packing, draws):
+        run = original(layer, packing, draws)
+
+        def checked(hidden, which):
+            if hidden.shape[0] * hidden.shape[1] > 100:
+                raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate many bytes.")
+            return run(hidden, which)
+
+        return checked
+
+    monkeypatch.setattr(sweep.batch, "block", greedy)
+    torch.testing.assert_close(sweep.state_map(5, TOKENS), whole, atol=1e-12, rtol=0)
+    assert sweep.batch.budget.packed_tokens < Budget().packed_tokens
+
+
+def test_another_error_is_not_taken_for_want_of_memory(toy_model: tracer.LanguageModel, monkeypatch) -> None:
+    sweep = Sweep(toy_model, IDS, (1, 3), noise_of(3, 2))
+    monkeypatch.setattr(sweep.batch, "block", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        sweep.state_map(5, TOKENS)
+    assert torch.get_num_threads() > 0 and sweep.batch.budget == Budget()
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in toy_model.torch.modules())
+
+
+@pytest.mark.parametrize("path", ["mlp", "attn"])
+def test_severing_at_the_values_of_other_draws_agrees_too(family_model: tracer.LanguageModel, path: str) -> None:
+    noise, frozen = noise_of(3, 2), 0.5 * noise_of(3, 2).flip(0)
+    passes = Passes(family_model, IDS, (2, 4), noise, frozen_noise=frozen)
+    sweep = Sweep(family_model, IDS, (2, 4), noise, frozen_noise=frozen)
+    found = sweep.severed_map(path, 5, TOKENS)
+    torch.testing.assert_close(found, passes.severed_map(path, 5, TOKENS), atol=1e-9, rtol=0)
+    own = Sweep(family_model, IDS, (2, 4), noise).severed_map(path, 5, TOKENS)
+    assert (found - own).abs().max() > 1e-6
 
 
 def test_a_choice_of_tokens_gives_those_rows_of_the_map(toy_model: tracer.LanguageModel) -> None:
@@ -119,14 +194,37 @@ def test_the_sweep_leaves_no_hook_behind(toy_model: tracer.LanguageModel) -> Non
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in toy_model.torch.modules())
 
 
-def test_self_test_refuses_a_sweep_that_differs(toy_model: tracer.LanguageModel, monkeypatch) -> None:
+def test_the_self_test_names_the_site_and_traces_fall_back(toy_model: tracer.LanguageModel, monkeypatch) -> None:
     assert self_test(toy_model) < 1e-9
-    original = Sweep.state_map
-    monkeypatch.setattr(Sweep, "state_map", lambda *args: original(*args) * 0.9)
-    toy_model.sweep_checked = False
-    with pytest.raises(tracer.SweepMismatchError, match='engine="passes"'):
-        self_test(toy_model)
-    assert not toy_model.sweep_checked
+    original = BatchSweep.window_maps
+    monkeypatch.setattr(BatchSweep, "window_maps", lambda *args: original(*args) * 0.9)
+    with pytest.warns(tracer.TracerWarning, match=r"'gpt2'.*layer ., token . .mlp.*definition"):
+        model = tracer.load(toy_model.torch)
+    ids = tuple(IDS[0].tolist())
+    result = tracer.trace(
+        model, tracer.TokenizedFact(ids, (1, 3)), kinds=["mlp"], samples=2, noise=tracer.GaussianNoise(3, 0.02)
+    )
+    assert result.settings.engine == "passes"
+
+
+def test_the_self_test_finds_a_site_that_does_nothing_and_attention_that_looks_ahead(monkeypatch) -> None:
+    torch.manual_seed(0)
+    torch_model = LlamaForCausalLM(LlamaConfig(**llama_like())).double()
+    model = tracer.load(torch_model, check=False)
+    monkeypatch.setattr("tracer.self_test.forward", lambda model, ids, **_: forward(model, ids))
+    with pytest.raises(tracer.SweepMismatchError, match="does not reach the logits"):
+        self_test(model)
+    monkeypatch.undo()
+    monkeypatch.setattr("tracer.self_test.SPAN", (2, 4))
+    for layer in torch_model.model.layers:
+        original = layer.self_attn.forward
+
+        def everything(*args, original=original, **kwargs):
+            return original(*args, **{**kwargs, "attention_mask": torch.zeros(1, 1, 6, 6, dtype=torch.float64)})
+
+        layer.self_attn.forward = everything
+    with pytest.raises(tracer.SweepMismatchError, match="before the corruption"):
+        self_test(model)
 
 
 def test_severing_uses_the_same_noise_as_the_run_it_is_put_into(toy_model: tracer.LanguageModel) -> None:

@@ -24,11 +24,12 @@ SubLayer = Literal["mlp", "attn"]
 
 @dataclass(frozen=True)
 class Names:
-    """Where a family keeps its parts: dotted paths, the last three relative to a block.
+    """Where a family keeps its parts: dotted paths, those from `mlp` on relative to a block.
 
     Attributes:
         after_blocks: modules between the last block and the head, in order: the final norm, an output
             projection. One that a model of the family lacks is left out; its own logits check that.
+        mlp: the module that computes each token by itself, or as much of it as is a module.
         mlp_site, attention_site: modules whose output is added to the residual stream, as it is or
             (Granite) times a constant, which changes no map.
         value_matrix: the MLP's output weight; its input is the key of an associative memory. None
@@ -38,6 +39,7 @@ class Names:
     embedding: str
     blocks: str
     after_blocks: tuple[str, ...]
+    mlp: str
     attention_site: str
     mlp_site: str
     value_matrix: str | None = None
@@ -47,6 +49,7 @@ GPT2 = Names(
     embedding="transformer.wte",
     blocks="transformer.h",
     after_blocks=("transformer.ln_f",),
+    mlp="mlp",
     attention_site="attn",
     mlp_site="mlp",
     value_matrix="mlp.c_proj",
@@ -55,6 +58,7 @@ GPT_NEOX = Names(
     embedding="gpt_neox.embed_in",
     blocks="gpt_neox.layers",
     after_blocks=("gpt_neox.final_layer_norm",),
+    mlp="mlp",
     attention_site="attention",
     mlp_site="mlp",
     value_matrix="mlp.dense_4h_to_h",
@@ -64,6 +68,7 @@ OPT = Names(
     embedding="model.decoder.embed_tokens",
     blocks="model.decoder.layers",
     after_blocks=("model.decoder.final_layer_norm", "model.decoder.project_out"),
+    mlp="fc2",
     attention_site="self_attn",
     mlp_site="fc2",
     value_matrix="fc2",
@@ -81,6 +86,7 @@ LLAMA = Names(
     embedding="model.embed_tokens",
     blocks="model.layers",
     after_blocks=("model.norm",),
+    mlp="mlp",
     attention_site="self_attn",
     mlp_site="mlp",
     value_matrix="mlp.down_proj",
@@ -156,19 +162,23 @@ class Anatomy:
         return self.names.value_matrix
 
     def unembed(self, hidden: Tensor) -> Tensor:
-        """Logits from the last block's output: the modules after the blocks, then `logits`."""
+        """Logits from the last block's output."""
+        return self.logits(self.before_head(hidden))
+
+    def before_head(self, hidden: Tensor) -> Tensor:
+        """The head's input, from the last block's output."""
         for module in self.after_blocks:
             hidden = module(hidden)
-        return self.logits(hidden)
+        return hidden
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Logits from the head's input: head, scaling and soft-capping where the family has them."""
-        logits = self.head(hidden)
-        if self.logit_factor != 1:
-            logits = logits * self.logit_factor
-        if self.logit_softcap:
-            logits = torch.tanh(logits / self.logit_softcap) * self.logit_softcap
-        return logits
+        """Logits from the head's input."""
+        return self.scaled(self.head(hidden))
+
+    def scaled(self, logits: Tensor) -> Tensor:
+        """The head's output, scaled and soft-capped where the family does that."""
+        logits = logits if self.logit_factor == 1 else logits * self.logit_factor
+        return torch.tanh(logits / self.logit_softcap) * self.logit_softcap if self.logit_softcap else logits
 
     def check_layer(self, layer: int) -> int:
         """Returns `layer`, or raises SiteError if this model does not have it."""
@@ -212,21 +222,6 @@ def is_stored_transposed(module: nn.Module) -> bool:
     raise AnatomyError(f"{type(module).__name__} is neither Linear nor Conv1D, so its orientation is unknown.")
 
 
-def hidden_of(output: Tensor | tuple) -> Tensor:
-    """The hidden states in what a module returned: some return a tensor, some a tuple led by it."""
-    return output if isinstance(output, Tensor) else output[0]
-
-
-def by_token(hidden: Tensor, rows: int) -> Tensor:
-    """`hidden` as [row, token, ...]: a view, where a sub-layer flattens rows and tokens (OPT's MLP)."""
-    return hidden.unflatten(0, (rows, -1)) if hidden.dim() == 2 else hidden
-
-
-def with_hidden(output: Tensor | tuple, hidden: Tensor) -> Tensor | tuple:
-    """`output` with its hidden states replaced; the counterpart of `hidden_of`."""
-    return hidden if isinstance(output, Tensor) else (hidden, *output[1:])
-
-
 def _missing_roles(model: PreTrainedModel, names: Names) -> list[str]:
     """The roles whose dotted path leads nowhere in this model."""
     outside = (("embedding", names.embedding), ("blocks", names.blocks))
@@ -234,7 +229,7 @@ def _missing_roles(model: PreTrainedModel, names: Names) -> list[str]:
     if model.get_output_embeddings() is None:
         missing.append("head (get_output_embeddings() is None)")
     blocks = list(model.get_submodule(names.blocks).children()) if _has(model, names.blocks) else []
-    sites = (("attention site", names.attention_site), ("MLP site", names.mlp_site))
+    sites = (("MLP", names.mlp), ("attention site", names.attention_site), ("MLP site", names.mlp_site))
     for role, path in (*sites, ("value matrix", names.value_matrix)):
         absent = [index for index, block in enumerate(blocks) if path and not _has(block, path)]
         missing += [f"{role} ({names.blocks}.{index}.{path})" for index in absent[:1]]

@@ -7,52 +7,87 @@ the maps: the fast exact sweep, or the definition.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Literal, Protocol
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from tracer.anatomy import SubLayer
+from tracer.answer import probability
 from tracer.corrupt import GaussianNoise, embedding_sigma
 from tracer.effect import Settings, TraceResult
 from tracer.errors import FactError, SiteError
 from tracer.fact import Fact, TokenizedFact, check_roles, token_roles
 from tracer.facts import bundled
 from tracer.model import LanguageModel
-from tracer.passes import Passes, probability
+from tracer.passes import BatchPasses
 from tracer.progress import bar
 from tracer.site import KINDS, Kind, check_kinds, severed_name
-from tracer.sweep import Sweep, self_test
+from tracer.sweep import BatchSweep, Budget
 from tracer.tokens import visible
 
 EngineName = Literal["sweep", "passes"]
 
 
 class Engine(Protocol):
-    """What computes the maps of one prompt: `tracer.sweep.Sweep` or `tracer.passes.Passes`."""
+    """What computes the maps of facts that are alike: `tracer.sweep.BatchSweep` or `tracer.passes.BatchPasses`."""
 
     @property
     def clean_logits(self) -> Tensor:
-        """Last-position logits of the clean run, [vocab]."""
+        """Last-position logits of the clean runs, [fact, vocab]."""
         ...
 
     @property
     def corrupted_logits(self) -> Tensor:
-        """Last-position logits of the corrupted runs, [sample, vocab]."""
+        """Last-position logits of the corrupted runs, [fact * sample, vocab]."""
         ...
 
-    def state_map(self, answer_id: int, tokens: list[int]) -> Tensor:
-        """p(answer) with each state restored, [token, layer, sample]."""
+    def state_maps(self, answer_ids: Sequence[int], tokens: list[int]) -> Tensor:
+        """p(answer) with each state restored, [fact, token, layer, sample]."""
         ...
 
-    def window_map(self, kind: SubLayer, answer_id: int, tokens: list[int], window: int) -> Tensor:
-        """p(answer) with each window of sub-layers restored, [token, layer, sample]."""
+    def window_maps(self, kind: SubLayer, answer_ids: Sequence[int], tokens: list[int], window: int) -> Tensor:
+        """p(answer) with each window of sub-layers restored, [fact, token, layer, sample]."""
         ...
 
-    def severed_map(self, path: SubLayer, answer_id: int, tokens: list[int]) -> Tensor:
-        """p(answer) with each state restored and `path` held corrupted, [token, layer, sample]."""
+    def severed_maps(self, path: SubLayer, answer_ids: Sequence[int], tokens: list[int]) -> Tensor:
+        """p(answer) with each state restored and `path` held corrupted, [fact, token, layer, sample]."""
         ...
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to trace and how, checked; the arguments of `trace`."""
+
+    kinds: tuple[Kind, ...] = KINDS
+    severed: tuple[SubLayer, ...] = ()
+    window: int = 10
+    samples: int = 10
+    seed: int = 1
+    noise: GaussianNoise | None = None
+    roles: tuple[str, ...] | None = None
+    engine: EngineName = "sweep"
+    published_draws: bool = False
+    max_bytes: int | None = None
+
+    def __post_init__(self) -> None:
+        check_kinds(self.kinds, self.severed)
+        check_roles(self.roles or ())
+        if self.window < 1:
+            raise SiteError(f"A window of {self.window} layers restores nothing. Write window=1 or more.")
+        if self.samples < 1:
+            raise SiteError(f"samples={self.samples} draws no noise. Write samples=10.")
+        if self.engine not in ("sweep", "passes"):
+            raise SiteError(f'There is no engine {self.engine!r}. Write engine="sweep" or engine="passes".')
+        if self.max_bytes is not None and self.max_bytes < 1:
+            raise SiteError(f"max_bytes={self.max_bytes} holds nothing. Write max_bytes=1 << 30, or None.")
+
+    @property
+    def names(self) -> list[str]:
+        """Of the maps."""
+        return [*self.kinds, *map(severed_name, self.severed)]
 
 
 def trace(
@@ -67,6 +102,8 @@ def trace(
     noise: GaussianNoise | None = None,
     roles: Sequence[str] | None = None,
     engine: EngineName = "sweep",
+    published_draws: bool = False,
+    max_bytes: int | None = None,
     progress: bool | None = None,
 ) -> TraceResult:
     """Traces one fact through every layer and token of `model`.
@@ -82,6 +119,10 @@ def trace(
         noise: default `GaussianNoise(3)`, sigma measured over the subjects of the bundled facts.
         roles: trace tokens of these roles only; the other cells are NaN. Default: all tokens.
         engine: "sweep", or "passes" for the definition.
+        published_draws: hold severed sub-layers at values of other draws than the run they are put into,
+            as the published severed trace does; only to reproduce its numbers.
+        max_bytes: for the states that the sweep holds at once; default 1 GiB. It halves this by itself
+            when memory runs out; results do not depend on it.
         progress: show a bar; None: in a terminal or notebook.
 
     Returns:
@@ -90,46 +131,135 @@ def trace(
     Raises:
         FactError, SiteError: input that cannot be traced, before the model runs.
         NumericsError: NaN or infinite logits.
-        SweepMismatchError: the sweep's self-test failed on this model.
     """
-    check_settings(kinds, severed, window, samples, engine)
-    check_roles(roles or ())
+    plan = Plan(
+        tuple(kinds),
+        tuple(severed),
+        window,
+        samples,
+        seed,
+        noise,
+        None if roles is None else tuple(roles),
+        engine,
+        published_draws,
+        max_bytes,
+    )
     model.torch.eval()  # dropout would make every pass another one
     tokenized = fact.preflight(model) if isinstance(fact, Fact) else fact
-    _check_ids(model, tokenized)
-    noise = noise_for(model, noise)
-    width = model.anatomy.embedding_size
-    draws = noise.draws(samples=samples, n_subject=_length(tokenized), d_model=width, seed=seed)
-    run = _engine(model, tokenized, draws, engine)
-    answer_id = int(run.clean_logits.argmax()) if tokenized.answer_id is None else tokenized.answer_id
-    tokens = _traced_tokens(tokenized, roles)
-    maps: dict[str, Callable[[], Tensor]] = {kind: _map(run, kind, answer_id, tokens, window) for kind in kinds}
-    for path in severed:
-        maps[severed_name(path)] = lambda path=path: run.severed_map(path, answer_id, tokens)
-    restored = {}
-    with bar(len(maps), f"tracing {_label(tokenized)}", show=progress, unit="map") as steps:
-        for name, compute in maps.items():
+    with bar(len(plan.names), f"tracing {_label(tokenized)}", show=progress, unit="map") as steps:
+
+        def step(name: str) -> None:
             steps.set_postfix_str(name)
-            restored[name] = _on_all_tokens(compute(), tokens, len(tokenized.token_ids))
             steps.update()
-    return TraceResult(
-        fact=tokenized,
-        answer_id=answer_id,
-        answer=visible(model.tokenizer, (answer_id,))[0],
-        clean=float(probability(run.clean_logits, answer_id)),
-        corrupted_samples=probability(run.corrupted_logits, answer_id).double().cpu().numpy(),
-        restored=restored,
-        settings=Settings(
-            model=model.name,
-            fingerprint=model.fingerprint(),
-            window=window,
-            samples=samples,
-            seed=seed,
-            noise_scale=noise.scale,
-            noise_sigma=float(noise.sigma or 0.0),
-            engine=engine,
-        ),
+
+        return trace_alike(model, [tokenized], plan, step)[0]
+
+
+def trace_alike(
+    model: LanguageModel,
+    facts: Sequence[TokenizedFact],
+    plan: Plan,
+    each_map: Callable[[str], object] = lambda name: None,
+) -> list[TraceResult]:
+    """Traces facts that `shape` says are alike, together: one walk up the layers serves all of them."""
+    for fact in facts:
+        _check_ids(model, fact)
+    if len({shape(fact) for fact in facts}) != 1:
+        raise FactError("Only facts of one length whose subjects are the same tokens can be traced together.")
+    noise = noise_for(model, plan.noise)
+    runs = _Runs(model, facts, noise, plan)
+    tokens = _traced_tokens(facts[0], plan.roles)
+    restored: dict[str, np.ndarray] = {}
+    for kind in plan.kinds:
+        restored[kind] = _on_all_tokens(runs.map(kind), tokens, len(facts[0].token_ids))
+        each_map(kind)
+    for path in plan.severed:
+        restored[severed_name(path)] = _on_all_tokens(runs.severed_map(path), tokens, len(facts[0].token_ids))
+        each_map(severed_name(path))
+    corrupted = probability(runs.main.corrupted_logits, runs.answers.repeat_interleave(plan.samples))
+    clean = probability(runs.main.clean_logits, runs.answers)
+    settings = Settings(
+        model=model.name,
+        fingerprint=model.fingerprint(),
+        window=plan.window,
+        samples=plan.samples,
+        seed=plan.seed,
+        noise_scale=noise.scale,
+        noise_sigma=float(noise.sigma or 0.0),
+        engine=runs.engine,
+        published_draws=plan.published_draws,
     )
+    return [
+        TraceResult(
+            fact=fact,
+            answer_id=int(runs.answers[number]),
+            answer=visible(model.tokenizer, (int(runs.answers[number]),))[0],
+            clean=float(clean[number]),
+            corrupted_samples=corrupted.unflatten(0, (len(facts), -1))[number].double().cpu().numpy(),
+            restored={name: of_facts[number] for name, of_facts in restored.items()},
+            settings=settings,
+        )
+        for number, fact in enumerate(facts)
+    ]
+
+
+def shape(fact: TokenizedFact) -> tuple[int, tuple[int, int]]:
+    """Facts with the same one can be traced together: how many tokens, and which are the subject."""
+    return len(fact.token_ids), fact.subject_span
+
+
+def at_once(model: LanguageModel, fact: TokenizedFact, plan: Plan) -> int:
+    """How many facts like this one to trace together: enough that their first row alone makes a good matrix product."""
+    if plan.engine == "passes" or model.sweep_fault:
+        return 1
+    length, (first, _) = shape(fact)
+    pairs = sum(length - token for token in _traced_tokens(fact, plan.roles) if token >= first)
+    return max(1, Budget.of(model.device).packed_tokens // max(1, plan.samples * pairs))
+
+
+class _Runs:
+    """The engines of some facts, with their clean and corrupted runs done and found finite.
+
+    Attributes:
+        engine: the one that is used: the definition where the sweep was found at fault.
+        answers: the token traced for each fact, [fact].
+        main: computes every map; severed ones too, unless `published_draws` asks for other draws there.
+    """
+
+    def __init__(self, model: LanguageModel, facts: Sequence[TokenizedFact], noise: GaussianNoise, plan: Plan) -> None:
+        self.plan, self.engine = plan, "passes" if model.sweep_fault else plan.engine
+        self.tokens = _traced_tokens(facts[0], plan.roles)
+        (begin, end), width = facts[0].subject_span, model.anatomy.embedding_size
+        count = 2 * plan.samples if plan.published_draws else plan.samples
+        draws = noise.draws(samples=count, n_subject=end - begin, d_model=width, seed=plan.seed)
+        ids = torch.tensor([fact.token_ids for fact in facts], device=model.device)
+        first, second = draws[: plan.samples], draws[plan.samples :]
+        self.main = self._engine(model, ids, (begin, end), first)
+        self.severing = self.main
+        if plan.published_draws and plan.severed:
+            self.severing = self._engine(model, ids, (begin, end), second, frozen_noise=first)
+        model.check_finite(self.main.clean_logits)
+        model.check_finite(self.main.corrupted_logits)
+        predicted = self.main.clean_logits.argmax(-1)
+        given = [-1 if fact.answer_id is None else fact.answer_id for fact in facts]
+        wanted = torch.tensor(given, device=predicted.device)
+        self.answers = torch.where(wanted < 0, predicted, wanted)
+        self.answer_ids: list[int] = self.answers.tolist()
+
+    def _engine(self, model: LanguageModel, *run: Any, **frozen: Any) -> Engine:
+        if self.engine == "passes":
+            return BatchPasses(model, *run, **frozen)
+        return BatchSweep(model, *run, **frozen, budget=Budget.of(model.device, self.plan.max_bytes))
+
+    def map(self, kind: Kind) -> Tensor:
+        """Restored probabilities, [fact, token, layer, sample]."""
+        if kind == "state":
+            return self.main.state_maps(self.answer_ids, self.tokens)
+        return self.main.window_maps(kind, self.answer_ids, self.tokens, self.plan.window)
+
+    def severed_map(self, path: SubLayer) -> Tensor:
+        """Restored probabilities with `path` severed, [fact, token, layer, sample]."""
+        return self.severing.severed_maps(path, self.answer_ids, self.tokens)
 
 
 def _check_ids(model: LanguageModel, fact: TokenizedFact) -> None:
@@ -139,17 +269,6 @@ def _check_ids(model: LanguageModel, fact: TokenizedFact) -> None:
     outside = [token for token in (*fact.token_ids, *fact.answer_ids) if not 0 <= token < size]
     if outside:
         raise FactError(f"Token id {outside[0]} is outside the model's vocabulary of {size}.")
-
-
-def check_settings(kinds: Sequence[str], severed: Sequence[str], window: int, samples: int, engine: EngineName) -> None:
-    """Raises SiteError for settings that no trace can be run with."""
-    check_kinds(tuple(kinds), tuple(severed))
-    if window < 1:
-        raise SiteError(f"A window of {window} layers restores nothing. Write window=1 or more.")
-    if samples < 1:
-        raise SiteError(f"samples={samples} draws no noise. Write samples=10.")
-    if engine not in ("sweep", "passes"):
-        raise SiteError(f'There is no engine {engine!r}. Write engine="sweep" or engine="passes".')
 
 
 def noise_for(
@@ -172,24 +291,6 @@ def predicted_id(model: LanguageModel, token_ids: Sequence[int]) -> int:
     return int(logits.argmax())
 
 
-def _engine(model: LanguageModel, fact: TokenizedFact, draws: Tensor, engine: EngineName) -> Engine:
-    """The engine with its clean and corrupted runs done and found finite."""
-    ids = torch.tensor([fact.token_ids], device=model.device)
-    if engine == "sweep" and not model.sweep_checked:
-        model.check_finite(model.torch(input_ids=ids, logits_to_keep=1).logits)
-        self_test(model)
-    run: Engine = (Sweep if engine == "sweep" else Passes)(model, ids, fact.subject_span, draws)
-    model.check_finite(run.clean_logits)
-    model.check_finite(run.corrupted_logits)
-    return run
-
-
-def _map(run: Engine, kind: Kind, answer_id: int, tokens: list[int], window: int) -> Callable[[], Tensor]:
-    if kind == "state":
-        return lambda: run.state_map(answer_id, tokens)
-    return lambda: run.window_map(kind, answer_id, tokens, window)
-
-
 def _traced_tokens(fact: TokenizedFact, roles: Sequence[str] | None) -> list[int]:
     """The positions to restore. Those before the subject cost nothing: their effect is 0."""
     found = token_roles(len(fact.token_ids), fact.subject_span)
@@ -201,13 +302,9 @@ def _traced_tokens(fact: TokenizedFact, roles: Sequence[str] | None) -> list[int
 
 
 def _on_all_tokens(restored: Tensor, tokens: list[int], n_tokens: int) -> np.ndarray:
-    values = np.full((n_tokens, *restored.shape[1:]), np.nan)
-    values[tokens] = restored.double().cpu().numpy()
+    values = np.full((len(restored), n_tokens, *restored.shape[2:]), np.nan)
+    values[:, tokens] = restored.double().cpu().numpy()
     return values
-
-
-def _length(fact: TokenizedFact) -> int:
-    return fact.subject_span[1] - fact.subject_span[0]
 
 
 def _label(fact: TokenizedFact) -> str:

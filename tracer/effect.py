@@ -40,6 +40,7 @@ class Settings:
     noise_scale: float
     noise_sigma: float
     engine: str = "sweep"
+    published_draws: bool = False
 
 
 @dataclass(frozen=True)

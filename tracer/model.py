@@ -14,9 +14,10 @@ from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from tracer.anatomy import Anatomy, Names, anatomy_of, hidden_of
+from tracer.anatomy import Anatomy, Names, anatomy_of
 from tracer.embedded import DEFAULT, EMBEDDED, dequantise, embedded_folder
-from tracer.errors import AnatomyError, FactError, ModelSourceError, NumericsError, TracerWarning
+from tracer.errors import AnatomyError, FactError, ModelSourceError, NumericsError, SweepMismatchError, TracerWarning
+from tracer.hidden import hidden_of
 from tracer.storage import cache_folder
 
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -30,7 +31,7 @@ class LanguageModel:
         tokenizer: its fast tokenizer, or None for a model traced by token ids alone.
         anatomy: its modules by role.
         name: what it was loaded from.
-        sweep_checked: the sweep's self-test has passed on this model.
+        sweep_fault: why the sweep must not be used on this model, if its self-test failed; traces use the definition.
         edits: what `editing` has written into the weights and not undone, oldest first.
     """
 
@@ -46,7 +47,7 @@ class LanguageModel:
         self.tokenizer = tokenizer
         self.name = name
         self.anatomy: Anatomy = anatomy_of(torch_model, names)
-        self.sweep_checked = False
+        self.sweep_fault: str | None = None
         # Kept on the torch model, so that two wrappers of it know of each other's edits.
         self.edits: list[Any] = torch_model.__dict__.setdefault("_applied_edits", [])
         self._nnsight: Any = None
@@ -151,6 +152,7 @@ def load(
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
     names: Names | None = None,
+    check: bool = True,
     **options: Any,
 ) -> LanguageModel:
     """Opens a language model for tracing and editing.
@@ -162,6 +164,8 @@ def load(
         device: "cpu", "cuda", "cuda:1"; "auto" spreads the model over all devices. Default: the first GPU, else CPU.
         dtype: "float32" (the default), "bfloat16", "float64" or "float16" (which many models overflow).
         names: module paths, for a family that `tracer.anatomy` does not list and `tracer.structure` does not find.
+        check: compare the sweep with the definition on a made-up prompt; where they disagree, or the sweep
+            cannot run, say so and trace by the definition.
         **options: passed on to `AutoModelForCausalLM.from_pretrained`.
 
     Raises:
@@ -174,9 +178,7 @@ def load(
                 "A loaded model stays on its device and in its dtype: write load(model.to(...)) without those options."
             )
         name = source.config._name_or_path or type(source).__name__
-        opened = LanguageModel(source, tokenizer, name=name, names=names)
-        opened.check_unembedding()
-        return opened
+        return _checked(LanguageModel(source, tokenizer, name=name, names=names), check)
     kind = _dtype("float32" if dtype is None else dtype)
     if kind is torch.float16:
         warnings.warn("float16 overflows in many models; bfloat16 does not.", TracerWarning, stacklevel=2)
@@ -198,9 +200,26 @@ def load(
     if isinstance(where, torch.device):
         model.to(where)  # pyright: ignore[reportArgumentType]
     model.requires_grad_(False)
-    opened = LanguageModel(model, tokenizer, name=str(source), names=names)
-    opened.check_unembedding()
-    return opened
+    return _checked(LanguageModel(model, tokenizer, name=str(source), names=names), check)
+
+
+def _checked(model: LanguageModel, check: bool) -> LanguageModel:
+    model.check_unembedding()
+    if check:
+        from tracer.self_test import self_test  # which traces models
+
+        try:
+            self_test(model)
+        except (SweepMismatchError, AnatomyError) as error:
+            model.sweep_fault = str(error)
+            warnings.warn(
+                f"{error} Traces of this model use the definition, which is slow. Please report it.",
+                TracerWarning,
+                stacklevel=3,
+            )
+        except NumericsError:
+            pass  # each trace checks its own logits and says what to do
+    return model
 
 
 def _device(device: str | torch.device | None) -> torch.device | Literal["auto"]:

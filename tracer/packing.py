@@ -33,9 +33,23 @@ class Row:
     parent: Row | None = None
 
 
-def state_rows(n_layers: int, *, held: range = range(0)) -> list[Row]:
+def state_rows(n_layers: int) -> list[Row]:
     """A row for each restored state; none for the last block, where nothing is left to run."""
-    return [Row((layer,), layer + 1, held) for layer in range(n_layers - 1)]
+    return [Row((layer,), layer + 1) for layer in range(n_layers - 1)]
+
+
+def severed_rows(n_layers: int, *, from_below: bool) -> list[Row]:
+    """As `state_rows`, a sub-layer of the restored token held in every layer.
+
+    Args:
+        n_layers: of the model.
+        from_below: the held values are not the corrupted run's own, so the rows differ from it below the
+            restored layer too: they leave a trunk that starts at the embeddings.
+    """
+    every = range(n_layers)
+    trunk = Row((n_layers - 1,), 0, every) if from_below else None
+    rows = [Row((layer,), layer + 1, every, trunk) for layer in range(n_layers - 1)]
+    return [trunk, *rows] if trunk else rows
 
 
 def window_rows(window: int, n_layers: int) -> list[Row]:
@@ -63,6 +77,7 @@ class Packing:
         restored, computed: i and j of each pair.
         groups: the restored tokens.
         n_diagonal: how many pairs are (i, i).
+        last: the pair (i, T-1) of each group, by index.
         clean_token: this group's own pair is not packed: the token is clean in every layer, its keys
             and values stand behind the prefix and only its group sees them.
     """
@@ -71,33 +86,38 @@ class Packing:
     computed: Tensor
     groups: tuple[int, ...]
     n_diagonal: int
+    last: Tensor
     clean_token: int | None = None
 
     @classmethod
-    def of(cls, groups: Sequence[int], n_tokens: int, clean_token: int | None = None) -> Packing:
+    def of(
+        cls,
+        groups: Sequence[int],
+        n_tokens: int,
+        clean_token: int | None = None,
+        *,
+        device: torch.device | str = "cpu",
+    ) -> Packing:
         """Packs the groups of the restored tokens `groups`, up to the last of `n_tokens` tokens."""
         clean_token = clean_token if clean_token in groups else None
         diagonal = [(i, i) for i in groups if i != clean_token]
         pairs = diagonal + [(i, j) for i in groups for j in range(i + 1, n_tokens)]
-        restored, computed = torch.tensor(pairs).T
-        return cls(restored, computed, tuple(groups), len(diagonal), clean_token)
+        restored, computed = torch.tensor(pairs, device=device).T
+        last = torch.tensor([pairs.index((i, n_tokens - 1)) for i in groups], device=device)
+        return cls(restored, computed, tuple(groups), len(diagonal), last, clean_token)
 
     def __len__(self) -> int:
         return len(self.computed)
 
     def diagonal(self) -> Packing:
         """The pairs (i, i) alone."""
-        return Packing(self.restored[: self.n_diagonal], self.computed[: self.n_diagonal], self.groups, self.n_diagonal)
-
-    def last(self, n_tokens: int) -> Tensor:
-        """The pair (i, T-1) of each group, by index."""
-        final = self.computed == n_tokens - 1
-        return torch.stack([torch.nonzero(final & (self.restored == i))[0, 0] for i in self.groups])
+        n = self.n_diagonal
+        return Packing(self.restored[:n], self.computed[:n], self.groups, n, self.last[:0])
 
     def key_positions(self, n_tokens: int) -> Tensor:
         """The token of each key that `mask` speaks of, [prefix + pair]."""
         clean = [] if self.clean_token is None else [self.clean_token]
-        return torch.cat((torch.tensor([*range(n_tokens - 1), *clean], dtype=torch.long), self.computed))
+        return torch.cat((self.computed.new_tensor([*range(n_tokens - 1), *clean]), self.computed))
 
     def mask(self, visible: Tensor) -> Tensor:
         """Who sees whom: bool [pair, prefix + pair], the prefix being tokens 0 .. T-2 and then `clean_token`.
@@ -106,7 +126,7 @@ class Packing:
             visible: which token sees which in this layer of the model, bool [token, token].
         """
         seen = visible[self.computed]  # [pair, token]
-        tokens = torch.arange(seen.shape[1])
+        tokens = torch.arange(seen.shape[1], device=seen.device)
         prefix = seen[:, :-1] & (tokens[:-1] < self.restored[:, None])
         same_group = self.restored[:, None] == self.restored
         packed = same_group & seen[:, self.computed] & (self.computed <= self.computed[:, None])

@@ -13,7 +13,7 @@ This is slow and plain on purpose: `tracer.sweep` must give the same numbers.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,7 +21,9 @@ import nnsight
 import torch
 from torch import Tensor
 
-from tracer.anatomy import SubLayer, by_token, hidden_of
+from tracer.anatomy import SubLayer
+from tracer.answer import probability
+from tracer.hidden import by_token, hidden_of
 from tracer.model import LanguageModel
 from tracer.site import KINDS, Kind, Site, window_layers
 
@@ -80,13 +82,26 @@ class Passes:
 
     Attributes:
         clean, corrupted: the runs with nothing restored.
+        frozen: what severed sub-layers are held at: `corrupted`, or the run of `frozen_noise`, as in the
+            published severed trace, whose two passes draw different noise.
     """
 
-    def __init__(self, model: LanguageModel, ids: Tensor, subject_span: tuple[int, int], noise: Tensor) -> None:
+    def __init__(
+        self,
+        model: LanguageModel,
+        ids: Tensor,
+        subject_span: tuple[int, int],
+        noise: Tensor,
+        *,
+        frozen_noise: Tensor | None = None,
+    ) -> None:
         self.model, self.span, self.noise = model, subject_span, noise
         self.rows = ids.expand(len(noise), -1)
         self.clean = forward(model, ids, keep=True)
         self.corrupted = forward(model, self.rows, subject_span=subject_span, noise=noise, keep=True)
+        self.frozen = self.corrupted
+        if frozen_noise is not None:
+            self.frozen = forward(model, self.rows, subject_span=subject_span, noise=frozen_noise, keep=True)
 
     @property
     def clean_logits(self) -> Tensor:
@@ -111,8 +126,8 @@ class Passes:
     def severed(self, path: SubLayer, token: int, layer: int) -> Mapping[Site, Tensor]:
         """Holds the state clean, and the sub-layer `path` of its token corrupted in every layer."""
         cut = [Site(path, at, token) for at in range(self.model.n_layers)]
-        corrupted = {site: self.corrupted.kept[path][site.layer][:, token] for site in cut}
-        return {**corrupted, **self.state(token, layer)}
+        frozen = {site: self.frozen.kept[path][site.layer][:, token] for site in cut}
+        return {**frozen, **self.state(token, layer)}
 
     def restored(self, held: Mapping[Site, Tensor]) -> Tensor:
         """Last-position logits of the corrupted run with sites held, [sample, vocab]."""
@@ -141,10 +156,48 @@ class Passes:
         return self.clean.kept[site.kind][site.layer][0, site.token]
 
 
-def probability(logits: Tensor, token_id: int) -> Tensor:
-    """p(token), [row]: the softmax is taken in each sample, means come after it."""
-    wide = logits if logits.dtype == torch.float64 else logits.float()
-    return (wide[..., token_id] - wide.logsumexp(-1)).exp()
+class BatchPasses:
+    """`Passes` for several prompts, one after the other.
+
+    Attributes:
+        each: of each prompt.
+    """
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        ids: Tensor,
+        subject_span: tuple[int, int],
+        noise: Tensor,
+        *,
+        frozen_noise: Tensor | None = None,
+    ) -> None:
+        self.each = [Passes(model, row[None], subject_span, noise, frozen_noise=frozen_noise) for row in ids]
+
+    @property
+    def clean_logits(self) -> Tensor:
+        """[fact, vocab]."""
+        return torch.stack([passes.clean_logits for passes in self.each])
+
+    @property
+    def corrupted_logits(self) -> Tensor:
+        """[fact * sample, vocab]."""
+        return torch.cat([passes.corrupted_logits for passes in self.each])
+
+    def state_maps(self, answer_ids: Sequence[int], tokens: list[int]) -> Tensor:
+        """Restored probabilities of every state, [fact, token, layer, sample]."""
+        return self._of_each(answer_ids, lambda passes, answer: passes.state_map(answer, tokens))
+
+    def window_maps(self, kind: SubLayer, answer_ids: Sequence[int], tokens: list[int], window: int) -> Tensor:
+        """Restored probabilities of every window of MLPs or attentions, [fact, token, layer, sample]."""
+        return self._of_each(answer_ids, lambda passes, answer: passes.window_map(kind, answer, tokens, window))
+
+    def severed_maps(self, path: SubLayer, answer_ids: Sequence[int], tokens: list[int]) -> Tensor:
+        """Restored probabilities of every state with `path` severed, [fact, token, layer, sample]."""
+        return self._of_each(answer_ids, lambda passes, answer: passes.severed_map(path, answer, tokens))
+
+    def _of_each(self, answer_ids: Sequence[int], map_of: Callable[[Passes, int], Tensor]) -> Tensor:
+        return torch.stack([map_of(passes, answer) for passes, answer in zip(self.each, answer_ids, strict=True)])
 
 
 def _in_order(held: Mapping[Site, Tensor]) -> list[Site]:

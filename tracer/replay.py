@@ -20,8 +20,9 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from tracer import masks
-from tracer.anatomy import SubLayer, by_token, hidden_of, with_hidden
+from tracer.anatomy import SubLayer
 from tracer.errors import AnatomyError
+from tracer.hidden import by_token, hidden_of, with_hidden
 from tracer.model import LanguageModel
 
 _CACHE_NAMES = ("past_key_values", "past_key_value", "layer_past")
@@ -77,6 +78,7 @@ class Recording:
         mask: Tensor,
         keys: Tensor,
         values: Tensor,
+        complete: bool = False,
     ) -> Tensor:
         """Block `layer` on `hidden` [row, query, d_model], with `keys` and `values` put before its own.
 
@@ -88,23 +90,45 @@ class Recording:
             mask: from `attention_mask`, [row or 1, head or 1, query, prefix + query].
             keys: of the prefix, [row, kv_head, prefix, head].
             values: likewise.
+            complete: `keys` and `values` are all there are: the queries' own are among them.
         """
+        cache = _Complete(keys, values) if complete else _Prefix(keys, values)
+        return hidden_of(self._call(layer, hidden, positions, cache, mask, key_positions))
+
+    def keys_and_values(self, layer: int, hidden: Tensor, *, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """What block `layer` would put into its cache, [row, kv_head, query, head]; nothing above that is run."""
+        cache = _Catch()
+        try:
+            self._call(layer, hidden, positions, cache)
+        except _Caught:
+            return cache.caught
+        raise AnatomyError(f"Block {layer} of {self.model.name} did not use its key/value cache.")
+
+    def _call(
+        self,
+        layer: int,
+        hidden: Tensor,
+        positions: Tensor,
+        cache: object,
+        mask: Tensor | None = None,
+        key_positions: Tensor | None = None,
+    ) -> Any:
         arguments = dict(self.arguments[layer])
         for name, value in arguments.items():
             if name == "hidden_states":
                 arguments[name] = hidden
             elif name in _CACHE_NAMES:
-                arguments[name] = _Prefix(keys, values)
+                arguments[name] = cache
             elif name == "attention_mask":
                 arguments[name] = mask
             elif name == "position_ids" and value is not None:
                 arguments[name] = _at(value, positions)
             elif name == "position_embeddings" and value is not None:
                 arguments[name] = tuple(_at(table, positions) for table in value)
-            elif name == "alibi" and value is not None:
+            elif name == "alibi" and value is not None and key_positions is not None:
                 arguments[name] = masks.alibi_at(value, key_positions, len(self.inputs[layer]), len(hidden))
         _ROWS.set(len(hidden))
-        return hidden_of(self.blocks[layer](**arguments))
+        return self.blocks[layer](**arguments)
 
 
 def record(
@@ -112,8 +136,7 @@ def record(
     ids: Tensor,
     *,
     attention_mask: Tensor | None = None,
-    noise: Tensor | None = None,
-    subject_span: tuple[int, int] | None = None,
+    embedded: Callable[[Tensor], Tensor] | None = None,
 ) -> Recording:
     """Runs `ids` [row, token] once and keeps everything; stops before the unembedding.
 
@@ -121,15 +144,13 @@ def record(
         model: the model.
         ids: token ids, padded on the right if at all.
         attention_mask: 1 for tokens, 0 for padding, [row, token].
-        noise: added to the embeddings of the subject's tokens in the last `samples` rows,
-            [sample, subject, d_model].
-        subject_span: tokens [begin, end) of the subject.
+        embedded: changes the token embeddings [row, token, d_model], as a corruption does.
     """
     anatomy, kept = model.anatomy, Recording(model)
     cache = DynamicCache()
     with ExitStack() as hooks:
-        if noise is not None and subject_span is not None:
-            hooks.enter_context(output_changed(anatomy.embedding, _adds(noise, subject_span)))
+        if embedded is not None:
+            hooks.enter_context(output_changed(anatomy.embedding, embedded))
         for layer, block in enumerate(anatomy.blocks):
             hooks.callback(block.register_forward_pre_hook(_keep_arguments(kept), with_kwargs=True).remove)
             hooks.callback(block.register_forward_hook(_keep_output(kept.outputs)).remove)
@@ -181,13 +202,29 @@ class _Prefix:
         return torch.cat((self.keys, keys), dim=-2), torch.cat((self.values, values), dim=-2)
 
 
-def _adds(noise: Tensor, span: tuple[int, int]) -> Callable[[Tensor], Tensor]:
-    def add(embedded: Tensor) -> Tensor:
-        embedded = embedded.clone()
-        embedded[-len(noise) :, span[0] : span[1]] += noise.to(embedded.device)
-        return embedded
+@dataclass
+class _Complete:
+    """A cache that holds the queries' own keys and values already."""
 
-    return add
+    keys: Tensor
+    values: Tensor
+
+    def update(self, _keys: Tensor, _values: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        return self.keys, self.values
+
+
+class _Caught(Exception):  # noqa: N818 - no error: it ends a block early
+    pass
+
+
+class _Catch:
+    """A cache that ends the block once it has its keys and values."""
+
+    caught: tuple[Tensor, Tensor]
+
+    def update(self, keys: Tensor, values: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        self.caught = keys, values
+        raise _Caught
 
 
 def _keep_arguments(kept: Recording) -> Callable[..., None]:

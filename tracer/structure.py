@@ -57,17 +57,19 @@ def names_by_structure(model: PreTrainedModel) -> Names:
             f"Model type {model.config.model_type!r} is not listed, and not every part of it was found. Missing: "
             + "; ".join(f"{role}: {reason}" for role, reason in missing.items())
             + ". If it is a transformer decoder, name its parts: tracer.load(..., names=tracer.Names(embedding=..., "
-            "blocks=..., after_blocks=(...), attention_site=..., mlp_site=..., value_matrix=...))."
+            "blocks=..., after_blocks=(...), mlp=..., attention_site=..., mlp_site=..., value_matrix=...))."
         )
     attention_site, mlp_site = pair
     matrices = {block.value_matrix(mlp_site) for block in each}
+    value_matrix = matrices.pop() if len(matrices) == 1 else None
     return Names(
         embedding=embedding,
         blocks=blocks,
         after_blocks=_between(watched, f"{blocks}.{len(each) - 1}", head),
+        mlp=mlp_site if value_matrix is None else (value_matrix.rpartition(".")[0] or value_matrix),
         attention_site=attention_site,
         mlp_site=mlp_site,
-        value_matrix=matrices.pop() if len(matrices) == 1 else None,
+        value_matrix=value_matrix,
     )
 
 

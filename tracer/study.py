@@ -8,15 +8,16 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from tracer.anatomy import SubLayer
-from tracer.causal_trace import EngineName, check_settings, noise_for, predicted_id, trace
+from tracer.causal_trace import EngineName, Plan, at_once, noise_for, predicted_id, shape, trace_alike
 from tracer.corrupt import GaussianNoise
 from tracer.effect import AverageTrace, TraceResult
 from tracer.errors import FactError, FileFormatError
-from tracer.fact import Fact, TokenizedFact, check_roles, token_roles
+from tracer.fact import Fact, TokenizedFact, token_roles
 from tracer.model import LanguageModel
 from tracer.progress import bar
 from tracer.site import KINDS, Kind
@@ -38,6 +39,8 @@ def average(
     known_only: bool = True,
     most: int | None = None,
     engine: EngineName = "sweep",
+    published_draws: bool = False,
+    max_bytes: int | None = None,
     folder: str | Path | None = None,
     progress: bool | None = None,
 ) -> AverageTrace:
@@ -56,43 +59,45 @@ def average(
         known_only: leave out facts whose answer is not the model's own prediction; they are listed in
             `skipped`. A fact without an answer is always known.
         most: stop after this many facts were traced.
-        engine: see `tracer.trace`.
+        engine: see `tracer.trace`, as for published_draws and max_bytes.
+        published_draws: see there.
+        max_bytes: see there.
         folder: keep each fact's trace there; facts already there are not traced again.
         progress: show a bar; None: in a terminal or notebook.
 
     Raises:
         FactError: no facts, or none that the model predicts.
     """
-    check_settings(kinds, severed, window, samples, engine)
-    check_roles(roles or ())
     facts = list(facts)
     if not facts or (most is not None and most < 1):
         raise FactError("No facts to average. Try tracer.facts.bundled(), and most=1 or more.")
-    noise = noise_for(model, noise, [fact.subject for fact in facts])
+    plan = Plan(
+        tuple(kinds),
+        tuple(severed),
+        window,
+        samples,
+        seed,
+        None,
+        None if roles is None else tuple(roles),
+        engine,
+        published_draws,
+        max_bytes,
+    )
+    plan = dataclasses.replace(plan, noise=noise_for(model, noise, [fact.subject for fact in facts]))
+    model.torch.eval()  # dropout would make every pass another one
     wanted = len(facts) if most is None else min(most, len(facts))
-    results: list[TraceResult] = []
     skipped: list[tuple[str, str]] = []
     with bar(wanted, "tracing facts", show=progress, unit="fact") as steps:
+        traces = _Traces(model, plan, folder, steps)
         for fact in facts:
-            if len(results) == wanted:
+            if traces.n == wanted:
                 break
             tokenized, reason = _usable(model, fact, roles, known_only)
             if tokenized is None:
                 skipped.append((fact.prompt, reason))
-                continue
-            steps.set_postfix_str(fact.subject[:24])
-            options = {
-                "kinds": tuple(kinds),
-                "severed": tuple(severed),
-                "window": window,
-                "samples": samples,
-                "seed": seed,
-                "noise": noise,
-                "roles": None if roles is None else tuple(roles),
-                "engine": engine,
-            }
-            results.append(_kept_trace(model, tokenized, folder, options))
-            steps.update()
+            else:
+                traces.add(tokenized)
+        results = traces.finish()
     if not results:
         raise FactError(
             f"The model predicts none of these {len(facts)} facts, e.g. {skipped[0][0]!r}: {skipped[0][1]}. "
@@ -143,15 +148,54 @@ def _usable(
     return None, f"the model predicts {said!r}, not {tokenized.answer_tokens[0]!r}"
 
 
-def _kept_trace(model: LanguageModel, fact: TokenizedFact, folder: str | Path | None, options: dict) -> TraceResult:
-    """The fact's trace, from `folder` if it was made there with the same model and settings."""
-    if folder is None:
-        return trace(model, fact, progress=False, **options)
-    noise = dataclasses.asdict(options["noise"])
-    about = [model.fingerprint(), fact.token_ids, fact.subject_span, fact.answer_ids, {**options, "noise": noise}]
-    path = Path(folder) / f"{hashlib.sha256(json.dumps(about, default=plain).encode()).hexdigest()[:24]}.safetensors"
-    with contextlib.suppress(FileFormatError):  # absent, or of an older version: trace again
-        return TraceResult.load(path)
-    result = trace(model, fact, progress=False, **options)
-    result.save(path)
-    return result
+class _Traces:
+    """Traces of facts in the order in which they came; alike ones wait for each other and are traced together."""
+
+    def __init__(self, model: LanguageModel, plan: Plan, folder: str | Path | None, steps: Any) -> None:
+        self.model, self.plan, self.steps = model, plan, steps
+        self.folder = None if folder is None else Path(folder)
+        self.fingerprint = model.fingerprint()
+        self.n = 0
+        self._done: dict[int, TraceResult] = {}
+        self._waiting: dict[object, list[tuple[int, TokenizedFact]]] = {}
+
+    def add(self, fact: TokenizedFact) -> None:
+        """Takes the fact's trace from the folder, or has it traced as soon as there are enough like it."""
+        number, self.n = self.n, self.n + 1
+        path = self._path(fact)
+        if path is not None:
+            with contextlib.suppress(FileFormatError):  # absent, or of an older version: traced again
+                self._done[number] = TraceResult.load(path)
+                self.steps.update()
+                return
+        alike = self._waiting.setdefault(shape(fact), [])
+        alike.append((number, fact))
+        if len(alike) >= at_once(self.model, fact, self.plan):
+            self._trace(self._waiting.pop(shape(fact)))
+
+    def finish(self) -> list[TraceResult]:
+        """Traces those that still wait; returns all."""
+        for alike in self._waiting.values():
+            self._trace(alike)
+        self._waiting = {}
+        return [self._done[number] for number in sorted(self._done)]
+
+    def _trace(self, alike: list[tuple[int, TokenizedFact]]) -> None:
+        subjects = [fact.fact.subject for _, fact in alike if fact.fact]
+        self.steps.set_postfix_str(", ".join(subjects)[:24])
+        results = trace_alike(self.model, [fact for _, fact in alike], self.plan)
+        for (number, fact), result in zip(alike, results, strict=True):
+            path = self._path(fact)
+            if path is not None:
+                result.save(path)
+            self._done[number] = result
+            self.steps.update()
+
+    def _path(self, fact: TokenizedFact) -> Path | None:
+        """Named by the model, the fact and everything that a number depends on."""
+        if self.folder is None:
+            return None
+        settings = {name: value for name, value in dataclasses.asdict(self.plan).items() if name != "max_bytes"}
+        about = [self.fingerprint, fact.token_ids, fact.subject_span, fact.answer_ids, settings]
+        digest = hashlib.sha256(json.dumps(about, default=plain).encode()).hexdigest()
+        return self.folder / f"{digest[:24]}.safetensors"

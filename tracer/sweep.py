@@ -9,267 +9,374 @@ change, from facts that hold exactly:
 - before the subject nothing is corrupted: the effect is 0 and nothing is computed;
 - in a state map the subject's first token, once restored, stays clean for ever;
 - windows clipped at layer 0 are the same row until the first of them ends;
-- only the last position goes through the unembedding.
+- a held MLP is not computed where its output is overwritten;
+- the last block is run for the last position alone, and only this goes through the unembedding.
 
 One walk up the layers serves all columns of a map: rows join when their layer is reached (a
 staircase), so a weight is read once a layer, not once a site. `tracer.packing` says how the rows
-are laid out; the blocks that run are the model's own (`tracer.replay`).
+are laid out; the blocks that run are the model's own (`tracer.replay`). Facts of the same length
+whose subjects start at the same token are walked together.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
+from itertools import groupby, product
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from tracer.anatomy import SubLayer
-from tracer.errors import SweepMismatchError
+from tracer.answer import answer_probability, probability
+from tracer.hold import Hold
 from tracer.model import LanguageModel
-from tracer.packing import Packing, Row, bundles, state_rows, window_rows
-from tracer.passes import Passes, probability
-from tracer.replay import Recording, output_changed, record
+from tracer.packing import Packing, Row, bundles, severed_rows, state_rows, window_rows
+from tracer.parallel import Check, in_threads, is_out_of_memory, thread_count
+from tracer.replay import Recording, record
 
-PACKED_TOKENS = 1024  # tokens in one call of a block: enough for a good matrix product, few enough for the cache
-BUNDLE_PAIRS = 512  # pairs packed into one sequence: attention is quadratic in them
-STATE_BYTES = 1 << 30  # states of one staircase; more samples than fit are walked one chunk after the other
-UNEMBED_ROWS = 128
+Join = Callable[[Row, Packing, Tensor, "Tensor | None"], Tensor]
 
 
 @dataclass(frozen=True)
-class Hold:
-    """A sub-layer whose output at the restored token is overwritten while a row holds it.
+class Budget:
+    """How much is computed at once. Results do not depend on it beyond rounding.
 
     Attributes:
-        values: for each layer [1 or sample, token, d_model].
+        state_bytes: states of one walk, all threads together; more draws than fit are walked one chunk after the other.
+        packed_tokens: tokens in one call of a block: enough for a good matrix product, few enough for the cache.
+        bundle_pairs: pairs packed into one sequence: attention is quadratic in them.
     """
 
-    path: SubLayer
-    values: list[Tensor]
+    state_bytes: int = 1 << 30
+    packed_tokens: int = 1024
+    bundle_pairs: int = 512
+
+    @classmethod
+    def of(cls, device: torch.device, state_bytes: int | None = None) -> Budget:
+        """For this device; a GPU wants large calls."""
+        packed = 1024 if device.type == "cpu" else 32768
+        return cls(state_bytes or cls.state_bytes, packed)
+
+    def halved(self) -> Budget:
+        """Half of everything."""
+        return Budget(self.state_bytes // 2, max(1, self.packed_tokens // 2), max(1, self.bundle_pairs // 2))
 
 
-class Sweep:
-    """All maps of one prompt. Has the methods of `tracer.passes.Passes`, with the same results.
+class BatchSweep:
+    """All maps of several facts of the same length whose subjects are the same tokens.
+
+    A *draw* is one fact under one noise draw: draw d belongs to fact d // samples.
 
     Attributes:
-        run: the recorded pass; row 0 is clean, the others are the corrupted samples.
-        clean_logits: [vocab].
-        corrupted_logits: [sample, vocab].
+        run: the recorded pass: a clean row for each fact, then a corrupted row for each draw.
+        clean_logits: [fact, vocab].
+        corrupted_logits: [draw, vocab].
+        frozen: what severed sub-layers are held at, in the draws' rows; of the run itself, or of `frozen_noise`.
+        budget: halved, and the walk begun again, when memory runs out.
     """
 
-    def __init__(self, model: LanguageModel, ids: Tensor, subject_span: tuple[int, int], noise: Tensor) -> None:
-        self.model, self.samples = model, len(noise)
-        self.n_tokens, self.first = ids.shape[1], subject_span[0]
+    def __init__(
+        self,
+        model: LanguageModel,
+        ids: Tensor,
+        subject_span: tuple[int, int],
+        noise: Tensor,
+        *,
+        frozen_noise: Tensor | None = None,
+        budget: Budget | None = None,
+    ) -> None:
+        self.model, (self.n_facts, self.n_tokens) = model, ids.shape
+        self.samples, self.first = len(noise), subject_span[0]
+        self.budget = budget or Budget.of(ids.device)
+        self.draws = torch.arange(self.n_facts * self.samples, device=ids.device)
+        self.run = self._record(ids, subject_span, noise)
         with torch.inference_mode():
-            rows = ids.expand(self.samples + 1, -1)
-            self.run: Recording = record(model, rows, noise=noise, subject_span=subject_span)
             logits = model.anatomy.unembed(self.run.outputs[-1][:, -1])
-        self.clean_logits, self.corrupted_logits = logits[0], logits[1:]
+        self.clean_logits, self.corrupted_logits = logits[: self.n_facts], logits[self.n_facts :]
+        self.frozen = self.run.added
+        if frozen_noise is not None:
+            self.frozen = self._record(ids, subject_span, frozen_noise).added
 
-    def state_map(self, answer_id: int, tokens: list[int]) -> Tensor:
-        """Restored probabilities of every state, [token, layer, sample]."""
+    def _record(self, ids: Tensor, span: tuple[int, int], noise: Tensor) -> Recording:
+        def corrupt(embedded: Tensor) -> Tensor:
+            embedded = embedded.clone()
+            embedded[self.n_facts :, span[0] : span[1]] += noise.to(embedded.device).repeat(self.n_facts, 1, 1)
+            return embedded
+
+        with torch.inference_mode():
+            rows = torch.cat((ids, ids.repeat_interleave(self.samples, 0)))
+            return record(self.model, rows, embedded=corrupt)
+
+    def state_maps(self, answer_ids: Sequence[int], tokens: list[int]) -> Tensor:
+        """Restored probabilities of every state, [fact, token, layer, sample]."""
         # The last token's own restored state is what the answer is read from, so it stays packed.
         clean_token = self.first if self.first < self.n_tokens - 1 else None
         rows = state_rows(self.model.n_layers)
-        restored = self._walk(rows, answer_id, tokens, self._join_state, clean_token=clean_token)
-        return self._last_column(restored, answer_id, tokens)
+        restored = self._walk(rows, answer_ids, tokens, self._join_state, clean_token=clean_token)
+        return self._last_column(restored, answer_ids, tokens)
 
-    def severed_map(self, path: SubLayer, answer_id: int, tokens: list[int]) -> Tensor:
-        """Restored probabilities of every state with `path` severed, [token, layer, sample]."""
-        rows = state_rows(self.model.n_layers, held=range(self.model.n_layers))
-        corrupted = Hold(path, [added[1:] for added in self.run.added[path]])
-        restored = self._walk(rows, answer_id, tokens, self._join_state, hold=corrupted)
-        return self._last_column(restored, answer_id, tokens)
+    def severed_maps(self, path: SubLayer, answer_ids: Sequence[int], tokens: list[int]) -> Tensor:
+        """Restored probabilities of every state with `path` severed, [fact, token, layer, sample]."""
+        hold = Hold(self.model.anatomy, path, self.frozen[path])
+        own = self.frozen is self.run.added
+        rows = severed_rows(self.model.n_layers, from_below=not own)
+        restored = self._walk(rows, answer_ids, tokens, self._join_state, hold=hold, held_rows=self._corrupted)
+        return self._last_column(restored, answer_ids, tokens)
 
-    def window_map(self, kind: SubLayer, answer_id: int, tokens: list[int], window: int) -> Tensor:
-        """Restored probabilities of every window of MLPs or attentions, [token, layer, sample]."""
-        clean = Hold(kind, [added[:1] for added in self.run.added[kind]])
-
-        def join(row: Row, packing: Packing, samples: Tensor) -> Tensor:
-            return self._join_window(row, packing, samples, clean)
-
+    def window_maps(self, kind: SubLayer, answer_ids: Sequence[int], tokens: list[int], window: int) -> Tensor:
+        """Restored probabilities of every window of MLPs or attentions, [fact, token, layer, sample]."""
+        hold = Hold(self.model.anatomy, kind, self.run.added[kind])
         rows = window_rows(window, self.model.n_layers)
-        return self._walk(rows, answer_id, tokens, join, hold=clean)
+        join = partial(self._join_window, hold)
+        return self._walk(rows, answer_ids, tokens, join, hold=hold, held_rows=self._clean)
 
-    def _join_state(self, row: Row, packing: Packing, samples: Tensor) -> Tensor:
-        """Outputs of the block below: corrupted, the restored tokens clean; [sample, pair, d_model]."""
-        outputs, restored = self.run.outputs[row.start - 1], packing.diagonal().computed
-        hidden = outputs[1 + samples][:, packing.computed]
-        hidden[:, : packing.n_diagonal] = outputs[0, restored]
+    def _clean(self, draws: Tensor) -> Tensor:
+        """The clean rows of these draws' facts in the recording."""
+        return draws // self.samples
+
+    def _corrupted(self, draws: Tensor) -> Tensor:
+        """The rows of these draws in the recording."""
+        return self.n_facts + draws
+
+    def _join_state(self, row: Row, packing: Packing, draws: Tensor, below: Tensor | None) -> Tensor:
+        """Outputs of the block below, the restored tokens clean; [draw, pair, d_model]."""
+        layer = row.start - 1
+        if layer < 0:  # the trunk of a severed map: nothing restored yet
+            return self.run.inputs[0][self._corrupted(draws)][:, packing.computed]
+        outputs, restored = self.run.outputs[layer], packing.diagonal().computed
+        hidden = outputs[self._corrupted(draws)][:, packing.computed] if below is None else below.clone()
+        hidden[:, : packing.n_diagonal] = outputs[self._clean(draws)][:, restored]
         return hidden
 
-    def _join_window(self, row: Row, packing: Packing, samples: Tensor, clean: Hold) -> Tensor:
+    def _join_window(self, hold: Hold, row: Row, packing: Packing, draws: Tensor, below: Tensor | None) -> Tensor:
         """Outputs of the window's first block, where only the restored tokens differ from the corrupted run."""
-        layer, diagonal = row.start - 1, packing.diagonal()
-        hidden = self.run.outputs[layer][1 + samples][:, packing.computed]
-        inputs = self.run.inputs[layer][1 + samples][:, diagonal.computed]
-        restored = clean.values[layer][:, diagonal.computed].expand_as(inputs)
-        with output_changed(self.model.anatomy.site_module(clean.path, layer), lambda _: restored):
-            hidden[:, : packing.n_diagonal] = self.block(layer, diagonal)(inputs, samples)
+        if below is not None:  # a shorter window leaves its trunk
+            return below
+        layer, diagonal, rows = row.start - 1, packing.diagonal(), self._corrupted(draws)
+        hidden = self.run.outputs[layer][rows][:, packing.computed]
+        inputs = self.run.inputs[layer][rows][:, diagonal.computed]
+        with hold.writing(layer, self._clean(draws), diagonal.computed, 0):
+            hidden[:, : packing.n_diagonal] = self.block(layer, diagonal, draws)(inputs, torch.arange(len(draws)))
         return hidden
 
     def _walk(
         self,
         rows: list[Row],
-        answer_id: int,
+        answer_ids: Sequence[int],
         tokens: list[int],
-        join: Callable[[Row, Packing, Tensor], Tensor],
+        join: Join,
         *,
         hold: Hold | None = None,
+        held_rows: Callable[[Tensor], Tensor] | None = None,
         clean_token: int | None = None,
     ) -> Tensor:
-        """Restored probabilities [token, layer, sample]; p_corrupted where no row answers for a cell."""
-        corrupted = probability(self.corrupted_logits, answer_id)
+        """Restored probabilities [fact, token, layer, sample]; p_corrupted where no row answers for a cell."""
+        answers = torch.tensor(list(answer_ids), device=self.draws.device).repeat_interleave(self.samples)
+        corrupted = probability(self.corrupted_logits, answers)
         result = corrupted.expand(len(tokens), self.model.n_layers, -1).clone()
-        groups = [token for token in tokens if token >= self.first]
-        with torch.inference_mode():
-            for bundle in bundles(groups, self.n_tokens, BUNDLE_PAIRS) if rows else []:
-                packing = Packing.of(bundle, self.n_tokens, clean_token)
-                places = torch.tensor([tokens.index(token) for token in bundle], device=result.device)
-                for samples in self._sample_chunks(len(rows), len(packing)):
-                    staircase = _Staircase(self, packing, samples, hold, len(rows))
-                    staircase.climb(rows, join)
-                    for row, answers in staircase.probabilities(answer_id):
-                        for column in row.columns:
-                            result[places[:, None], column, samples] = answers
-        return result
 
-    def _last_column(self, restored: Tensor, answer_id: int, tokens: list[int]) -> Tensor:
+        def climb(bundle: list[int], draws: Tensor, check: Check) -> None:
+            packing = Packing.of(bundle, self.n_tokens, clean_token, device=draws.device)
+            staircase = _Staircase(self, packing, draws, len(rows), hold, held_rows)
+            staircase.climb(rows, join, check)
+            places = torch.tensor([tokens.index(token) for token in bundle], device=draws.device)
+            for row, found in staircase.probabilities(answers[draws]):
+                for column in row.columns:
+                    result[places[:, None], column, draws] = found
+
+        groups = [token for token in tokens if token >= self.first]
+        while rows and groups:
+            workers = thread_count(self.draws.device, len(self.draws))
+            cut = bundles(groups, self.n_tokens, self.budget.bundle_pairs)
+            chunks = self._chunks(len(rows), workers)
+            try:
+                with ExitStack() as hooks:
+                    if hold is not None:
+                        hooks.enter_context(hold.installed())
+                    in_threads([partial(climb, *job) for job in product(cut, chunks)], workers)
+                break
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error) or self.budget.packed_tokens == 1:
+                    raise
+                self.budget = self.budget.halved()
+        return result.unflatten(-1, (self.n_facts, self.samples)).movedim(-2, 0)
+
+    def _chunks(self, n_rows: int, workers: int) -> tuple[Tensor, ...]:
+        """The draws of each job: as many jobs as workers, more where their states do not fit."""
+        pairs = min(self.budget.bundle_pairs, (self.n_tokens - self.first) * (self.n_tokens - self.first + 1) // 2)
+        bytes_each = n_rows * pairs * self.model.d_model * self.run.outputs[0].element_size()
+        fitting = max(1, self.budget.state_bytes // workers // max(1, bytes_each))
+        return self.draws.split(min(fitting, -(-len(self.draws) // workers)))
+
+    def _last_column(self, restored: Tensor, answer_ids: Sequence[int], tokens: list[int]) -> Tensor:
         """A state restored in the last block changes the answer at the last position only: p_clean there."""
         if self.n_tokens - 1 in tokens:
-            restored[tokens.index(self.n_tokens - 1), -1] = probability(self.clean_logits, answer_id)
+            clean = probability(self.clean_logits, torch.tensor(list(answer_ids), device=self.draws.device))
+            restored[:, tokens.index(self.n_tokens - 1), -1] = clean[:, None]
         return restored
 
-    def block(self, layer: int, packing: Packing) -> Callable[[Tensor, Tensor], Tensor]:
-        """Block `layer` as a function of packed rows and the sample that each row belongs to."""
-        keys, values = (self._prefix(store[layer], packing) for store in (self.run.keys, self.run.values))
-        seen = packing.mask(self.run.visible[layer][0].cpu())[None].to(keys.device)
-        positions, key_positions = (
-            places.to(keys.device) for places in (packing.computed, packing.key_positions(self.n_tokens))
-        )
-        mask = self.run.attention_mask(layer, seen, positions, key_positions)
+    def block(self, layer: int, packing: Packing, draws: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+        """Block `layer` as a function of packed rows [row, pair, d_model] and, for each row, the index of its draw."""
+        keys, values, mask = self._context(layer, packing, draws)
+        key_positions = packing.key_positions(self.n_tokens)
 
-        def run(hidden: Tensor, samples: Tensor) -> Tensor:
+        def run(hidden: Tensor, which: Tensor) -> Tensor:
             return self.run.run_block(
                 layer,
                 hidden,
-                positions=positions,
+                positions=packing.computed,
                 key_positions=key_positions,
                 mask=mask,
-                keys=keys[samples],
-                values=values[samples],
+                keys=keys[which],
+                values=values[which],
             )
 
         return run
 
-    def _prefix(self, store: Tensor, packing: Packing) -> Tensor:
-        """Keys or values of tokens 0 .. T-2 in the corrupted runs, then of `clean_token` in the clean run."""
-        prefix = store[1:, :, :-1]
-        if packing.clean_token is None:
-            return prefix
-        clean = store[:1, :, packing.clean_token : packing.clean_token + 1]
-        return torch.cat((prefix, clean.expand(self.samples, -1, -1, -1)), dim=2)
+    def last_block(self, packing: Packing, draws: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+        """The last block, as `block`, but for the last position alone: [row, group, d_model]."""
+        layer, last = self.model.n_layers - 1, packing.last
+        keys, values, mask = self._context(layer, packing, draws)
+        key_positions = packing.key_positions(self.n_tokens)
 
-    def _sample_chunks(self, n_rows: int, n_pairs: int) -> Iterator[Tensor]:
-        bytes_each = n_rows * n_pairs * self.model.d_model * self.run.outputs[0].element_size()
-        together = max(1, STATE_BYTES // max(1, bytes_each))
-        yield from torch.arange(self.samples, device=self.clean_logits.device).split(together)
+        def run(hidden: Tensor, which: Tensor) -> Tensor:
+            own = self.run.keys_and_values(layer, hidden, positions=packing.computed)
+            whole = [torch.cat((prefix[which], mine), dim=-2) for prefix, mine in zip((keys, values), own, strict=True)]
+            return self.run.run_block(
+                layer,
+                hidden[:, last],
+                positions=packing.computed[last],
+                key_positions=key_positions,
+                mask=mask[..., last, :],
+                keys=whole[0],
+                values=whole[1],
+                complete=True,
+            )
+
+        return run
+
+    def _context(self, layer: int, packing: Packing, draws: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Keys and values of tokens 0 .. T-2 when corrupted, then of `clean_token` when clean; the mask."""
+        stores = []
+        for store in (self.run.keys[layer], self.run.values[layer]):
+            prefix = store[self._corrupted(draws), :, :-1]
+            if packing.clean_token is not None:
+                clean = store[self._clean(draws), :, packing.clean_token : packing.clean_token + 1]
+                prefix = torch.cat((prefix, clean), dim=2)
+            stores.append(prefix)
+        seen = packing.mask(self.run.visible[layer][0])[None]
+        mask = self.run.attention_mask(layer, seen, packing.computed, packing.key_positions(self.n_tokens))
+        return stores[0], stores[1], mask
+
+
+class Sweep:
+    """All maps of one prompt. Has the methods of `tracer.passes.Passes`, with the same results."""
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        ids: Tensor,
+        subject_span: tuple[int, int],
+        noise: Tensor,
+        *,
+        frozen_noise: Tensor | None = None,
+        budget: Budget | None = None,
+    ) -> None:
+        self.batch = BatchSweep(model, ids, subject_span, noise, frozen_noise=frozen_noise, budget=budget)
+
+    @property
+    def clean_logits(self) -> Tensor:
+        """[vocab]."""
+        return self.batch.clean_logits[0]
+
+    @property
+    def corrupted_logits(self) -> Tensor:
+        """[sample, vocab]."""
+        return self.batch.corrupted_logits
+
+    def state_map(self, answer_id: int, tokens: list[int]) -> Tensor:
+        """Restored probabilities of every state, [token, layer, sample]."""
+        return self.batch.state_maps([answer_id], tokens)[0]
+
+    def severed_map(self, path: SubLayer, answer_id: int, tokens: list[int]) -> Tensor:
+        """Restored probabilities of every state with `path` severed, [token, layer, sample]."""
+        return self.batch.severed_maps(path, [answer_id], tokens)[0]
+
+    def window_map(self, kind: SubLayer, answer_id: int, tokens: list[int], window: int) -> Tensor:
+        """Restored probabilities of every window of MLPs or attentions, [token, layer, sample]."""
+        return self.batch.window_maps(kind, [answer_id], tokens, window)[0]
 
 
 class _Staircase:
-    """The rows that have joined so far, for one chunk of samples: states [row, sample, pair, d_model]."""
+    """The rows that have joined so far, for some draws: states [row, draw, pair, d_model]."""
 
-    def __init__(self, sweep: Sweep, packing: Packing, samples: Tensor, hold: Hold | None, n_rows: int) -> None:
-        self.sweep, self.packing, self.samples, self.hold = sweep, packing, samples, hold
+    def __init__(
+        self,
+        sweep: BatchSweep,
+        packing: Packing,
+        draws: Tensor,
+        n_rows: int,
+        hold: Hold | None,
+        held_rows: Callable[[Tensor], Tensor] | None,
+    ) -> None:
+        self.sweep, self.packing, self.draws, self.hold = sweep, packing, draws, hold
         self.rows: list[Row] = []
-        shape = (n_rows, len(samples), len(packing), sweep.model.d_model)
-        self.states = sweep.run.outputs[0].new_empty(shape)
+        d_model, like = sweep.model.d_model, sweep.run.outputs[0]
+        self.states = like.new_empty((n_rows, len(draws), len(packing), d_model))
+        self.final = like.new_empty((n_rows, len(draws), len(packing.groups), d_model))
+        self.which = torch.arange(len(draws), device=draws.device).repeat(n_rows)
+        self.held_rows = None if held_rows is None else held_rows(draws).repeat(n_rows)
 
-    def climb(self, rows: list[Row], join: Callable[[Row, Packing, Tensor], Tensor]) -> None:
+    def climb(self, rows: list[Row], join: Join, check: Check) -> None:
         """From layer 0 to the top; a row joins just below its first block."""
         n_layers = self.sweep.model.n_layers
         for layer in range(n_layers + 1):
             for row in rows:
                 if row.start == layer:
-                    parent = self.states[self.rows.index(row.parent)] if row.parent else None
-                    joining = join(row, self.packing, self.samples) if parent is None else parent
-                    self.states[len(self.rows)] = joining
+                    below = self.states[self.rows.index(row.parent)] if row.parent else None
+                    self.states[len(self.rows)] = join(row, self.packing, self.draws, below)
                     self.rows.append(row)
-            if layer < n_layers and self.rows:
-                self._run(layer)
+            if layer == n_layers:  # these joined above the last block
+                for at in (n for n, row in enumerate(self.rows) if row.start == n_layers):
+                    self.final[at] = self.states[at][:, self.packing.last]
+            elif self.rows:
+                self._run(layer, check)
 
-    def _run(self, layer: int) -> None:
-        """One block over all rows, in calls of about PACKED_TOKENS tokens."""
-        block = self.sweep.block(layer, self.packing)
-        states = self.states[: len(self.rows)].flatten(0, 1)  # a view: [row * sample, pair, d_model]
-        samples = self.samples.repeat(len(self.rows))
-        held = torch.tensor([layer in row.held for row in self.rows]).repeat_interleave(len(self.samples))
-        together = max(1, PACKED_TOKENS // len(self.packing))
-        for at in range(0, len(states), together):
-            chunk = slice(at, at + together)
-            with self._overwritten(layer, held[chunk], samples[chunk]):
-                states[chunk] = block(states[chunk], samples[chunk])
+    def _run(self, layer: int, check: Check) -> None:
+        """One block over all rows; the last one goes from `states` to `final`."""
+        packing, is_last = self.packing, layer == self.sweep.model.n_layers - 1
+        states, target = self.states.flatten(0, 1), (self.final if is_last else self.states).flatten(0, 1)
+        block = self.sweep.last_block if is_last else partial(self.sweep.block, layer)
+        run, restored = block(packing, self.draws), packing.diagonal().computed
+        for calls, held in self._calls(layer):
+            check()
+            with ExitStack() as stack:
+                if held and self.hold is not None and self.held_rows is not None:
+                    if not is_last:
+                        place = (restored, 0)
+                    elif packing.groups[-1] == self.sweep.n_tokens - 1:  # of the restored tokens it alone is computed
+                        place = (restored[-1:], len(packing.groups) - 1)
+                    else:
+                        place = None
+                    if place:
+                        stack.enter_context(self.hold.writing(layer, self.held_rows[calls], *place))
+                target[calls] = run(states[calls], self.which[calls])
 
-    def _overwritten(self, layer: int, held: Tensor, samples: Tensor) -> AbstractContextManager[None]:
-        """Puts the held values into the sub-layer's output, at the restored tokens of the rows that hold."""
-        if self.hold is None or not held.any():
-            return nullcontext()
-        restored = self.packing.diagonal().computed
-        values = self.hold.values[layer][:, restored]
-        values = values.expand(len(held), -1, -1) if len(values) == 1 else values[samples]
-        held = held.to(values.device)
+    def _calls(self, layer: int) -> Iterator[tuple[slice, bool]]:
+        """Slices of `states` with its first two axes flattened, about `packed_tokens` tokens each, and if they hold."""
+        together = max(1, self.sweep.budget.packed_tokens // len(self.packing))
+        for held, alike in groupby(range(len(self.rows)), key=lambda at: layer in self.rows[at].held):
+            found = list(alike)
+            begin, end = found[0] * len(self.draws), (found[-1] + 1) * len(self.draws)
+            for at in range(begin, end, together):
+                yield slice(at, min(at + together, end)), held
 
-        def change(output: Tensor) -> Tensor:
-            output = output.clone()
-            output[held, : len(restored)] = values[held]
-            return output
-
-        return output_changed(self.sweep.model.anatomy.site_module(self.hold.path, layer), change)
-
-    def probabilities(self, answer_id: int) -> Iterator[tuple[Row, Tensor]]:
-        """For each row, the answer's probability [group, sample]."""
-        unembed = self.sweep.model.anatomy.unembed
-        final = self.states[:, :, self.packing.last(self.sweep.n_tokens)]  # [row, sample, group, d_model]
-        chunks = final.flatten(0, 2).split(UNEMBED_ROWS)
-        answers = torch.cat([probability(unembed(chunk), answer_id) for chunk in chunks]).reshape(final.shape[:3])
-        yield from ((row, answer.T) for row, answer in zip(self.rows, answers, strict=True))
-
-
-def self_test(model: LanguageModel) -> float:
-    """Compares sweep and definition on a few sites of a made-up prompt.
-
-    Returns:
-        The largest difference in log-probability.
-
-    Raises:
-        SweepMismatchError: they differ by more than rounding explains.
-    """
-    ids, span, layer, window = torch.arange(5, 11, device=model.device)[None], (1, 3), model.n_layers // 2, 3
-    with torch.inference_mode():
-        sigma = float(model.anatomy.embedding(ids).float().std())
-    noise = torch.from_numpy(
-        3 * sigma * np.random.RandomState(1).randn(2, span[1] - span[0], model.anatomy.embedding_size)
-    )
-    passes, sweep = Passes(model, ids, span, noise), Sweep(model, ids, span, noise)
-    answer, token = int(passes.clean_logits.argmax()), span[1] - 1
-    pairs = [
-        (passes.state(token, layer), sweep.state_map(answer, [token])),
-        (passes.severed("mlp", token, layer), sweep.severed_map("mlp", answer, [token])),
-        (passes.severed("attn", token, layer), sweep.severed_map("attn", answer, [token])),
-        (passes.window("mlp", token, layer, window), sweep.window_map("mlp", answer, [token], window)),
-        (passes.window("attn", token, layer, window), sweep.window_map("attn", answer, [token], window)),
-    ]
-    slow = torch.stack([probability(passes.restored(held), answer) for held, _ in pairs]).log()
-    fast = torch.stack([found[0, layer] for _, found in pairs]).log()
-    worst = float((slow - fast).abs().max())
-    allowed = 2e-3 if model.dtype in (torch.float32, torch.float64) else 0.3
-    if not worst <= allowed:
-        raise SweepMismatchError(
-            f"On {model.name} the sweep differs from the definition by {worst:.2g} in log-probability. "
-            f'Trace with engine="passes", and please report this model.'
-        )
-    model.sweep_checked = True
-    return worst
+    def probabilities(self, answer_ids: Tensor) -> Iterator[tuple[Row, Tensor]]:
+        """For each row, the answers' probability [group, draw]; `answer_ids` [draw]."""
+        final = self.final[: len(self.rows)].transpose(1, 2)  # [row, group, draw, d_model]
+        wanted = answer_ids.expand(final.shape[:3]).flatten()
+        found = answer_probability(self.sweep.model.anatomy, final.flatten(0, 2), wanted)
+        yield from zip(self.rows, found.unflatten(0, final.shape[:3]), strict=True)

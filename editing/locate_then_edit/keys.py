@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from editing.locate_then_edit.rows import Rows
-from tracer.anatomy import by_token
+from tracer.hidden import by_token
 from tracer.model import LanguageModel
 
 
