@@ -45,16 +45,32 @@ class RankOne:
     def delta(self, model: LanguageModel) -> Tensor:
         """The change as it is added to the stored parameter, float64 on its device."""
         module, _, _ = self.weight.rpartition(".")
-        try:
-            parameter = model.torch.get_parameter(self.weight)
-        except AttributeError as error:
-            raise BaseModelError(f"{model.name} has no weight {self.weight!r}, which this edit changes.") from error
+        parameter = writable(model, self.weight)
         out, into = (side.to(parameter.device, torch.float64) for side in (self.out, self.into))
         transposed = is_stored_transposed(model.torch.get_submodule(module))
         change = torch.outer(into, out) if transposed else torch.outer(out, into)
         if change.shape != parameter.shape:
             raise BaseModelError(f"{self.weight} is {tuple(parameter.shape)}, the edit's change {tuple(change.shape)}.")
         return change
+
+
+def writable(model: LanguageModel, weight: str) -> Tensor:
+    """The parameter of that name.
+
+    Raises:
+        BaseModelError: the model has none, or what is written to it would be lost or coarse: it is
+            quantised to integers, or offloaded and read anew from elsewhere for each pass.
+    """
+    try:
+        parameter = model.torch.get_parameter(weight)
+    except AttributeError as error:
+        raise BaseModelError(f"{model.name} has no weight {weight!r}, which this edit changes.") from error
+    if parameter.is_meta:
+        raise BaseModelError(f"{weight} is offloaded: a change would be lost. Load the model without offloading.")
+    if not parameter.is_floating_point():
+        kind = str(parameter.dtype).removeprefix("torch.")
+        raise BaseModelError(f"{weight} is quantised ({kind}). Load the model unquantised, in float32 or bfloat16.")
+    return parameter
 
 
 @dataclass(eq=False)

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
 from conftest import FAMILIES, LAYERS, WIDTH, llama_like, make_tokenizer, tiny_gemma3, tiny_gpt2
-from transformers import HeliumConfig, HeliumForCausalLM
+from transformers import AutoModelForCausalLM, HeliumConfig, HeliumForCausalLM, LlamaConfig, LlamaForCausalLM
 
 import tracer
+from editing import ROME, EditRequest
+from editing.edit import writable
+from editing.errors import BaseModelError
 from tracer.anatomy import LLAMA, POST_NORM, is_stored_transposed
 from tracer.errors import AnatomyError, ModelSourceError, NumericsError, SiteError, TracerWarning
 from tracer.self_test import self_test
@@ -159,3 +165,32 @@ def test_the_users_tokenizer_is_left_as_it_is(tokenizer_with_bos) -> None:
     model = tracer.load(tiny_gpt2(), tokenizer=own)
     tracer.trace(model, tracer.Fact("France is", "France"), samples=2, engine="passes", kinds=("state",))
     assert own.pad_token is None
+
+
+def test_an_offloaded_model_is_traced_with_the_same_numbers(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    whole = LlamaForCausalLM(LlamaConfig(**llama_like()))
+    whole.save_pretrained(tmp_path / "whole")
+    on_disk = {"model.layers.1": "disk", "model.layers.3": "disk", "lm_head": "disk"}
+    places = {"model.embed_tokens": "cpu", "model.norm": "cpu", "model.rotary_emb": "cpu", **on_disk}
+    places |= {"model.layers.0": "cpu", "model.layers.2": "cpu"}
+    parts = AutoModelForCausalLM.from_pretrained(
+        tmp_path / "whole", device_map=places, offload_folder=tmp_path / "off", dtype=torch.float32
+    )
+    model, plain = tracer.load(parts), tracer.load(whole)
+    assert model.sweep_fault is None and model.fingerprint() == plain.fingerprint()
+    fact = tracer.TokenizedFact((11, 87, 254, 33, 480), (1, 3))
+    options = {"samples": 2, "noise": tracer.GaussianNoise(3, 0.3), "severed": ("mlp",)}
+    found, expected = tracer.trace(model, fact, **options), tracer.trace(plain, fact, **options)
+    for name, values in expected.restored.items():
+        np.testing.assert_allclose(found.restored[name], values, atol=1e-6, err_msg=name)
+    with pytest.raises(BaseModelError, match="layers.1.*offloaded: a change would be lost"):
+        writable(model, model.anatomy.value_weight_name(1))
+
+
+def test_a_quantised_weight_is_not_edited(toy_model: tracer.LanguageModel) -> None:
+    matrix = toy_model.anatomy.value_matrix(1)
+    matrix.weight = torch.nn.Parameter(torch.zeros_like(matrix.weight, dtype=torch.int8), requires_grad=False)
+    request = EditRequest("The Louvre is in", subject="The Louvre", new=" Rome")
+    with pytest.raises(BaseModelError, match=r"quantised \(int8\).*unquantised"):
+        ROME(layer=1).apply(toy_model, [request])

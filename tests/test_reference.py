@@ -35,6 +35,37 @@ def test_a_tiny_gpt2_has_the_published_maps(tiny: tracer.LanguageModel, engine: 
     assert compare(tiny, engine, name) < 1e-6
 
 
+@pytest.mark.parametrize("engine", [Passes, Sweep])
+@pytest.mark.parametrize("name", ["tiny_gpt2_a", "tiny_gpt2_b"])
+def test_a_tiny_gpt2_has_the_published_severed_maps_with_their_two_draws(
+    tiny: tracer.LanguageModel, engine: type, name: str
+) -> None:
+    assert compare_published_severed(tiny, engine, name) < 1e-6
+
+
+@pytest.mark.real_model
+@pytest.mark.parametrize("name", ["smollm2_135m_france", "smollm2_135m_eiffel"])
+def test_the_sweep_has_the_published_severed_maps_with_their_two_draws(
+    smollm2: tracer.LanguageModel, name: str
+) -> None:
+    assert compare_published_severed(smollm2, Sweep, name) < TOLERANCE
+
+
+def test_published_draws_are_an_option_of_a_trace(tiny: tracer.LanguageModel) -> None:
+    reference = np.load(FOLDER / "tiny_gpt2_a.npz")
+    begin, end = map(int, reference["subject_range"])
+    fact = tracer.TokenizedFact(tuple(map(int, reference["token_ids"])), (begin, end))
+    noise = GaussianNoise(3.0, float(reference["noise_std"]))
+    options = {"kinds": ("state",), "severed": ("mlp",), "noise": noise, "samples": int(reference["samples"])}
+    result = tracer.trace(tiny, fact, published_draws=True, **options)
+    own = tracer.trace(tiny, fact, **options)
+    severed = result.restored["state | mlp severed"].mean(-1)
+    np.testing.assert_allclose(severed, reference["scores_severed_mlp"], atol=1e-6)
+    np.testing.assert_array_equal(result.restored["state"], own.restored["state"])
+    assert result.settings.published_draws and not own.settings.published_draws
+    assert np.abs(severed - own.restored["state | mlp severed"].mean(-1)).max() > 1e-4
+
+
 @pytest.mark.real_model
 @pytest.mark.parametrize("name", ["smollm2_135m_france", "smollm2_135m_darwin", "smollm2_135m_eiffel"])
 def test_the_sweep_has_the_published_maps_of_smollm2(smollm2: tracer.LanguageModel, name: str) -> None:
@@ -67,11 +98,16 @@ def test_the_prompt_is_tokenised_as_published(smollm2: tracer.LanguageModel) -> 
         assert fact.subject_span == tuple(reference["subject_range"])
 
 
-def engine_for(model: tracer.LanguageModel, engine: type, reference: np.lib.npyio.NpzFile) -> Passes | Sweep:
+def engine_for(
+    model: tracer.LanguageModel, engine: type, reference: np.lib.npyio.NpzFile, *, published_draws: bool = False
+) -> Passes | Sweep:
     begin, end = map(int, reference["subject_range"])
-    noise = GaussianNoise(3.0, float(reference["noise_std"]))
-    draws = noise.draws(samples=int(reference["samples"]), n_subject=end - begin, d_model=model.d_model, seed=1)
-    return engine(model, torch.tensor(reference["token_ids"])[None], (begin, end), draws)
+    noise, samples = GaussianNoise(3.0, float(reference["noise_std"])), int(reference["samples"])
+    draws = noise.draws(samples=2 * samples, n_subject=end - begin, d_model=model.d_model, seed=1)
+    ids, span = torch.tensor(reference["token_ids"])[None], (begin, end)
+    if published_draws:
+        return engine(model, ids, span, draws[samples:], frozen_noise=draws[:samples])
+    return engine(model, ids, span, draws[:samples])
 
 
 def compare(model: tracer.LanguageModel, engine: type, name: str) -> float:
@@ -86,7 +122,7 @@ def compare(model: tracer.LanguageModel, engine: type, name: str) -> float:
     ]
     for field in reference.files:
         if not field.startswith("scores_") or field in ("scores_severed_mlp", "scores_severed_attn"):
-            continue  # the published severed maps hold values of another noise draw
+            continue  # those hold values of another noise draw: `compare_published_severed`
         _, kind, *rest = field.split("_")
         window = int(rest[0].removeprefix("window")) if rest and rest[0].startswith("window") else 10
         if kind == "states":
@@ -96,4 +132,16 @@ def compare(model: tracer.LanguageModel, engine: type, name: str) -> float:
         else:
             found = run.window_map(kind, answer, tokens, window)
         worst.append(float(np.abs(found.mean(-1).numpy() - reference[field]).max()))
+    return max(worst)
+
+
+def compare_published_severed(model: tracer.LanguageModel, engine: type, name: str) -> float:
+    """The largest difference over the severed maps whose two passes draw different noise."""
+    reference = np.load(FOLDER / f"{name}.npz")
+    run, tokens = engine_for(model, engine, reference, published_draws=True), list(range(len(reference["token_ids"])))
+    worst = []
+    for path in ("mlp", "attn"):
+        if f"scores_severed_{path}" in reference.files:
+            found = run.severed_map(path, int(reference["answer_id"]), tokens).mean(-1).numpy()
+            worst.append(float(np.abs(found - reference[f"scores_severed_{path}"]).max()))
     return max(worst)

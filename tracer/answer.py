@@ -46,7 +46,9 @@ def _of_rows(anatomy: Anatomy, hidden: Tensor, answer_ids: Tensor) -> Tensor:
 
 def _is_plain(head: nn.Module) -> bool:
     """A matrix and perhaps a bias, with nothing hooked onto it."""
-    hooked = head._forward_hooks or head._forward_pre_hooks or "forward" in vars(head)
+    own = vars(head)
+    moved = "_hf_hook" in own or ("forward" in own and "__nnsight__" not in own)  # nnsight's own forward adds nothing
+    hooked = moved or head._forward_hooks or head._forward_pre_hooks
     return type(head) is nn.Linear and not hooked and head.weight.device.type == "cpu"
 
 

@@ -83,6 +83,11 @@ class LanguageModel:
         return next(self.anatomy.embedding.parameters()).dtype
 
     @property
+    def is_offloaded(self) -> bool:
+        """Whether some weights are kept elsewhere and brought in for each pass (by accelerate)."""
+        return any(weight.is_meta for weight in self.torch.parameters())
+
+    @property
     def context_length(self) -> int | None:
         """Longest prompt in tokens, if the configuration says."""
         return getattr(self.torch.config.get_text_config(), "max_position_embeddings", None)
@@ -93,9 +98,16 @@ class LanguageModel:
         Only weights that changed since the last call are read again.
         """
         whole = hashlib.sha256()
-        for name, parameter in sorted(self.torch.state_dict(keep_vars=True).items()):
+        for name, parameter in sorted(self._weights().items()):
             whole.update(f"{name}:{self._digest(name, parameter)}".encode())
         return whole.hexdigest()
+
+    def _weights(self) -> dict[str, Tensor]:
+        if self.is_offloaded:
+            from accelerate.utils.modeling import get_state_dict_offloaded_model  # it offloaded them
+
+            return get_state_dict_offloaded_model(self.torch)
+        return self.torch.state_dict(keep_vars=True)
 
     def _digest(self, name: str, parameter: Tensor) -> str:
         # `.data` writes do not raise `_version`, so a checksum of all bits goes into the state too.

@@ -189,7 +189,8 @@ class BatchSweep:
 
         groups = [token for token in tokens if token >= self.first]
         while rows and groups:
-            workers = thread_count(self.draws.device, len(self.draws))
+            # Offloaded weights come and go with each call: one thread alone may use them.
+            workers = 1 if self.model.is_offloaded else thread_count(self.draws.device, len(self.draws))
             cut = bundles(groups, self.n_tokens, self.budget.bundle_pairs)
             chunks = self._chunks(len(rows), workers)
             try:

@@ -21,7 +21,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from editing.edit import Edit, RankOne
+from editing.edit import Edit, RankOne, writable
 from editing.errors import CovarianceError, EditFailedError, EditingWarning, RequestError
 from editing.locate_then_edit.contexts import PUBLISHED, contexts
 from editing.locate_then_edit.covariance import RIDGE, SecondMoment, second_moments
@@ -99,10 +99,11 @@ class ROME:
 
         Raises:
             SiteError: the model has no such layer.
+            BaseModelError: its weight is quantised or offloaded.
             RequestError: two requests for one prompt and subject.
             EditFailedError: the optimisation failed; the model is as it was.
         """
-        model.anatomy.check_layer(self.layer)
+        writable(model, model.anatomy.value_weight_name(self.layer))
         check_requests(model, requests)
         model.torch.eval()  # dropout after W would break W' k* = v*
         with torch.inference_mode(False), torch.enable_grad():  # whatever mode the caller is in
