@@ -377,6 +377,7 @@ def plot_growth(rows: list[dict], path: Path) -> None:
                 ratio, (x, row["sweep"]), (0, -13), textcoords="offset points", ha="center", fontsize=8, color="#7b3fa0"
             )
         panel.set(xscale="log", yscale="log", xlabel=axis, xticks=at, xticklabels=at)
+        panel.yaxis.set_major_formatter(lambda seconds, _: f"{seconds:g}")
         panel.minorticks_off()
         panel.spines[["top", "right"]].set_visible(False)
         panel.grid(axis="y", alpha=0.25)

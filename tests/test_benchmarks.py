@@ -1,0 +1,57 @@
+"""The benchmarks measure what they say: the straightforward procedure is the definition, operations are counted right."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from transformers import LlamaConfig
+
+FILE = Path(__file__).parents[1] / "benchmarks" / "tracing.py"
+
+
+@pytest.fixture(scope="module")
+def tracing() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("benchmarks_tracing", FILE)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_both_procedures_give_the_same_numbers_and_the_counts_fit(tracing: ModuleType) -> None:
+    config = LlamaConfig(
+        hidden_size=64,
+        intermediate_size=160,
+        num_hidden_layers=6,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        vocab_size=1200,
+        initializer_range=0.2,
+    )
+    model = tracing.random_model(config)
+    prompt = tracing.random_prompt(model, 7, (2, 4), 3)
+    for timing in tracing.compare(model, prompt, samples=3, sites=60, repeats=2):
+        assert timing.difference < 1e-6, timing.map
+        # Attention scores, the recorded pass and keys and values of the last block come on top of the fewest.
+        assert 1.0 <= timing.operations / timing.least < 1.5, timing
+        assert timing.straightforward > 0 and timing.sweep > 0
+
+
+def test_the_growth_figure_is_drawn_from_its_table(tracing: ModuleType, tmp_path: Path) -> None:
+    rows = [
+        {"axis": axis, "tokens": 6, "layers": 6, "samples": 5, "straightforward": 8.0 * value, "sweep": 1.0 * value}
+        | {axis: value}
+        for axis in ("tokens", "layers", "samples")
+        for value in (6, 12)
+    ]
+    table = tracing.growth_table(rows)
+    assert table.count("8.0x") == 6 and "| 12 | 6 | 5 | 96.0 s | 12.00 s | 8.0x |" in table
+    tracing.plot_growth(rows, tmp_path / "growth.png")
+    assert (tmp_path / "growth.png").stat().st_size > 5000
+    assert torch.get_num_threads() >= 1
