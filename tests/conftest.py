@@ -105,6 +105,19 @@ def toy_model(tokenizer: PreTrainedTokenizerFast) -> tracer.LanguageModel:
     return tracer.load(tiny_gpt2().double(), tokenizer=tokenizer)
 
 
+@pytest.fixture
+def linear_model() -> tracer.LanguageModel:
+    """A GPT-2 whose logits are linear in its embeddings: no norms, no non-linearity, uniform attention."""
+    torch.manual_seed(0)
+    options = {"n_layer": LAYERS, "n_embd": WIDTH, "n_head": 4, "vocab_size": 60, "n_positions": 32}
+    model = GPT2LMHeadModel(GPT2Config(**options, activation_function="linear", initializer_range=0.2))
+    model.transformer.ln_f = torch.nn.Identity()
+    for block in model.transformer.h:
+        block.ln_1, block.ln_2 = torch.nn.Identity(), torch.nn.Identity()
+        block.attn.c_attn.weight.data[:, : 2 * WIDTH] = 0  # queries and keys
+    return tracer.load(model.double())
+
+
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch, request) -> None:
     """Tests keep their statistics to themselves; only those marked `real_model` use the user's cache."""

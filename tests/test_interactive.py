@@ -14,7 +14,9 @@ from tracer.site import severed_name
 
 N_LAYERS = 4
 MAPS = ("state", "mlp", severed_name("mlp"))
-SETTINGS = Settings(model="toy", fingerprint="0", window=3, samples=4, seed=1, noise_scale=3.0, noise_sigma=0.1)
+SETTINGS = Settings(
+    model="toy", fingerprint="0", window=3, samples=4, seed=1, corruption="GaussianNoise(scale=3.0, sigma=0.1)"
+)
 
 
 @pytest.fixture

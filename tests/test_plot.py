@@ -18,7 +18,9 @@ from tracer.site import severed_name
 
 N_LAYERS = 6
 MAPS = ("state", "mlp", "attn", severed_name("mlp"), severed_name("attn"))
-SETTINGS = Settings(model="toy", fingerprint="0", window=3, samples=4, seed=1, noise_scale=3.0, noise_sigma=0.1)
+SETTINGS = Settings(
+    model="toy", fingerprint="0", window=3, samples=4, seed=1, corruption="GaussianNoise(scale=3.0, sigma=0.1)"
+)
 
 
 def made_trace(maps: tuple[str, ...] = MAPS, tokens: tuple[str, ...] = ()) -> TraceResult:

@@ -213,7 +213,7 @@ def planted(effects: np.ndarray) -> AverageTrace:
     """An average with given MLP effects [fact, layer] at the last subject token."""
     values = np.full((len(effects), len(ROLES), effects.shape[1]), np.nan)
     values[:, ROLES.index("last subject token")] = effects
-    settings = Settings("planted", "", 3, 2, 1, 3.0, 0.1)
+    settings = Settings("planted", "", 3, 2, 1, "GaussianNoise()")
     clean = np.full(len(effects), 0.9)
     return AverageTrace(tuple(map(str, range(len(effects)))), (), clean, clean - 0.8, {"mlp": values}, settings)
 

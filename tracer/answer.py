@@ -1,4 +1,4 @@
-"""The answer's probability, from the last block's output.
+"""The metric, from the last block's output.
 
 The unembedding of a large vocabulary is the widest product of a trace: it is done in blocks of
 rows and of the vocabulary that stay in the cache, each with its own log-sum-exp.
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tracer.anatomy import Anatomy
+from tracer.metric import Metric, wide
 
 ROWS = 512
 VOCABULARY = 4096
@@ -17,31 +18,50 @@ VOCABULARY = 4096
 
 def probability(logits: Tensor, token_id: int | Tensor) -> Tensor:
     """p(token), [row], of one token or of one for each row: a softmax in each sample, means come after it."""
-    wide = logits if logits.dtype == torch.float64 else logits.float()
-    return (_picked(wide, token_id) - wide.logsumexp(-1)).exp()
+    of_rows = wide(logits)
+    picked = of_rows[..., token_id] if isinstance(token_id, int) else of_rows.gather(-1, token_id[..., None])[..., 0]
+    return (picked - of_rows.logsumexp(-1)).exp()
 
 
-def answer_probability(anatomy: Anatomy, hidden: Tensor, answer_ids: Tensor) -> Tensor:
-    """p(answer) from the last block's output `hidden` [row, d_model]; answers and result [row]."""
-    chunks = zip(hidden.split(ROWS), answer_ids.split(ROWS), strict=True)
-    return torch.cat([_of_rows(anatomy, rows, answers) for rows, answers in chunks])
+def values_at(
+    anatomy: Anatomy, hidden: Tensor, metric: Metric, answers: Tensor, others: Tensor | None, clean: Tensor, of: Tensor
+) -> Tensor:
+    """The metric from the last block's output, [row].
+
+    Args:
+        anatomy: of the model.
+        hidden: [row, d_model].
+        metric: what is read.
+        answers: token ids, [fact].
+        others: of the alternative answers, [fact].
+        clean: logits of the clean runs, [fact, vocab].
+        of: which fact each row belongs to, [row].
+    """
+    found = []
+    for rows, facts in zip(hidden.split(ROWS), of.split(ROWS), strict=True):
+        if metric.name in ("probability", "log_probability") and rows.device.type == "cpu" and _is_plain(anatomy.head):
+            value = _log_probability(anatomy, rows, answers[facts])
+            found.append(value.exp() if metric.name == "probability" else value)
+        else:
+            alternatives = None if others is None else others[facts]
+            reference = clean[facts] if metric.name == "kl" else clean
+            found.append(metric.of(wide(anatomy.unembed(rows)), answers[facts], alternatives, wide(reference)))
+    return torch.cat(found)
 
 
-def _of_rows(anatomy: Anatomy, hidden: Tensor, answer_ids: Tensor) -> Tensor:
+def _log_probability(anatomy: Anatomy, hidden: Tensor, answer_ids: Tensor) -> Tensor:
     normed = anatomy.before_head(hidden)
     head = anatomy.head
-    if hidden.device.type != "cpu" or not _is_plain(head):
-        return probability(anatomy.logits(normed), answer_ids)
     assert isinstance(head, nn.Linear)
     sums = []
     for at in range(0, len(head.weight), VOCABULARY):
         block = slice(at, at + VOCABULARY)
         bias = None if head.bias is None else head.bias[block]
         logits = anatomy.scaled(nn.functional.linear(normed, head.weight[block], bias))
-        sums.append((logits if logits.dtype == torch.float64 else logits.float()).logsumexp(-1))
+        sums.append(wide(logits).logsumexp(-1))
     bias = 0 if head.bias is None else head.bias[answer_ids]
     answers = anatomy.scaled((normed * head.weight[answer_ids]).sum(-1) + bias)
-    return (answers - torch.stack(sums).logsumexp(0)).exp()
+    return wide(answers) - torch.stack(sums).logsumexp(0)
 
 
 def _is_plain(head: nn.Module) -> bool:
@@ -50,9 +70,3 @@ def _is_plain(head: nn.Module) -> bool:
     moved = "_hf_hook" in own or ("forward" in own and "__nnsight__" not in own)  # nnsight's own forward adds nothing
     hooked = moved or head._forward_hooks or head._forward_pre_hooks
     return type(head) is nn.Linear and not hooked and head.weight.device.type == "cpu"
-
-
-def _picked(logits: Tensor, token_id: int | Tensor) -> Tensor:
-    if isinstance(token_id, int):
-        return logits[..., token_id]
-    return logits.gather(-1, token_id[..., None])[..., 0]

@@ -7,24 +7,23 @@ the maps: the fast exact sweep, or the definition.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from dataclasses import dataclass, fields
+from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from tracer.anatomy import SubLayer
-from tracer.answer import probability
-from tracer.corrupt import GaussianNoise, embedding_sigma
+from tracer.corrupt import Corruption, GaussianNoise
 from tracer.effect import Settings, TraceResult
 from tracer.errors import FactError, SiteError
 from tracer.fact import Fact, TokenizedFact, check_roles, token_roles
-from tracer.facts import bundled
+from tracer.metric import metric_named, wide
 from tracer.model import LanguageModel
 from tracer.passes import BatchPasses
 from tracer.progress import bar
-from tracer.site import KINDS, Kind, check_kinds, severed_name
+from tracer.site import KINDS, Direction, Kind, check_kinds, severed_name
 from tracer.sweep import BatchSweep, Budget
 from tracer.tokens import visible
 
@@ -66,11 +65,13 @@ class Plan:
     window: int = 10
     samples: int = 10
     seed: int = 1
-    noise: GaussianNoise | None = None
+    noise: Corruption | None = None
     roles: tuple[str, ...] | None = None
     engine: EngineName = "sweep"
     published_draws: bool = False
     max_bytes: int | None = None
+    metric: str = "probability"
+    direction: Direction = "restore"
 
     def __post_init__(self) -> None:
         check_kinds(self.kinds, self.severed)
@@ -81,8 +82,19 @@ class Plan:
             raise SiteError(f"samples={self.samples} draws no noise. Write samples=10.")
         if self.engine not in ("sweep", "passes"):
             raise SiteError(f'There is no engine {self.engine!r}. Write engine="sweep" or engine="passes".')
+        metric_named(self.metric)
+        if self.direction not in get_args(Direction):
+            raise SiteError(f'There is no direction {self.direction!r}. Write "restore" or "corrupt".')
+        if self.published_draws and self.direction != "restore":
+            raise SiteError('The published severed trace restores: write direction="restore" with published_draws.')
         if self.max_bytes is not None and self.max_bytes < 1:
             raise SiteError(f"max_bytes={self.max_bytes} holds nothing. Write max_bytes=1 << 30, or None.")
+
+    def record(self) -> dict[str, Any]:
+        """Everything that a number depends on, for JSON."""
+        skipped = ("noise", "max_bytes")
+        plain = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in skipped}
+        return {**plain, "noise": None if self.noise is None else self.noise.label()}
 
     @property
     def names(self) -> list[str]:
@@ -99,11 +111,13 @@ def trace(
     window: int = 10,
     samples: int = 10,
     seed: int = 1,
-    noise: GaussianNoise | None = None,
+    noise: Corruption | None = None,
     roles: Sequence[str] | None = None,
     engine: EngineName = "sweep",
     published_draws: bool = False,
     max_bytes: int | None = None,
+    metric: str = "probability",
+    direction: Direction = "restore",
     progress: bool | None = None,
 ) -> TraceResult:
     """Traces one fact through every layer and token of `model`.
@@ -116,17 +130,22 @@ def trace(
         window: layers restored together around each MLP or attention (the paper uses 10 of GPT-2 XL's 48).
         samples: noise draws; all runs of a fact share them.
         seed: of the draws.
-        noise: default `GaussianNoise(3)`, sigma measured over the subjects of the bundled facts.
+        noise: what corrupts the subject (`tracer.corrupt`); default `GaussianNoise(3)`, its sigma
+            measured over the subjects of the bundled facts.
         roles: trace tokens of these roles only; the other cells are NaN. Default: all tokens.
         engine: "sweep", or "passes" for the definition.
         published_draws: hold severed sub-layers at values of other draws than the run they are put into,
             as the published severed trace does; only to reproduce its numbers.
         max_bytes: for the states that the sweep holds at once; default 1 GiB. It halves this by itself
             when memory runs out; results do not depend on it.
+        metric: what is read off the last position: "probability", "log_probability", "logit",
+            "logit_difference" (to `Fact.other`), "kl" (to the clean run) or "rank".
+        direction: "restore" puts clean values into corrupted runs (denoising); "corrupt" puts corrupted
+            values into clean runs (noising): IE is then what the clean run loses.
         progress: show a bar; None: in a terminal or notebook.
 
     Returns:
-        The effects, differences of probability.
+        The effects, differences of the metric.
 
     Raises:
         FactError, SiteError: input that cannot be traced, before the model runs.
@@ -143,6 +162,8 @@ def trace(
         engine,
         published_draws,
         max_bytes,
+        metric,
+        direction,
     )
     model.torch.eval()  # dropout would make every pass another one
     tokenized = fact.preflight(model) if isinstance(fact, Fact) else fact
@@ -176,18 +197,18 @@ def trace_alike(
     for path in plan.severed:
         restored[severed_name(path)] = _on_all_tokens(runs.severed_map(path), tokens, len(facts[0].token_ids))
         each_map(severed_name(path))
-    corrupted = probability(runs.main.corrupted_logits, runs.answers.repeat_interleave(plan.samples))
-    clean = probability(runs.main.clean_logits, runs.answers)
+    corrupted, clean = runs.measured(runs.main.corrupted_logits), runs.measured(runs.main.clean_logits)
     settings = Settings(
         model=model.name,
         fingerprint=model.fingerprint(),
         window=plan.window,
         samples=plan.samples,
         seed=plan.seed,
-        noise_scale=noise.scale,
-        noise_sigma=float(noise.sigma or 0.0),
+        corruption=noise.label(),
         engine=runs.engine,
         published_draws=plan.published_draws,
+        metric=plan.metric,
+        direction=plan.direction,
     )
     return [
         TraceResult(
@@ -226,18 +247,20 @@ class _Runs:
         main: computes every map; severed ones too, unless `published_draws` asks for other draws there.
     """
 
-    def __init__(self, model: LanguageModel, facts: Sequence[TokenizedFact], noise: GaussianNoise, plan: Plan) -> None:
+    def __init__(self, model: LanguageModel, facts: Sequence[TokenizedFact], noise: Corruption, plan: Plan) -> None:
         self.plan, self.engine = plan, "passes" if model.sweep_fault else plan.engine
         self.tokens = _traced_tokens(facts[0], plan.roles)
-        (begin, end), width = facts[0].subject_span, model.anatomy.embedding_size
-        count = 2 * plan.samples if plan.published_draws else plan.samples
-        draws = noise.draws(samples=count, n_subject=end - begin, d_model=width, seed=plan.seed)
+        self.others = None
+        if plan.metric == "logit_difference":
+            self.others = [_other_id(fact) for fact in facts]
+        draws = noise.drawn(model, facts, 2 * plan.samples if plan.published_draws else plan.samples, plan.seed)
         ids = torch.tensor([fact.token_ids for fact in facts], device=model.device)
-        first, second = draws[: plan.samples], draws[plan.samples :]
-        self.main = self._engine(model, ids, (begin, end), first)
+        first, second = draws.of_samples(slice(plan.samples)), draws.of_samples(slice(plan.samples, None))
+        span = facts[0].subject_span
+        self.main = self._engine(model, ids, span, first)
         self.severing = self.main
         if plan.published_draws and plan.severed:
-            self.severing = self._engine(model, ids, (begin, end), second, frozen_noise=first)
+            self.severing = self._engine(model, ids, span, second, frozen_noise=first)
         model.check_finite(self.main.clean_logits)
         model.check_finite(self.main.corrupted_logits)
         predicted = self.main.clean_logits.argmax(-1)
@@ -247,9 +270,18 @@ class _Runs:
         self.answer_ids: list[int] = self.answers.tolist()
 
     def _engine(self, model: LanguageModel, *run: Any, **frozen: Any) -> Engine:
+        plan = self.plan
+        options = {"metric": metric_named(plan.metric), "direction": plan.direction, "other_ids": self.others, **frozen}
         if self.engine == "passes":
-            return BatchPasses(model, *run, **frozen)
-        return BatchSweep(model, *run, **frozen, budget=Budget.of(model.device, self.plan.max_bytes))
+            return BatchPasses(model, *run, **options)
+        return BatchSweep(model, *run, **options, budget=Budget.of(model.device, plan.max_bytes))
+
+    def measured(self, logits: Tensor) -> Tensor:
+        """The metric from logits [fact, vocab], or [fact * sample, vocab]."""
+        of = torch.arange(len(self.answers), device=logits.device).repeat_interleave(len(logits) // len(self.answers))
+        others = None if self.others is None else torch.tensor(self.others, device=logits.device)[of]
+        clean = wide(self.main.clean_logits)[of]
+        return metric_named(self.plan.metric).of(wide(logits), self.answers[of], others, clean)
 
     def map(self, kind: Kind) -> Tensor:
         """Restored probabilities, [fact, token, layer, sample]."""
@@ -271,15 +303,9 @@ def _check_ids(model: LanguageModel, fact: TokenizedFact) -> None:
         raise FactError(f"Token id {outside[0]} is outside the model's vocabulary of {size}.")
 
 
-def noise_for(
-    model: LanguageModel, noise: GaussianNoise | None, subjects: Sequence[str] | None = None
-) -> GaussianNoise:
-    """`noise` with its sigma filled in: measured over `subjects`, else over those of the bundled facts."""
-    noise = noise or GaussianNoise()
-    if noise.sigma is not None:
-        return noise
-    known = [fact.subject for fact in bundled()] if subjects is None else subjects
-    return GaussianNoise(noise.scale, embedding_sigma(model, known))
+def noise_for(model: LanguageModel, noise: Corruption | None, subjects: Sequence[str] | None = None) -> Corruption:
+    """`noise` with what it needs measured over `subjects`, else over those of the bundled facts."""
+    return (noise or GaussianNoise()).measured(model, subjects)
 
 
 def predicted_id(model: LanguageModel, token_ids: Sequence[int]) -> int:
@@ -305,6 +331,13 @@ def _on_all_tokens(restored: Tensor, tokens: list[int], n_tokens: int) -> np.nda
     values = np.full((len(restored), n_tokens, *restored.shape[2:]), np.nan)
     values[:, tokens] = restored.double().cpu().numpy()
     return values
+
+
+def _other_id(fact: TokenizedFact) -> int:
+    if not fact.other_ids:
+        said = repr(fact.fact.prompt) if fact.fact else "This prompt"
+        raise FactError(f'{said} has no alternative answer to compare with: write Fact(..., other=" London").')
+    return fact.other_ids[0]
 
 
 def _label(fact: TokenizedFact) -> str:

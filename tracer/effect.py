@@ -28,7 +28,7 @@ class Settings:
 
     Attributes:
         window: layers restored together for `mlp` and `attn`.
-        noise_sigma: standard deviation of the subjects' embeddings; the noise is `noise_scale` times it.
+        corruption: its name and settings, e.g. "GaussianNoise(scale=3.0, sigma=0.031)".
         fingerprint: of the model's weights.
     """
 
@@ -37,10 +37,11 @@ class Settings:
     window: int
     samples: int
     seed: int
-    noise_scale: float
-    noise_sigma: float
+    corruption: str
     engine: str = "sweep"
     published_draws: bool = False
+    metric: str = "probability"
+    direction: str = "restore"
 
 
 @dataclass(frozen=True)
@@ -78,9 +79,9 @@ class TraceResult:
     Attributes:
         fact: the prompt as token ids.
         answer_id, answer: the token traced.
-        clean: p(answer), nothing corrupted.
-        corrupted_samples: p(answer) in each corrupted run, [sample].
-        restored: for each map p(answer) with a site restored, [token, layer, sample]; NaN where not traced.
+        clean: the metric (by default p(answer)), nothing corrupted.
+        corrupted_samples: the metric in each corrupted run, [sample].
+        restored: for each map the metric with a site restored, [token, layer, sample]; NaN where not traced.
     """
 
     fact: TokenizedFact
@@ -98,19 +99,26 @@ class TraceResult:
 
     @property
     def total_effect(self) -> float:
-        """TE = p_clean - p_corrupted."""
+        """TE = clean - corrupted."""
         return self.clean - self.corrupted
 
     @property
     def indirect_effect(self) -> dict[str, np.ndarray]:
-        """IE of every site, for each map [token, layer], mean over samples."""
+        """IE of every site, for each map [token, layer], mean over samples.
+
+        What restoring it gains over the corrupted run; in the other direction, what corrupting it takes
+        from the clean run.
+        """
+        if self.settings.direction == "corrupt":
+            return {kind: self.clean - values.mean(-1) for kind, values in self.restored.items()}
         return {kind: values.mean(-1) - self.corrupted for kind, values in self.restored.items()}
 
     @property
     def standard_error(self) -> dict[str, np.ndarray]:
         """Standard error of IE over the noise samples (paired with the corrupted run), [token, layer]."""
         n = len(self.corrupted_samples)
-        paired = {kind: values - self.corrupted_samples for kind, values in self.restored.items()}
+        base = self.corrupted_samples if self.settings.direction == "restore" else self.clean
+        paired = {kind: values - base for kind, values in self.restored.items()}
         return {kind: values.std(-1, ddof=1) / np.sqrt(n) if n > 1 else values.mean(-1) * np.nan
                 for kind, values in paired.items()}  # fmt: skip
 

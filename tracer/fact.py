@@ -34,6 +34,7 @@ class Fact:
         answer: the continuation to trace, with or without its leading blank; None: what the model predicts.
         relation: a label to group facts by.
         subject_at: the character where the subject begins; None takes its last occurrence.
+        other: an alternative answer, which metric="logit_difference" compares the answer with.
 
     Raises:
         FactError: an empty prompt or subject, or a subject that is not in the prompt.
@@ -44,6 +45,7 @@ class Fact:
     answer: str | None = None
     relation: str | None = None
     subject_at: int | None = None
+    other: str | None = None
 
     def __post_init__(self) -> None:
         if not self.prompt.strip():
@@ -52,6 +54,8 @@ class Fact:
             raise FactError("The subject is empty. Name the words of the prompt that the fact is about.")
         if self.answer is not None and not self.answer.strip():
             raise FactError("The answer is blank. Write the word that should follow, or answer=None.")
+        if self.other is not None and not self.other.strip():
+            raise FactError("The alternative answer is blank. Write a word, or other=None.")
         if self.subject_at is None and self.subject not in self.prompt:
             raise FactError(f"The subject {self.subject!r} is not in the prompt {self.prompt!r}.{self._suggestion()}")
         if self.subject_at is not None and not self.prompt.startswith(self.subject, self.subject_at):
@@ -85,13 +89,14 @@ class Fact:
         """
         encoding = encode(model.tokenizer, self.prompt)
         model.check_length(len(encoding.ids))
-        answer_ids = self._answer_ids(model)
+        answer_ids, other_ids = self._target_ids(model, self.answer), self._target_ids(model, self.other)
         tokenized = TokenizedFact(
             token_ids=encoding.ids,
             tokens=visible(model.tokenizer, encoding.ids),
             subject_span=token_span(encoding.offsets, *self.character_span),
             answer_ids=answer_ids,
             answer_tokens=visible(model.tokenizer, answer_ids),
+            other_ids=other_ids,
             special=tuple(n for n, (start, end) in enumerate(encoding.offsets) if start == end),
             fact=self,
             notes=self._notes(model, answer_ids),
@@ -101,10 +106,10 @@ class Fact:
                 warnings.warn(note, TracerWarning, stacklevel=2)
         return tokenized
 
-    def _answer_ids(self, model: LanguageModel) -> tuple[int, ...]:
-        if self.answer is None:
+    def _target_ids(self, model: LanguageModel, target: str | None) -> tuple[int, ...]:
+        if target is None:
             return ()
-        return encode_with_target(model.tokenizer, self.prompt, self.answer).target_ids
+        return encode_with_target(model.tokenizer, self.prompt, target).target_ids
 
     def _notes(self, model: LanguageModel, answer_ids: tuple[int, ...]) -> tuple[str, ...]:
         notes = []
@@ -137,6 +142,7 @@ class TokenizedFact:
         subject_span: the subject's tokens [begin, end).
         tokens: the same as text, for labels.
         answer_ids: of the answer; the first is traced. Empty: what the model predicts.
+        other_ids: of the alternative answer; its first token counts.
         special: positions of special tokens, such as BOS.
         notes: what the user should know about this fact.
     """
@@ -146,6 +152,7 @@ class TokenizedFact:
     tokens: tuple[str, ...] = ()
     answer_ids: tuple[int, ...] = ()
     answer_tokens: tuple[str, ...] = ()
+    other_ids: tuple[int, ...] = ()
     special: tuple[int, ...] = ()
     fact: Fact | None = None
     notes: tuple[str, ...] = field(default=(), compare=False)

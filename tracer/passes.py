@@ -22,10 +22,11 @@ import torch
 from torch import Tensor
 
 from tracer.anatomy import SubLayer
-from tracer.answer import probability
+from tracer.corrupt import Draws
 from tracer.hidden import by_token, hidden_of
+from tracer.metric import METRICS, Metric, wide
 from tracer.model import LanguageModel
-from tracer.site import KINDS, Kind, Site, window_layers
+from tracer.site import KINDS, Direction, Kind, Site, window_layers
 
 
 @dataclass
@@ -41,17 +42,17 @@ def forward(
     ids: Tensor,
     *,
     subject_span: tuple[int, int] = (0, 0),
-    noise: Tensor | None = None,
+    draws: Draws | None = None,
     held: Mapping[Site, Tensor] | None = None,
     keep: bool = False,
 ) -> Run:
-    """One pass: noise on the subject if given, every site of `held` forced to its value.
+    """One pass: the subject corrupted if `draws` are given, every site of `held` forced to its value.
 
     Args:
         model: the model.
         ids: the prompt, [row, token].
-        subject_span: tokens [begin, end) that the noise is added to.
-        noise: [row, subject, width of the embedding].
+        subject_span: tokens [begin, end) that are corrupted.
+        draws: of one fact, a sample for each row.
         held: site -> value, [d_model] or [row, d_model].
         keep: keep every state, MLP and attention output, [row, token, d_model].
     """
@@ -61,8 +62,9 @@ def forward(
     embedding = _envoy(model, model.anatomy.names.embedding)
     layers = range(model.n_layers) if keep else sorted({site.layer for site in places})
     with torch.inference_mode(), nn.trace(ids, logits_to_keep=1):
-        if noise is not None:
-            embedding.output[:, begin:end] += noise.to(ids.device)
+        if draws is not None:
+            subject = embedding.output[:, begin:end]
+            embedding.output[:, begin:end] = draws.onto(subject[None])[0]
         for layer in layers:
             for kind in ("attn", "mlp", "state"):  # the order in which a block computes them
                 sites = [site for site in places if site.layer == layer and site.kind == kind]
@@ -81,9 +83,11 @@ class Passes:
     """The three kinds of pass for one prompt, and the maps they make, one site at a time.
 
     Attributes:
-        clean, corrupted: the runs with nothing restored.
-        frozen: what severed sub-layers are held at: `corrupted`, or the run of `frozen_noise`, as in the
-            published severed trace, whose two passes draw different noise.
+        clean, corrupted: the runs with nothing held.
+        metric: what the maps hold.
+        direction: "restore": clean values into corrupted runs; "corrupt": corrupted values into clean runs.
+        frozen: what severed sub-layers are held at: the run's own values with nothing held, or those of
+            `frozen_noise`, as in the published severed trace, whose two passes draw different noise.
     """
 
     def __init__(
@@ -91,17 +95,23 @@ class Passes:
         model: LanguageModel,
         ids: Tensor,
         subject_span: tuple[int, int],
-        noise: Tensor,
+        noise: Draws | Tensor,
         *,
-        frozen_noise: Tensor | None = None,
+        frozen_noise: Draws | Tensor | None = None,
+        metric: Metric = METRICS["probability"],
+        other_ids: Sequence[int] | None = None,
+        direction: Direction = "restore",
     ) -> None:
-        self.model, self.span, self.noise = model, subject_span, noise
-        self.rows = ids.expand(len(noise), -1)
+        self.model, self.span, self.draws = model, subject_span, Draws.of(noise)
+        self.metric, self.direction = metric, direction
+        self.others = None if other_ids is None else torch.tensor(list(other_ids), device=ids.device)
+        self.rows = ids.expand(self.draws.samples, -1)
         self.clean = forward(model, ids, keep=True)
-        self.corrupted = forward(model, self.rows, subject_span=subject_span, noise=noise, keep=True)
-        self.frozen = self.corrupted
+        self.corrupted = forward(model, self.rows, subject_span=subject_span, draws=self.draws, keep=True)
+        self.frozen = self.corrupted if direction == "restore" else self.clean
         if frozen_noise is not None:
-            self.frozen = forward(model, self.rows, subject_span=subject_span, noise=frozen_noise, keep=True)
+            other = Draws.of(frozen_noise)
+            self.frozen = forward(model, self.rows, subject_span=subject_span, draws=other, keep=True)
 
     @property
     def clean_logits(self) -> Tensor:
@@ -114,14 +124,14 @@ class Passes:
         return self.corrupted.logits
 
     def state(self, token: int, layer: int) -> Mapping[Site, Tensor]:
-        """Holds the output of one block at one token at its clean value."""
+        """Holds the output of one block at one token at its clean value (corrupted, in that direction)."""
         site = Site("state", layer, token)
-        return {site: self._clean_value(site)}
+        return {site: self._source_value(site)}
 
     def window(self, kind: SubLayer, token: int, layer: int, window: int) -> Mapping[Site, Tensor]:
         """Holds what a sub-layer adds in a window of layers at clean values."""
         sites = [Site(kind, at, token) for at in window_layers(layer, window, self.model.n_layers)]
-        return {site: self._clean_value(site) for site in sites}
+        return {site: self._source_value(site) for site in sites}
 
     def severed(self, path: SubLayer, token: int, layer: int) -> Mapping[Site, Tensor]:
         """Holds the state clean, and the sub-layer `path` of its token corrupted in every layer."""
@@ -130,8 +140,9 @@ class Passes:
         return {**frozen, **self.state(token, layer)}
 
     def restored(self, held: Mapping[Site, Tensor]) -> Tensor:
-        """Last-position logits of the corrupted run with sites held, [sample, vocab]."""
-        return forward(self.model, self.rows, subject_span=self.span, noise=self.noise, held=held).logits
+        """Last-position logits of the corrupted run (the clean one, if corrupting), sites held; [sample, vocab]."""
+        draws = self.draws if self.direction == "restore" else None
+        return forward(self.model, self.rows, subject_span=self.span, draws=draws, held=held).logits
 
     def state_map(self, answer_id: int, tokens: list[int]) -> Tensor:
         """Restored probabilities of every state, [token, layer, sample]."""
@@ -149,11 +160,18 @@ class Passes:
         rows = []
         for token in tokens:
             cells = [self.restored(held(token, layer)) for layer in range(self.model.n_layers)]
-            rows.append(torch.stack([probability(cell, answer_id) for cell in cells]))
+            rows.append(torch.stack([self._measured(cell, answer_id) for cell in cells]))
         return torch.stack(rows)
 
-    def _clean_value(self, site: Site) -> Tensor:
-        return self.clean.kept[site.kind][site.layer][0, site.token]
+    def _measured(self, logits: Tensor, answer_id: int) -> Tensor:
+        answers = torch.full((len(logits),), answer_id, device=logits.device)
+        others = None if self.others is None else self.others.expand(len(logits))
+        return self.metric.of(wide(logits), answers, others, wide(self.clean.logits).expand(len(logits), -1))
+
+    def _source_value(self, site: Site) -> Tensor:
+        if self.direction == "restore":
+            return self.clean.kept[site.kind][site.layer][0, site.token]
+        return self.corrupted.kept[site.kind][site.layer][:, site.token]
 
 
 class BatchPasses:
@@ -168,11 +186,25 @@ class BatchPasses:
         model: LanguageModel,
         ids: Tensor,
         subject_span: tuple[int, int],
-        noise: Tensor,
+        noise: Draws | Tensor,
         *,
-        frozen_noise: Tensor | None = None,
+        frozen_noise: Draws | Tensor | None = None,
+        other_ids: Sequence[int] | None = None,
+        **options: Any,
     ) -> None:
-        self.each = [Passes(model, row[None], subject_span, noise, frozen_noise=frozen_noise) for row in ids]
+        draws, frozen = Draws.of(noise), None if frozen_noise is None else Draws.of(frozen_noise)
+        self.each = [
+            Passes(
+                model,
+                row[None],
+                subject_span,
+                draws.of_fact(number),
+                frozen_noise=None if frozen is None else frozen.of_fact(number),
+                other_ids=None if other_ids is None else other_ids[number : number + 1],
+                **options,
+            )
+            for number, row in enumerate(ids)
+        ]
 
     @property
     def clean_logits(self) -> Tensor:

@@ -9,6 +9,7 @@ from tracer.errors import SiteError
 
 Kind = Literal["state", "mlp", "attn"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
+Direction = Literal["restore", "corrupt"]
 SEVERABLE = ("mlp", "attn")
 
 

@@ -14,13 +14,13 @@ import numpy as np
 
 from tracer.anatomy import SubLayer
 from tracer.causal_trace import EngineName, Plan, at_once, noise_for, predicted_id, shape, trace_alike
-from tracer.corrupt import GaussianNoise
+from tracer.corrupt import Corruption
 from tracer.effect import AverageTrace, TraceResult
 from tracer.errors import FactError, FileFormatError
 from tracer.fact import Fact, TokenizedFact, token_roles
 from tracer.model import LanguageModel
 from tracer.progress import bar
-from tracer.site import KINDS, Kind
+from tracer.site import KINDS, Direction, Kind
 from tracer.storage import plain
 from tracer.tokens import visible
 
@@ -34,13 +34,15 @@ def average(
     window: int = 10,
     samples: int = 10,
     seed: int = 1,
-    noise: GaussianNoise | None = None,
+    noise: Corruption | None = None,
     roles: Sequence[str] | None = None,
     known_only: bool = True,
     most: int | None = None,
     engine: EngineName = "sweep",
     published_draws: bool = False,
     max_bytes: int | None = None,
+    metric: str = "probability",
+    direction: Direction = "restore",
     folder: str | Path | None = None,
     progress: bool | None = None,
 ) -> AverageTrace:
@@ -62,6 +64,8 @@ def average(
         engine: see `tracer.trace`, as for published_draws and max_bytes.
         published_draws: see there.
         max_bytes: see there.
+        metric: see there.
+        direction: see there.
         folder: keep each fact's trace there; facts already there are not traced again.
         progress: show a bar; None: in a terminal or notebook.
 
@@ -82,6 +86,8 @@ def average(
         engine,
         published_draws,
         max_bytes,
+        metric,
+        direction,
     )
     plan = dataclasses.replace(plan, noise=noise_for(model, noise, [fact.subject for fact in facts]))
     model.torch.eval()  # dropout would make every pass another one
@@ -195,7 +201,7 @@ class _Traces:
         """Named by the model, the fact and everything that a number depends on."""
         if self.folder is None:
             return None
-        settings = {name: value for name, value in dataclasses.asdict(self.plan).items() if name != "max_bytes"}
-        about = [self.fingerprint, fact.token_ids, fact.subject_span, fact.answer_ids, settings]
+        settings = self.plan.record()
+        about = [self.fingerprint, fact.token_ids, fact.subject_span, fact.answer_ids, fact.other_ids, settings]
         digest = hashlib.sha256(json.dumps(about, default=plain).encode()).hexdigest()
         return self.folder / f"{digest[:24]}.safetensors"

@@ -25,18 +25,23 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby, product
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from tracer.anatomy import SubLayer
-from tracer.answer import answer_probability, probability
+from tracer.answer import values_at
+from tracer.corrupt import Draws
 from tracer.hold import Hold
+from tracer.metric import METRICS, Metric, wide
 from tracer.model import LanguageModel
 from tracer.packing import Packing, Row, bundles, severed_rows, state_rows, window_rows
 from tracer.parallel import Check, in_threads, is_out_of_memory, thread_count
 from tracer.replay import Recording, record
+from tracer.site import Direction
 
+PROBABILITY = METRICS["probability"]
 Join = Callable[[Row, Packing, Tensor, "Tensor | None"], Tensor]
 
 
@@ -74,6 +79,8 @@ class BatchSweep:
         run: the recorded pass: a clean row for each fact, then a corrupted row for each draw.
         clean_logits: [fact, vocab].
         corrupted_logits: [draw, vocab].
+        metric: what the maps hold.
+        direction: "restore": clean values into corrupted runs; "corrupt": corrupted values into clean runs.
         frozen: what severed sub-layers are held at, in the draws' rows; of the run itself, or of `frozen_noise`.
         budget: halved, and the walk begun again, when memory runs out.
     """
@@ -83,27 +90,33 @@ class BatchSweep:
         model: LanguageModel,
         ids: Tensor,
         subject_span: tuple[int, int],
-        noise: Tensor,
+        noise: Draws | Tensor,
         *,
-        frozen_noise: Tensor | None = None,
+        frozen_noise: Draws | Tensor | None = None,
+        metric: Metric = PROBABILITY,
+        other_ids: Sequence[int] | None = None,
+        direction: Direction = "restore",
         budget: Budget | None = None,
     ) -> None:
         self.model, (self.n_facts, self.n_tokens) = model, ids.shape
-        self.samples, self.first = len(noise), subject_span[0]
+        self.samples, self.first = Draws.of(noise).samples, subject_span[0]
+        self.metric, self.direction = metric, direction
+        self.others = None if other_ids is None else torch.tensor(list(other_ids), device=ids.device)
         self.budget = budget or Budget.of(ids.device)
         self.draws = torch.arange(self.n_facts * self.samples, device=ids.device)
-        self.run = self._record(ids, subject_span, noise)
+        self.run = self._record(ids, subject_span, Draws.of(noise))
         with torch.inference_mode():
             logits = model.anatomy.unembed(self.run.outputs[-1][:, -1])
         self.clean_logits, self.corrupted_logits = logits[: self.n_facts], logits[self.n_facts :]
         self.frozen = self.run.added
         if frozen_noise is not None:
-            self.frozen = self._record(ids, subject_span, frozen_noise).added
+            self.frozen = self._record(ids, subject_span, Draws.of(frozen_noise)).added
 
-    def _record(self, ids: Tensor, span: tuple[int, int], noise: Tensor) -> Recording:
+    def _record(self, ids: Tensor, span: tuple[int, int], draws: Draws) -> Recording:
         def corrupt(embedded: Tensor) -> Tensor:
             embedded = embedded.clone()
-            embedded[self.n_facts :, span[0] : span[1]] += noise.to(embedded.device).repeat(self.n_facts, 1, 1)
+            subjects = embedded[self.n_facts :, span[0] : span[1]].unflatten(0, (self.n_facts, self.samples))
+            embedded[self.n_facts :, span[0] : span[1]] = draws.onto(subjects).flatten(0, 1)
             return embedded
 
         with torch.inference_mode():
@@ -123,7 +136,7 @@ class BatchSweep:
         hold = Hold(self.model.anatomy, path, self.frozen[path])
         own = self.frozen is self.run.added
         rows = severed_rows(self.model.n_layers, from_below=not own)
-        restored = self._walk(rows, answer_ids, tokens, self._join_state, hold=hold, held_rows=self._corrupted)
+        restored = self._walk(rows, answer_ids, tokens, self._join_state, hold=hold, held_rows=self._base)
         return self._last_column(restored, answer_ids, tokens)
 
     def window_maps(self, kind: SubLayer, answer_ids: Sequence[int], tokens: list[int], window: int) -> Tensor:
@@ -131,34 +144,41 @@ class BatchSweep:
         hold = Hold(self.model.anatomy, kind, self.run.added[kind])
         rows = window_rows(window, self.model.n_layers)
         join = partial(self._join_window, hold)
-        return self._walk(rows, answer_ids, tokens, join, hold=hold, held_rows=self._clean)
+        return self._walk(rows, answer_ids, tokens, join, hold=hold, held_rows=self._source)
 
-    def _clean(self, draws: Tensor) -> Tensor:
-        """The clean rows of these draws' facts in the recording."""
-        return draws // self.samples
+    def _base(self, draws: Tensor) -> Tensor:
+        """The rows of the recording that these draws' maps start from: the corrupted ones, to be restored."""
+        return self.n_facts + draws if self.direction == "restore" else draws // self.samples
 
-    def _corrupted(self, draws: Tensor) -> Tensor:
-        """The rows of these draws in the recording."""
-        return self.n_facts + draws
+    def _source(self, draws: Tensor) -> Tensor:
+        """The rows of the recording that sites are set from: the clean ones of these draws' facts."""
+        return draws // self.samples if self.direction == "restore" else self.n_facts + draws
+
+    def _measured(self, logits: Tensor, answer_ids: Sequence[int]) -> Tensor:
+        """The metric of each draw from logits [draw, vocab]."""
+        of = self.draws // self.samples
+        answers = torch.tensor(list(answer_ids), device=of.device)[of]
+        others = None if self.others is None else self.others[of]
+        return self.metric.of(wide(logits), answers, others, wide(self.clean_logits)[of])
 
     def _join_state(self, row: Row, packing: Packing, draws: Tensor, below: Tensor | None) -> Tensor:
         """Outputs of the block below, the restored tokens clean; [draw, pair, d_model]."""
         layer = row.start - 1
         if layer < 0:  # the trunk of a severed map: nothing restored yet
-            return self.run.inputs[0][self._corrupted(draws)][:, packing.computed]
+            return self.run.inputs[0][self._base(draws)][:, packing.computed]
         outputs, restored = self.run.outputs[layer], packing.diagonal().computed
-        hidden = outputs[self._corrupted(draws)][:, packing.computed] if below is None else below.clone()
-        hidden[:, : packing.n_diagonal] = outputs[self._clean(draws)][:, restored]
+        hidden = outputs[self._base(draws)][:, packing.computed] if below is None else below.clone()
+        hidden[:, : packing.n_diagonal] = outputs[self._source(draws)][:, restored]
         return hidden
 
     def _join_window(self, hold: Hold, row: Row, packing: Packing, draws: Tensor, below: Tensor | None) -> Tensor:
         """Outputs of the window's first block, where only the restored tokens differ from the corrupted run."""
         if below is not None:  # a shorter window leaves its trunk
             return below
-        layer, diagonal, rows = row.start - 1, packing.diagonal(), self._corrupted(draws)
+        layer, diagonal, rows = row.start - 1, packing.diagonal(), self._base(draws)
         hidden = self.run.outputs[layer][rows][:, packing.computed]
         inputs = self.run.inputs[layer][rows][:, diagonal.computed]
-        with hold.writing(layer, self._clean(draws), diagonal.computed, 0):
+        with hold.writing(layer, self._source(draws), diagonal.computed, 0):
             hidden[:, : packing.n_diagonal] = self.block(layer, diagonal, draws)(inputs, torch.arange(len(draws)))
         return hidden
 
@@ -174,16 +194,17 @@ class BatchSweep:
         clean_token: int | None = None,
     ) -> Tensor:
         """Restored probabilities [fact, token, layer, sample]; p_corrupted where no row answers for a cell."""
-        answers = torch.tensor(list(answer_ids), device=self.draws.device).repeat_interleave(self.samples)
-        corrupted = probability(self.corrupted_logits, answers)
-        result = corrupted.expand(len(tokens), self.model.n_layers, -1).clone()
+        logits = torch.cat((self.clean_logits, self.corrupted_logits))
+        base = self._measured(logits[self._base(self.draws)], answer_ids)
+        result = base.expand(len(tokens), self.model.n_layers, -1).clone()
+        answers = torch.tensor(list(answer_ids), device=self.draws.device)
 
         def climb(bundle: list[int], draws: Tensor, check: Check) -> None:
             packing = Packing.of(bundle, self.n_tokens, clean_token, device=draws.device)
             staircase = _Staircase(self, packing, draws, len(rows), hold, held_rows)
             staircase.climb(rows, join, check)
             places = torch.tensor([tokens.index(token) for token in bundle], device=draws.device)
-            for row, found in staircase.probabilities(answers[draws]):
+            for row, found in staircase.values(answers):
                 for column in row.columns:
                     result[places[:, None], column, draws] = found
 
@@ -215,8 +236,9 @@ class BatchSweep:
     def _last_column(self, restored: Tensor, answer_ids: Sequence[int], tokens: list[int]) -> Tensor:
         """A state restored in the last block changes the answer at the last position only: p_clean there."""
         if self.n_tokens - 1 in tokens:
-            clean = probability(self.clean_logits, torch.tensor(list(answer_ids), device=self.draws.device))
-            restored[:, tokens.index(self.n_tokens - 1), -1] = clean[:, None]
+            logits = torch.cat((self.clean_logits, self.corrupted_logits))
+            source = self._measured(logits[self._source(self.draws)], answer_ids)
+            restored[:, tokens.index(self.n_tokens - 1), -1] = source.unflatten(0, (self.n_facts, self.samples))
         return restored
 
     def block(self, layer: int, packing: Packing, draws: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
@@ -263,9 +285,9 @@ class BatchSweep:
         """Keys and values of tokens 0 .. T-2 when corrupted, then of `clean_token` when clean; the mask."""
         stores = []
         for store in (self.run.keys[layer], self.run.values[layer]):
-            prefix = store[self._corrupted(draws), :, :-1]
+            prefix = store[self._base(draws), :, :-1]
             if packing.clean_token is not None:
-                clean = store[self._clean(draws), :, packing.clean_token : packing.clean_token + 1]
+                clean = store[self._source(draws), :, packing.clean_token : packing.clean_token + 1]
                 prefix = torch.cat((prefix, clean), dim=2)
             stores.append(prefix)
         seen = packing.mask(self.run.visible[layer][0])[None]
@@ -281,12 +303,10 @@ class Sweep:
         model: LanguageModel,
         ids: Tensor,
         subject_span: tuple[int, int],
-        noise: Tensor,
-        *,
-        frozen_noise: Tensor | None = None,
-        budget: Budget | None = None,
+        noise: Draws | Tensor,
+        **options: Any,
     ) -> None:
-        self.batch = BatchSweep(model, ids, subject_span, noise, frozen_noise=frozen_noise, budget=budget)
+        self.batch = BatchSweep(model, ids, subject_span, noise, **options)
 
     @property
     def clean_logits(self) -> Tensor:
@@ -375,9 +395,10 @@ class _Staircase:
             for at in range(begin, end, together):
                 yield slice(at, min(at + together, end)), held
 
-    def probabilities(self, answer_ids: Tensor) -> Iterator[tuple[Row, Tensor]]:
-        """For each row, the answers' probability [group, draw]; `answer_ids` [draw]."""
-        final = self.final[: len(self.rows)].transpose(1, 2)  # [row, group, draw, d_model]
-        wanted = answer_ids.expand(final.shape[:3]).flatten()
-        found = answer_probability(self.sweep.model.anatomy, final.flatten(0, 2), wanted)
+    def values(self, answers: Tensor) -> Iterator[tuple[Row, Tensor]]:
+        """For each row, the metric [group, draw]; `answers` [fact]."""
+        sweep, final = self.sweep, self.final[: len(self.rows)].transpose(1, 2)  # [row, group, draw, d_model]
+        of = (self.draws // sweep.samples).expand(final.shape[:3]).flatten()
+        anatomy, clean = sweep.model.anatomy, sweep.clean_logits
+        found = values_at(anatomy, final.flatten(0, 2), sweep.metric, answers, sweep.others, clean, of)
         yield from zip(self.rows, found.unflatten(0, final.shape[:3]), strict=True)

@@ -1,0 +1,139 @@
+"""What is read off the last position's logits. Effects are differences of it, in its unit.
+
+The published metric is the answer's probability. Differences of logits and log-probabilities see
+sites that probability, near 0 or 1, hides (Zhang & Nanda 2024).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, Protocol, get_args
+
+import torch
+from torch import Tensor
+
+from tracer.errors import SiteError
+
+MetricName = Literal["probability", "log_probability", "logit", "logit_difference", "kl", "rank"]
+UNITS: dict[str, str] = {
+    "probability": "probability",
+    "log_probability": "nats",
+    "logit": "logits",
+    "logit_difference": "logits",
+    "kl": "nats",
+    "rank": "places",
+}
+
+
+class Metric(Protocol):
+    """A number for each row of logits."""
+
+    @property
+    def name(self) -> MetricName:
+        """What it is called in `tracer.trace`."""
+        ...
+
+    def of(self, logits: Tensor, answers: Tensor, others: Tensor | None, clean: Tensor) -> Tensor:
+        """The metric, [row].
+
+        Args:
+            logits: [row, vocab], float32 or wider.
+            answers: token ids, [row].
+            others: token ids of the alternative answers, [row].
+            clean: logits of the clean run, [row, vocab].
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Probability:
+    """p(answer)."""
+
+    name: MetricName = "probability"
+
+    def of(self, logits: Tensor, answers: Tensor, others: Tensor | None, clean: Tensor) -> Tensor:
+        """exp(logit - logsumexp), [row]."""
+        return LogProbability().of(logits, answers, others, clean).exp()
+
+
+@dataclass(frozen=True)
+class LogProbability:
+    """log p(answer), in nats."""
+
+    name: MetricName = "log_probability"
+
+    def of(self, logits: Tensor, answers: Tensor, others: Tensor | None, clean: Tensor) -> Tensor:
+        """Logit - logsumexp, [row]."""
+        return _at(logits, answers) - logits.logsumexp(-1)
+
+
+@dataclass(frozen=True)
+class Logit:
+    """The answer's logit. Blind to a shift of all logits, which means nothing to the model's answer."""
+
+    name: MetricName = "logit"
+
+    def of(self, logits: Tensor, answers: Tensor, others: Tensor | None, clean: Tensor) -> Tensor:
+        """[row]."""
+        return _at(logits, answers)
+
+
+@dataclass(frozen=True)
+class LogitDifference:
+    """The answer's logit less that of an alternative answer: log of their odds."""
+
+    name: MetricName = "logit_difference"
+
+    def of(self, logits: Tensor, answers: Tensor, others: Tensor | None, clean: Tensor) -> Tensor:
+        """[row]."""
+        if others is None:
+            raise SiteError('metric="logit_difference" needs an alternative answer: write other=" London".')
+        return _at(logits, answers) - _at(logits, others)
+
+
+@dataclass(frozen=True)
+class KL:
+    """KL(clean || run) over the whole vocabulary: 0 where the run answers as the clean one does."""
+
+    name: MetricName = "kl"
+
+    def of(self, logits: Tensor, answers: Tensor, others: Tensor | None, clean: Tensor) -> Tensor:
+        """[row], in nats."""
+        reference = clean.log_softmax(-1)
+        return (reference.exp() * (reference - logits.log_softmax(-1))).sum(-1)
+
+
+@dataclass(frozen=True)
+class Rank:
+    """How many tokens are likelier than the answer: 0 for the model's prediction."""
+
+    name: MetricName = "rank"
+
+    def of(self, logits: Tensor, answers: Tensor, others: Tensor | None, clean: Tensor) -> Tensor:
+        """[row]."""
+        return (logits > _at(logits, answers)[..., None]).sum(-1).to(logits.dtype)
+
+
+METRICS: dict[str, Metric] = {
+    m.name: m for m in (Probability(), LogProbability(), Logit(), LogitDifference(), KL(), Rank())
+}
+
+
+def metric_named(name: str) -> Metric:
+    """The metric of that name.
+
+    Raises:
+        SiteError: there is none.
+    """
+    if name not in METRICS:
+        raise SiteError(f"There is no metric {name!r}. Choose from {', '.join(get_args(MetricName))}.")
+    return METRICS[name]
+
+
+def wide(logits: Tensor) -> Tensor:
+    """At least float32: 16 bits are too few for a softmax over a vocabulary."""
+    return logits if logits.dtype == torch.float64 else logits.float()
+
+
+def _at(logits: Tensor, ids: Tensor) -> Tensor:
+    return logits.gather(-1, ids[..., None])[..., 0]
