@@ -22,6 +22,7 @@ from tracer.place import Place, locate
 from tracer.plot import plot_average, plot_lines, plot_severed, plot_trace, save_figure
 from tracer.site import Site
 from tracer.study import average, average_of
+from tracer.unit_trace import UnitTrace, trace_heads, trace_neurons
 
 __all__ = [
     "ROLES",
@@ -44,6 +45,7 @@ __all__ = [
     "TraceResult",
     "TracerError",
     "TracerWarning",
+    "UnitTrace",
     "average",
     "average_of",
     "embedding_sigma",
@@ -58,4 +60,6 @@ __all__ = [
     "save_figure",
     "save_html",
     "trace",
+    "trace_heads",
+    "trace_neurons",
 ]

@@ -34,6 +34,7 @@ class Names:
             (Granite) times a constant, which changes no map.
         value_matrix: the MLP's output weight; its input is the key of an associative memory. None
             where there is no such matrix: a mixture's experts are parts of one tensor.
+        head_matrix: the attention's output weight; its input is all heads side by side.
     """
 
     embedding: str
@@ -43,6 +44,7 @@ class Names:
     attention_site: str
     mlp_site: str
     value_matrix: str | None = None
+    head_matrix: str | None = None
 
 
 GPT2 = Names(
@@ -53,6 +55,7 @@ GPT2 = Names(
     attention_site="attn",
     mlp_site="mlp",
     value_matrix="mlp.c_proj",
+    head_matrix="attn.c_proj",
 )
 GPT_NEOX = Names(
     embedding="gpt_neox.embed_in",
@@ -62,6 +65,7 @@ GPT_NEOX = Names(
     attention_site="attention",
     mlp_site="mlp",
     value_matrix="mlp.dense_4h_to_h",
+    head_matrix="attention.dense",
 )
 # OPT's MLP is no module of its own: fc2 is where it ends.
 OPT = Names(
@@ -72,6 +76,7 @@ OPT = Names(
     attention_site="self_attn",
     mlp_site="fc2",
     value_matrix="fc2",
+    head_matrix="self_attn.out_proj",
 )
 FALCON = replace(
     GPT_NEOX,
@@ -79,6 +84,7 @@ FALCON = replace(
     blocks="transformer.h",
     after_blocks=("transformer.ln_f",),
     attention_site="self_attention",
+    head_matrix="self_attention.dense",
 )
 # Bloom's sub-layers return their sum with the residual stream; what they add is what their last matrix gives.
 BLOOM = replace(FALCON, attention_site="self_attention.dense", mlp_site="mlp.dense_4h_to_h")
@@ -90,6 +96,7 @@ LLAMA = Names(
     attention_site="self_attn",
     mlp_site="mlp",
     value_matrix="mlp.down_proj",
+    head_matrix="self_attn.o_proj",
 )
 POST_NORM = replace(LLAMA, attention_site="post_attention_layernorm", mlp_site="post_feedforward_layernorm")
 MIXTURE = replace(LLAMA, value_matrix=None)
@@ -98,12 +105,15 @@ FAMILIES: dict[str, Names] = {
     "bloom": BLOOM,
     "falcon": FALCON,
     "gpt_neox": GPT_NEOX,
-    "gptj": replace(GPT2, value_matrix="mlp.fc_out"),
+    "gpt_neo": replace(GPT2, head_matrix="attn.attention.out_proj"),
+    "gpt2": GPT2,
+    "gptj": replace(GPT2, value_matrix="mlp.fc_out", head_matrix="attn.out_proj"),
     "opt": OPT,
-    "phi": replace(LLAMA, after_blocks=("model.final_layernorm",), value_matrix="mlp.fc2"),
+    "phi": replace(
+        LLAMA, after_blocks=("model.final_layernorm",), value_matrix="mlp.fc2", head_matrix="self_attn.dense"
+    ),
     "starcoder2": replace(LLAMA, value_matrix="mlp.c_proj"),
     **dict.fromkeys(("cohere", "gemma", "granite", "llama", "mistral", "olmo", "phi3"), LLAMA),
-    **dict.fromkeys(("gpt2", "gpt_neo"), GPT2),
     **dict.fromkeys(("qwen2", "qwen3", "stablelm"), LLAMA),
     **dict.fromkeys(("gemma2", "gemma3_text", "olmo2"), POST_NORM),
     **dict.fromkeys(("mixtral", "qwen2_moe", "qwen3_moe"), MIXTURE),
@@ -119,6 +129,7 @@ class Anatomy:
         after_blocks: what comes between the last block and the head, in order.
         head: the output embedding, to the vocabulary.
         embedding_size: width of the token embedding; OPT-350m projects it to d_model.
+        n_heads: attention heads (query heads) in a layer.
     """
 
     def __init__(self, model: PreTrainedModel, names: Names) -> None:
@@ -134,6 +145,7 @@ class Anatomy:
         self.logit_factor = (getattr(text, "logit_scale", None) or 1) / (getattr(text, "logits_scaling", None) or 1)
         self.logit_softcap: float | None = getattr(text, "final_logit_softcapping", None)
         self.family, self.n_layers, self.d_model = model.config.model_type, len(self.blocks), int(text.hidden_size)
+        self.n_heads = int(text.num_attention_heads)
         self.embedding_size = int(next(self.embedding.parameters()).shape[-1])
 
     def site_module(self, kind: SubLayer, layer: int) -> nn.Module:
@@ -152,6 +164,19 @@ class Anatomy:
     def value_weight_name(self, layer: int) -> str:
         """The parameter name of `value_matrix`'s weight in the model's state dict."""
         return f"{self.names.blocks}.{self.check_layer(layer)}.{self._value_matrix_name()}.weight"
+
+    def head_matrix(self, layer: int) -> nn.Module:
+        """The attention's output projection: its input is [..., head * size of a head].
+
+        Raises:
+            AnatomyError: it is not known for this family.
+        """
+        if self.names.head_matrix is None:
+            raise AnatomyError(
+                f"Where the heads of model type {self.family!r} come together is not known. Write tracer.load(..., "
+                f"names=dataclasses.replace(model.anatomy.names, head_matrix=...)), e.g. 'self_attn.o_proj'."
+            )
+        return self.blocks[self.check_layer(layer)].get_submodule(self.names.head_matrix)
 
     def _value_matrix_name(self) -> str:
         if self.names.value_matrix is None:

@@ -23,7 +23,7 @@ from tracer.metric import metric_named, wide
 from tracer.model import LanguageModel
 from tracer.passes import BatchPasses
 from tracer.progress import bar
-from tracer.site import KINDS, Direction, Kind, check_kinds, severed_name
+from tracer.site import KINDS, Direction, Kind, Unit, check_kinds, severed_name
 from tracer.sweep import BatchSweep, Budget
 from tracer.tokens import visible
 
@@ -44,15 +44,19 @@ class Engine(Protocol):
         ...
 
     def state_maps(self, answer_ids: Sequence[int], tokens: list[int]) -> Tensor:
-        """p(answer) with each state restored, [fact, token, layer, sample]."""
+        """The metric with each state restored, [fact, token, layer, sample]."""
         ...
 
     def window_maps(self, kind: SubLayer, answer_ids: Sequence[int], tokens: list[int], window: int) -> Tensor:
-        """p(answer) with each window of sub-layers restored, [fact, token, layer, sample]."""
+        """The metric with each window of sub-layers restored, [fact, token, layer, sample]."""
         ...
 
     def severed_maps(self, path: SubLayer, answer_ids: Sequence[int], tokens: list[int]) -> Tensor:
-        """p(answer) with each state restored and `path` held corrupted, [fact, token, layer, sample]."""
+        """The metric with each state restored and `path` held corrupted, [fact, token, layer, sample]."""
+        ...
+
+    def unit_maps(self, units: Sequence[Unit], answer_ids: Sequence[int], tokens: list[int]) -> Tensor:
+        """The metric with each head or neuron restored alone, [fact, token, unit, sample]."""
         ...
 
 
@@ -184,32 +188,21 @@ def trace_alike(
 ) -> list[TraceResult]:
     """Traces facts that `shape` says are alike, together: one walk up the layers serves all of them."""
     for fact in facts:
-        _check_ids(model, fact)
+        check_ids(model, fact)
     if len({shape(fact) for fact in facts}) != 1:
         raise FactError("Only facts of one length whose subjects are the same tokens can be traced together.")
     noise = noise_for(model, plan.noise)
-    runs = _Runs(model, facts, noise, plan)
-    tokens = _traced_tokens(facts[0], plan.roles)
+    runs = Runs(model, facts, noise, plan)
+    tokens = traced_tokens(facts[0], plan.roles)
     restored: dict[str, np.ndarray] = {}
     for kind in plan.kinds:
-        restored[kind] = _on_all_tokens(runs.map(kind), tokens, len(facts[0].token_ids))
+        restored[kind] = on_all_tokens(runs.map(kind), tokens, len(facts[0].token_ids))
         each_map(kind)
     for path in plan.severed:
-        restored[severed_name(path)] = _on_all_tokens(runs.severed_map(path), tokens, len(facts[0].token_ids))
+        restored[severed_name(path)] = on_all_tokens(runs.severed_map(path), tokens, len(facts[0].token_ids))
         each_map(severed_name(path))
     corrupted, clean = runs.measured(runs.main.corrupted_logits), runs.measured(runs.main.clean_logits)
-    settings = Settings(
-        model=model.name,
-        fingerprint=model.fingerprint(),
-        window=plan.window,
-        samples=plan.samples,
-        seed=plan.seed,
-        corruption=noise.label(),
-        engine=runs.engine,
-        published_draws=plan.published_draws,
-        metric=plan.metric,
-        direction=plan.direction,
-    )
+    settings = settings_of(model, plan, noise, runs.engine)
     return [
         TraceResult(
             fact=fact,
@@ -224,6 +217,22 @@ def trace_alike(
     ]
 
 
+def settings_of(model: LanguageModel, plan: Plan, noise: Corruption, engine: str) -> Settings:
+    """What the plan's results say of how they were made."""
+    return Settings(
+        model=model.name,
+        fingerprint=model.fingerprint(),
+        window=plan.window,
+        samples=plan.samples,
+        seed=plan.seed,
+        corruption=noise.label(),
+        engine=engine,
+        published_draws=plan.published_draws,
+        metric=plan.metric,
+        direction=plan.direction,
+    )
+
+
 def shape(fact: TokenizedFact) -> tuple[int, tuple[int, int]]:
     """Facts with the same one can be traced together: how many tokens, and which are the subject."""
     return len(fact.token_ids), fact.subject_span
@@ -234,11 +243,11 @@ def at_once(model: LanguageModel, fact: TokenizedFact, plan: Plan) -> int:
     if plan.engine == "passes" or model.sweep_fault:
         return 1
     length, (first, _) = shape(fact)
-    pairs = sum(length - token for token in _traced_tokens(fact, plan.roles) if token >= first)
+    pairs = sum(length - token for token in traced_tokens(fact, plan.roles) if token >= first)
     return max(1, Budget.of(model.device).packed_tokens // max(1, plan.samples * pairs))
 
 
-class _Runs:
+class Runs:
     """The engines of some facts, with their clean and corrupted runs done and found finite.
 
     Attributes:
@@ -249,7 +258,7 @@ class _Runs:
 
     def __init__(self, model: LanguageModel, facts: Sequence[TokenizedFact], noise: Corruption, plan: Plan) -> None:
         self.plan, self.engine = plan, "passes" if model.sweep_fault else plan.engine
-        self.tokens = _traced_tokens(facts[0], plan.roles)
+        self.tokens = traced_tokens(facts[0], plan.roles)
         self.others = None
         if plan.metric == "logit_difference":
             self.others = [_other_id(fact) for fact in facts]
@@ -294,7 +303,7 @@ class _Runs:
         return self.severing.severed_maps(path, self.answer_ids, self.tokens)
 
 
-def _check_ids(model: LanguageModel, fact: TokenizedFact) -> None:
+def check_ids(model: LanguageModel, fact: TokenizedFact) -> None:
     """Raises FactError for token ids that the model does not have."""
     model.check_length(len(fact.token_ids))
     size = int(model.torch.config.get_text_config().vocab_size)
@@ -317,7 +326,7 @@ def predicted_id(model: LanguageModel, token_ids: Sequence[int]) -> int:
     return int(logits.argmax())
 
 
-def _traced_tokens(fact: TokenizedFact, roles: Sequence[str] | None) -> list[int]:
+def traced_tokens(fact: TokenizedFact, roles: Sequence[str] | None) -> list[int]:
     """The positions to restore. Those before the subject cost nothing: their effect is 0."""
     found = token_roles(len(fact.token_ids), fact.subject_span)
     tokens = [n for n, role in enumerate(found) if not roles or role in roles]
@@ -327,7 +336,8 @@ def _traced_tokens(fact: TokenizedFact, roles: Sequence[str] | None) -> list[int
     return tokens
 
 
-def _on_all_tokens(restored: Tensor, tokens: list[int], n_tokens: int) -> np.ndarray:
+def on_all_tokens(restored: Tensor, tokens: list[int], n_tokens: int) -> np.ndarray:
+    """Values of the traced tokens [fact, traced, ...] as [fact, token, ...], NaN elsewhere."""
     values = np.full((len(restored), n_tokens, *restored.shape[2:]), np.nan)
     values[:, tokens] = restored.double().cpu().numpy()
     return values

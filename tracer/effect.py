@@ -191,7 +191,7 @@ class TraceResult:
         tensors, about = read_tensors(path, "trace")
         try:
             return cls(
-                fact=_fact_from(about["fact"]),
+                fact=fact_from(about["fact"]),
                 answer_id=about["answer_id"],
                 answer=about["answer"],
                 clean=about["clean"],
@@ -316,7 +316,7 @@ class AverageTrace:
             raise FileFormatError(f"{path} is an average of another version: {error}. Make it again.") from error
 
 
-def _fact_from(about: dict[str, Any]) -> TokenizedFact:
+def fact_from(about: dict[str, Any]) -> TokenizedFact:
     """A tokenized fact from its JSON, lists back to tuples."""
     values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in about.items()}
     if values.get("fact") is not None:

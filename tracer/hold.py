@@ -14,7 +14,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from tracer.anatomy import Anatomy, SubLayer
-from tracer.hidden import hidden_of, with_hidden
+from tracer.hidden import by_token, hidden_of, with_hidden
+from tracer.site import Unit
 
 
 class Hold:
@@ -88,3 +89,42 @@ class Hold:
         rows = hidden.reshape(len(values), -1, hidden.shape[-1]).clone()
         rows[:, self._now.first : self._now.first + values.shape[1]] = values
         return with_hidden(output, rows.reshape(hidden.shape))
+
+
+class UnitHold:
+    """Overwrites some columns of a matrix's input: a head, a neuron.
+
+    Attributes:
+        matrices: of each layer.
+        values: its recorded inputs, for each layer [row, token, width].
+    """
+
+    def __init__(self, matrices: list[nn.Module], values: list[Tensor]) -> None:
+        self.matrices, self.values = matrices, values
+        self._now: Any = threading.local()
+
+    @contextmanager
+    def installed(self) -> Iterator[None]:
+        """Puts hooks on every layer; they do nothing outside `writing`."""
+        with ExitStack() as hooks:
+            for matrix in self.matrices:
+                hooks.callback(matrix.register_forward_pre_hook(self._write).remove)
+            yield
+
+    @contextmanager
+    def writing(self, unit: Unit, rows: Tensor, tokens: Tensor) -> Iterator[None]:
+        """In this thread, the queries, which are `tokens`, get the unit's values of the recorded `rows`."""
+        self._now.values = self.values[unit.layer][rows][:, tokens, unit.begin : unit.end]
+        self._now.columns = slice(unit.begin, unit.end)
+        try:
+            yield
+        finally:
+            self._now.values = None
+
+    def _write(self, _module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        values = getattr(self._now, "values", None)
+        if values is None:
+            return None
+        changed = by_token(args[0], len(values)).clone()
+        changed[..., self._now.columns] = values
+        return (changed.reshape(args[0].shape), *args[1:])

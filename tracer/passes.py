@@ -26,15 +26,23 @@ from tracer.corrupt import Draws
 from tracer.hidden import by_token, hidden_of
 from tracer.metric import METRICS, Metric, wide
 from tracer.model import LanguageModel
-from tracer.site import KINDS, Direction, Kind, Site, window_layers
+from tracer.site import KINDS, Direction, Kind, Site, Unit, UnitKind, window_layers
+from tracer.units import matrices_of
 
 
 @dataclass
 class Run:
-    """What one pass returned: last-position `logits` [row, vocab], and `kept` states by kind and layer."""
+    """What one pass returned.
+
+    Attributes:
+        logits: of the last position, [row, vocab].
+        kept: states and what sub-layers add by kind and layer, [row, token, d_model].
+        units: what came into each layer's head or value matrix, [row, token, width].
+    """
 
     logits: Tensor
     kept: dict[Kind, list[Tensor]] = field(default_factory=dict)
+    units: list[Tensor] = field(default_factory=list)
 
 
 def forward(
@@ -44,7 +52,9 @@ def forward(
     subject_span: tuple[int, int] = (0, 0),
     draws: Draws | None = None,
     held: Mapping[Site, Tensor] | None = None,
+    held_unit: tuple[Unit, int, Tensor] | None = None,
     keep: bool = False,
+    keep_units: UnitKind | None = None,
 ) -> Run:
     """One pass: the subject corrupted if `draws` are given, every site of `held` forced to its value.
 
@@ -54,19 +64,32 @@ def forward(
         subject_span: tokens [begin, end) that are corrupted.
         draws: of one fact, a sample for each row.
         held: site -> value, [d_model] or [row, d_model].
-        keep: keep every state, MLP and attention output, [row, token, d_model].
+        held_unit: a head or neuron, the token, and its value there, [width of the unit] or [row, width].
+        keep: keep every state, MLP and attention output.
+        keep_units: keep what comes into every head matrix, or value matrix.
     """
     begin, end = subject_span
     nn, places = model.nnsight, _in_order(held or {})
     kept: dict[Kind, list[Tensor]] = {kind: [] for kind in KINDS}
     embedding = _envoy(model, model.anatomy.names.embedding)
-    layers = range(model.n_layers) if keep else sorted({site.layer for site in places})
+    units: list[Tensor] = []
+    unit_kind = held_unit[0].kind if held_unit else keep_units
+    unit_layers = {held_unit[0].layer} if held_unit else set()
+    whole = keep or keep_units is not None
+    layers = range(model.n_layers) if whole else sorted({site.layer for site in places} | unit_layers)
     with torch.inference_mode(), nn.trace(ids, logits_to_keep=1):
         if draws is not None:
             subject = embedding.output[:, begin:end]
             embedding.output[:, begin:end] = draws.onto(subject[None])[0]
         for layer in layers:
             for kind in ("attn", "mlp", "state"):  # the order in which a block computes them
+                if unit_kind is not None and kind == {"head": "attn", "neuron": "mlp"}[unit_kind]:
+                    inside = by_token(_matrix_envoy(model, unit_kind, layer).input, len(ids))
+                    if held_unit and layer == held_unit[0].layer:
+                        unit, token, value = held_unit
+                        inside[:, token, unit.begin : unit.end] = value.to(inside)
+                    if keep_units:
+                        units.append(nnsight.save(inside.clone()))
                 sites = [site for site in places if site.layer == layer and site.kind == kind]
                 if not sites and not keep:
                     continue
@@ -76,7 +99,7 @@ def forward(
                 if keep:
                     kept[kind].append(nnsight.save(hidden.clone()))
         logits = nnsight.save(nn.output.logits[:, -1])
-    return Run(logits, kept)
+    return Run(logits, kept, units)
 
 
 class Passes:
@@ -138,6 +161,22 @@ class Passes:
         cut = [Site(path, at, token) for at in range(self.model.n_layers)]
         frozen = {site: self.frozen.kept[path][site.layer][:, token] for site in cut}
         return {**frozen, **self.state(token, layer)}
+
+    def unit_map(self, units: Sequence[Unit], answer_id: int, tokens: list[int]) -> Tensor:
+        """The metric with each head or neuron of one kind set alone, [token, unit, sample]."""
+        options = {"draws": None if self.direction == "corrupt" else self.draws, "subject_span": self.span}
+        if self.direction == "restore":
+            source = forward(self.model, self.rows, keep_units=units[0].kind).units
+        else:
+            corrupted = {"draws": self.draws, "subject_span": self.span}
+            source = forward(self.model, self.rows, keep_units=units[0].kind, **corrupted).units
+        cells = []
+        for token in tokens:
+            for unit in units:
+                value = source[unit.layer][:, token, unit.begin : unit.end]
+                logits = forward(self.model, self.rows, held_unit=(unit, token, value), **options).logits
+                cells.append(self._measured(logits, answer_id))
+        return torch.stack(cells).unflatten(0, (len(tokens), len(units)))
 
     def restored(self, held: Mapping[Site, Tensor]) -> Tensor:
         """Last-position logits of the corrupted run (the clean one, if corrupting), sites held; [sample, vocab]."""
@@ -228,6 +267,10 @@ class BatchPasses:
         """Restored probabilities of every state with `path` severed, [fact, token, layer, sample]."""
         return self._of_each(answer_ids, lambda passes, answer: passes.severed_map(path, answer, tokens))
 
+    def unit_maps(self, units: Sequence[Unit], answer_ids: Sequence[int], tokens: list[int]) -> Tensor:
+        """The metric with each head or neuron of one kind set alone, [fact, token, unit, sample]."""
+        return self._of_each(answer_ids, lambda passes, answer: passes.unit_map(units, answer, tokens))
+
     def _of_each(self, answer_ids: Sequence[int], map_of: Callable[[Passes, int], Tensor]) -> Tensor:
         return torch.stack([map_of(passes, answer) for passes, answer in zip(self.each, answer_ids, strict=True)])
 
@@ -240,6 +283,12 @@ def _site_envoy(model: LanguageModel, kind: Kind, layer: int) -> Any:
     names = model.anatomy.names
     inside = {"state": "", "mlp": f".{names.mlp_site}", "attn": f".{names.attention_site}"}[kind]
     return _envoy(model, f"{names.blocks}.{layer}{inside}")
+
+
+def _matrix_envoy(model: LanguageModel, kind: UnitKind, layer: int) -> Any:
+    names = model.anatomy.names
+    matrices_of(model, kind)  # or an error that says which is missing
+    return _envoy(model, f"{names.blocks}.{layer}.{names.head_matrix if kind == 'head' else names.value_matrix}")
 
 
 def _envoy(model: LanguageModel, path: str) -> Any:

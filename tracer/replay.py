@@ -9,7 +9,7 @@ twice: rotary tables, norms, gates and caches stay the model's own.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -42,6 +42,7 @@ class Recording:
         visible: which tokens each token sees in each layer, bool [row or 1, token, token].
         bias: what each layer's mask adds where it sees, [row or 1, head or 1, token, token]; None: nothing.
         blocks: each block, without a mask of its own.
+        matrix_inputs: what came into each of the `matrices` that were asked for, [row, token, width].
     """
 
     model: LanguageModel
@@ -54,6 +55,7 @@ class Recording:
     visible: list[Tensor] = field(default_factory=list)
     bias: list[Tensor | None] = field(default_factory=list)
     blocks: list[nn.Module] = field(default_factory=list)
+    matrix_inputs: list[Tensor] = field(default_factory=list)
 
     def attention_mask(self, layer: int, seen: Tensor, positions: Tensor, key_positions: Tensor) -> Tensor:
         """The mask for `run_block`: what the recorded one adds where `seen`, the most negative number elsewhere.
@@ -137,6 +139,7 @@ def record(
     *,
     attention_mask: Tensor | None = None,
     embedded: Callable[[Tensor], Tensor] | None = None,
+    matrices: Sequence[nn.Module] = (),
 ) -> Recording:
     """Runs `ids` [row, token] once and keeps everything; stops before the unembedding.
 
@@ -145,12 +148,15 @@ def record(
         ids: token ids, padded on the right if at all.
         attention_mask: 1 for tokens, 0 for padding, [row, token].
         embedded: changes the token embeddings [row, token, d_model], as a corruption does.
+        matrices: keep what comes into these, one a layer.
     """
     anatomy, kept = model.anatomy, Recording(model)
     cache = DynamicCache()
     with ExitStack() as hooks:
         if embedded is not None:
             hooks.enter_context(output_changed(anatomy.embedding, embedded))
+        for matrix in matrices:
+            hooks.callback(matrix.register_forward_pre_hook(_keep_input(kept.matrix_inputs, len(ids))).remove)
         for layer, block in enumerate(anatomy.blocks):
             hooks.callback(block.register_forward_pre_hook(_keep_arguments(kept), with_kwargs=True).remove)
             hooks.callback(block.register_forward_hook(_keep_output(kept.outputs)).remove)
@@ -262,6 +268,13 @@ def _keep_added(store: list[Tensor], rows: int) -> Callable[..., None]:
     def hook(_module: nn.Module, _args: tuple, output: Tensor | tuple) -> None:
         # A copy: Falcon adds the attention's output to the MLP's in place.
         store.append(by_token(hidden_of(output), rows).clone())
+
+    return hook
+
+
+def _keep_input(store: list[Tensor], rows: int) -> Callable[..., None]:
+    def hook(_module: nn.Module, args: tuple) -> None:
+        store.append(by_token(args[0], rows).clone())
 
     return hook
 

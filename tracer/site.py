@@ -29,6 +29,22 @@ class Site:
         return f"{self.kind}[{self.layer}]@{self.token}"
 
 
+UnitKind = Literal["head", "neuron"]
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A part of a sub-layer: the columns [begin, end) of the input of its output matrix.
+
+    A head is its slice of all heads side by side, a neuron is one column of the MLP's activations.
+    """
+
+    kind: UnitKind
+    layer: int
+    begin: int
+    end: int
+
+
 def window_layers(centre: int, window: int, n_layers: int) -> range:
     """The layers restored together around `centre`: [c - w//2, c + ceil(w/2)), clipped to the model.
 

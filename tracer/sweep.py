@@ -21,25 +21,26 @@ whose subjects start at the same token are walked together.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby, product
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tracer.anatomy import SubLayer
 from tracer.answer import values_at
 from tracer.corrupt import Draws
-from tracer.hold import Hold
+from tracer.hold import Hold, UnitHold
 from tracer.metric import METRICS, Metric, wide
 from tracer.model import LanguageModel
 from tracer.packing import Packing, Row, bundles, severed_rows, state_rows, window_rows
 from tracer.parallel import Check, in_threads, is_out_of_memory, thread_count
 from tracer.replay import Recording, record
-from tracer.site import Direction
+from tracer.site import Direction, Unit
+from tracer.units import matrices_of
 
 PROBABILITY = METRICS["probability"]
 Join = Callable[[Row, Packing, Tensor, "Tensor | None"], Tensor]
@@ -104,24 +105,27 @@ class BatchSweep:
         self.others = None if other_ids is None else torch.tensor(list(other_ids), device=ids.device)
         self.budget = budget or Budget.of(ids.device)
         self.draws = torch.arange(self.n_facts * self.samples, device=ids.device)
-        self.run = self._record(ids, subject_span, Draws.of(noise))
+        self.prompts, self.span, self.noise = ids, subject_span, Draws.of(noise)
+        self.run = self._record(self.noise)
         with torch.inference_mode():
             logits = model.anatomy.unembed(self.run.outputs[-1][:, -1])
         self.clean_logits, self.corrupted_logits = logits[: self.n_facts], logits[self.n_facts :]
         self.frozen = self.run.added
         if frozen_noise is not None:
-            self.frozen = self._record(ids, subject_span, Draws.of(frozen_noise)).added
+            self.frozen = self._record(Draws.of(frozen_noise)).added
 
-    def _record(self, ids: Tensor, span: tuple[int, int], draws: Draws) -> Recording:
+    def _record(self, draws: Draws, matrices: Sequence[nn.Module] = ()) -> Recording:
+        begin, end = self.span
+
         def corrupt(embedded: Tensor) -> Tensor:
             embedded = embedded.clone()
-            subjects = embedded[self.n_facts :, span[0] : span[1]].unflatten(0, (self.n_facts, self.samples))
-            embedded[self.n_facts :, span[0] : span[1]] = draws.onto(subjects).flatten(0, 1)
+            subjects = embedded[self.n_facts :, begin:end].unflatten(0, (self.n_facts, self.samples))
+            embedded[self.n_facts :, begin:end] = draws.onto(subjects).flatten(0, 1)
             return embedded
 
         with torch.inference_mode():
-            rows = torch.cat((ids, ids.repeat_interleave(self.samples, 0)))
-            return record(self.model, rows, embedded=corrupt)
+            rows = torch.cat((self.prompts, self.prompts.repeat_interleave(self.samples, 0)))
+            return record(self.model, rows, embedded=corrupt, matrices=matrices)
 
     def state_maps(self, answer_ids: Sequence[int], tokens: list[int]) -> Tensor:
         """Restored probabilities of every state, [fact, token, layer, sample]."""
@@ -145,6 +149,20 @@ class BatchSweep:
         rows = window_rows(window, self.model.n_layers)
         join = partial(self._join_window, hold)
         return self._walk(rows, answer_ids, tokens, join, hold=hold, held_rows=self._source)
+
+    def unit_maps(self, units: Sequence[Unit], answer_ids: Sequence[int], tokens: list[int]) -> Tensor:
+        """The metric with each head or neuron of one kind set alone, [fact, token, unit, sample]."""
+        hold = UnitHold(
+            matrices := matrices_of(self.model, units[0].kind), self._record(self.noise, matrices).matrix_inputs
+        )
+        rows = sorted((Row((n,), unit.layer + 1) for n, unit in enumerate(units)), key=lambda row: row.start)
+
+        def join(row: Row, packing: Packing, draws: Tensor, below: Tensor | None) -> Tensor:
+            unit = units[row.columns[0]]
+            writing = partial(hold.writing, unit, self._source(draws), packing.diagonal().computed)
+            return self._join_first(row, packing, draws, writing)
+
+        return self._walk(rows, answer_ids, tokens, join, hooks=hold, n_columns=len(units))
 
     def _base(self, draws: Tensor) -> Tensor:
         """The rows of the recording that these draws' maps start from: the corrupted ones, to be restored."""
@@ -175,11 +193,19 @@ class BatchSweep:
         """Outputs of the window's first block, where only the restored tokens differ from the corrupted run."""
         if below is not None:  # a shorter window leaves its trunk
             return below
+        writing = partial(hold.writing, row.start - 1, self._source(draws), packing.diagonal().computed, 0)
+        return self._join_first(row, packing, draws, writing)
+
+    def _join_first(
+        self, row: Row, packing: Packing, draws: Tensor, writing: Callable[[], AbstractContextManager[None]]
+    ) -> Tensor:
+        """The base run's outputs of the block below the row's first; those of the restored tokens computed anew."""
         layer, diagonal, rows = row.start - 1, packing.diagonal(), self._base(draws)
         hidden = self.run.outputs[layer][rows][:, packing.computed]
         inputs = self.run.inputs[layer][rows][:, diagonal.computed]
-        with hold.writing(layer, self._source(draws), diagonal.computed, 0):
-            hidden[:, : packing.n_diagonal] = self.block(layer, diagonal, draws)(inputs, torch.arange(len(draws)))
+        with writing():
+            each = torch.arange(len(draws), device=draws.device)
+            hidden[:, : packing.n_diagonal] = self.block(layer, diagonal, draws)(inputs, each)
         return hidden
 
     def _walk(
@@ -191,12 +217,14 @@ class BatchSweep:
         *,
         hold: Hold | None = None,
         held_rows: Callable[[Tensor], Tensor] | None = None,
+        hooks: Hold | UnitHold | None = None,
+        n_columns: int | None = None,
         clean_token: int | None = None,
     ) -> Tensor:
-        """Restored probabilities [fact, token, layer, sample]; p_corrupted where no row answers for a cell."""
+        """The metric [fact, token, column, sample]; that of the base run where no row answers for a cell."""
         logits = torch.cat((self.clean_logits, self.corrupted_logits))
         base = self._measured(logits[self._base(self.draws)], answer_ids)
-        result = base.expand(len(tokens), self.model.n_layers, -1).clone()
+        result = base.expand(len(tokens), n_columns or self.model.n_layers, -1).clone()
         answers = torch.tensor(list(answer_ids), device=self.draws.device)
 
         def climb(bundle: list[int], draws: Tensor, check: Check) -> None:
@@ -215,9 +243,7 @@ class BatchSweep:
             cut = bundles(groups, self.n_tokens, self.budget.bundle_pairs)
             chunks = self._chunks(len(rows), workers)
             try:
-                with ExitStack() as hooks:
-                    if hold is not None:
-                        hooks.enter_context(hold.installed())
+                with hooks.installed() if (hooks := hooks or hold) else nullcontext():
                     in_threads([partial(climb, *job) for job in product(cut, chunks)], workers)
                 break
             except (RuntimeError, MemoryError) as error:
@@ -329,6 +355,10 @@ class Sweep:
     def window_map(self, kind: SubLayer, answer_id: int, tokens: list[int], window: int) -> Tensor:
         """Restored probabilities of every window of MLPs or attentions, [token, layer, sample]."""
         return self.batch.window_maps(kind, [answer_id], tokens, window)[0]
+
+    def unit_map(self, units: Sequence[Unit], answer_id: int, tokens: list[int]) -> Tensor:
+        """The metric with each head or neuron set alone, [token, unit, sample]."""
+        return self.batch.unit_maps(units, [answer_id], tokens)[0]
 
 
 class _Staircase:

@@ -1,0 +1,244 @@
+"""Trace heads and neurons one by one: which of a sub-layer's parts carries its effect."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+from tracer.causal_trace import EngineName, Plan, Runs, check_ids, noise_for, on_all_tokens, settings_of, traced_tokens
+from tracer.corrupt import Corruption
+from tracer.effect import Settings, fact_from
+from tracer.errors import FileFormatError, SiteError
+from tracer.fact import Fact, TokenizedFact, token_roles
+from tracer.model import LanguageModel
+from tracer.site import Direction, Unit
+from tracer.storage import read_tensors, write_tensors
+from tracer.tokens import visible
+from tracer.units import heads, neurons
+
+
+@dataclass(frozen=True, eq=False)
+class UnitTrace:
+    """The effect of each head or neuron, set alone at one token.
+
+    Attributes:
+        units: (layer, number) of each.
+        kind: "head" or "neuron".
+        answer_id, answer: the token traced.
+        clean: the metric, nothing corrupted.
+        corrupted_samples: the metric in each corrupted run, [sample].
+        restored: the metric with a unit set, [token, unit, sample]; NaN at tokens that were not traced.
+    """
+
+    fact: TokenizedFact
+    kind: str
+    units: tuple[tuple[int, int], ...]
+    answer_id: int
+    answer: str
+    clean: float
+    corrupted_samples: np.ndarray
+    restored: np.ndarray
+    settings: Settings
+
+    @property
+    def unit_effect(self) -> np.ndarray:
+        """Mean effect over the samples, signed as in `TraceResult.indirect_effect`; [token, unit]."""
+        if self.settings.direction == "corrupt":
+            return self.clean - self.restored.mean(-1)
+        return self.restored.mean(-1) - self.corrupted_samples.mean()
+
+    @property
+    def effect(self) -> np.ndarray:
+        """The effect by layer and number, [token, layer, number]; NaN where a unit was not traced."""
+        layers, numbers = (1 + max(column) for column in zip(*self.units, strict=True))
+        found = np.full((len(self.restored), layers, numbers), np.nan)
+        for (layer, number), column in zip(self.units, self.unit_effect.T, strict=True):
+            found[:, layer, number] = column
+        return found
+
+    @property
+    def roles(self) -> list[str | None]:
+        """The role of each token."""
+        return token_roles(len(self.fact.token_ids), self.fact.subject_span)
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row a token and unit: token, text, role, layer, head or neuron, effect, standard_error."""
+        effect, n = self.unit_effect, self.restored.shape[-1]
+        base = self.clean if self.settings.direction == "corrupt" else self.corrupted_samples
+        paired = self.restored - base
+        error = paired.std(-1, ddof=1) / np.sqrt(n) if n > 1 else np.full(effect.shape, np.nan)
+        records = [
+            {
+                "token": token,
+                "text": self.fact.tokens[token],
+                "role": self.roles[token],
+                "layer": layer,
+                self.kind: number,
+                "effect": effect[token, column],
+                "standard_error": error[token, column],
+            }
+            for token in np.flatnonzero(~np.isnan(effect[:, 0]))
+            for column, (layer, number) in enumerate(self.units)
+        ]
+        return pd.DataFrame.from_records(records)
+
+    def top(self, n: int = 10) -> pd.DataFrame:
+        """The `n` rows of `to_frame` with the largest effects, by size."""
+        frame = self.to_frame()
+        order = np.argsort(-frame["effect"].abs().to_numpy(), kind="stable")[:n]
+        return frame.iloc[order].reset_index(drop=True)
+
+    def save(self, path: str | Path) -> None:
+        """Writes one safetensors file, atomically."""
+        skipped = ("corrupted_samples", "restored", "kind", "fact", "settings")
+        plain = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in skipped}
+        about = {"kind": "unit trace", "unit_kind": self.kind, **plain}
+        about |= {"fact": dataclasses.asdict(self.fact), "settings": dataclasses.asdict(self.settings)}
+        arrays = {"corrupted_samples": self.corrupted_samples, "restored": self.restored}
+        write_tensors(path, {name: torch.from_numpy(value) for name, value in arrays.items()}, about)
+
+    @classmethod
+    def load(cls, path: str | Path) -> UnitTrace:
+        """Reads what `save` wrote.
+
+        Raises:
+            FileFormatError: the file is missing, truncated or something else.
+        """
+        tensors, about = read_tensors(path, "unit trace")
+        try:
+            return cls(
+                fact=fact_from(about["fact"]),
+                kind=about["unit_kind"],
+                units=tuple((layer, number) for layer, number in about["units"]),
+                answer_id=about["answer_id"],
+                answer=about["answer"],
+                clean=about["clean"],
+                corrupted_samples=tensors["corrupted_samples"].numpy(),
+                restored=tensors["restored"].numpy(),
+                settings=Settings(**about["settings"]),
+            )
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise FileFormatError(f"{path} is a trace of another version: {error}. Trace again.") from error
+
+
+def trace_heads(
+    model: LanguageModel,
+    fact: Fact | TokenizedFact,
+    *,
+    layers: Sequence[int] | None = None,
+    roles: Sequence[str] | None = ("last subject token", "last token"),
+    samples: int = 10,
+    seed: int = 1,
+    noise: Corruption | None = None,
+    metric: str = "probability",
+    direction: Direction = "restore",
+    engine: EngineName = "sweep",
+) -> UnitTrace:
+    """The effect of every attention head alone: its output, before the output matrix, set at one token.
+
+    Args:
+        model: from `tracer.load`.
+        fact: as in `tracer.trace`.
+        layers: whose heads; default all.
+        roles: at which tokens; None: at all of them.
+        samples: see `tracer.trace`, as for seed, noise, metric, direction and engine.
+        seed: see there.
+        noise: see there.
+        metric: see there.
+        direction: see there.
+        engine: see there.
+
+    Raises:
+        AnatomyError: where the heads come together is not known for this family.
+        FactError, SiteError, NumericsError: as `tracer.trace`.
+    """
+    units = heads(model, layers)
+    names = [(unit.layer, unit.begin // (unit.end - unit.begin)) for unit in units]
+    plan = _plan(roles, samples, seed, noise, metric, direction, engine)
+    return _trace(model, fact, units, names, plan)
+
+
+def trace_neurons(
+    model: LanguageModel,
+    fact: Fact | TokenizedFact,
+    chosen: Sequence[tuple[int, int]],
+    *,
+    roles: Sequence[str] | None = ("last subject token",),
+    samples: int = 10,
+    seed: int = 1,
+    noise: Corruption | None = None,
+    metric: str = "probability",
+    direction: Direction = "restore",
+    engine: EngineName = "sweep",
+) -> UnitTrace:
+    """The effect of single MLP neurons: an activation, before the output matrix, set at one token.
+
+    Args:
+        model: from `tracer.load`.
+        fact: as in `tracer.trace`.
+        chosen: (layer, neuron), at least one.
+        roles: at which tokens; None: at all of them.
+        samples: see `tracer.trace`, as for seed, noise, metric, direction and engine.
+        seed: see there.
+        noise: see there.
+        metric: see there.
+        direction: see there.
+        engine: see there.
+
+    Raises:
+        AnatomyError: this family's MLPs have no single output matrix.
+        FactError, SiteError, NumericsError: as `tracer.trace`; no neuron, or one that is not there.
+    """
+    if not chosen:
+        raise SiteError("No neurons to trace: give chosen=[(layer, neuron), ...].")
+    plan = _plan(roles, samples, seed, noise, metric, direction, engine)
+    return _trace(model, fact, neurons(model, chosen), list(chosen), plan)
+
+
+def _plan(
+    roles: Sequence[str] | None,
+    samples: int,
+    seed: int,
+    noise: Corruption | None,
+    metric: str,
+    direction: Direction,
+    engine: EngineName,
+) -> Plan:
+    return Plan(
+        samples=samples,
+        seed=seed,
+        noise=noise,
+        roles=None if roles is None else tuple(roles),
+        engine=engine,
+        metric=metric,
+        direction=direction,
+    )
+
+
+def _trace(
+    model: LanguageModel, fact: Fact | TokenizedFact, units: Sequence[Unit], names: list[tuple[int, int]], plan: Plan
+) -> UnitTrace:
+    model.torch.eval()  # dropout would make every pass another one
+    tokenized = fact.preflight(model) if isinstance(fact, Fact) else fact
+    check_ids(model, tokenized)
+    noise = noise_for(model, plan.noise)
+    runs = Runs(model, [tokenized], noise, plan)
+    tokens = traced_tokens(tokenized, plan.roles)
+    found = runs.main.unit_maps(units, runs.answer_ids, tokens)
+    return UnitTrace(
+        fact=tokenized,
+        kind=units[0].kind,
+        units=tuple(names),
+        answer_id=runs.answer_ids[0],
+        answer=visible(model.tokenizer, (runs.answer_ids[0],))[0],
+        clean=float(runs.measured(runs.main.clean_logits)[0]),
+        corrupted_samples=runs.measured(runs.main.corrupted_logits).double().cpu().numpy(),
+        restored=on_all_tokens(found, tokens, len(tokenized.token_ids))[0],
+        settings=settings_of(model, plan, noise, runs.engine),
+    )
