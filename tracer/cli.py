@@ -27,8 +27,11 @@ from tracer.console import (
     run_folder,
     show_progress,
 )
+from tracer.corrupt import CORRUPTIONS, Corruption
 from tracer.effect import AverageTrace, TraceResult
+from tracer.errors import FactError
 from tracer.facts import bundled, read_facts, spread_over_relations
+from tracer.metric import METRICS
 from tracer.site import proportional_window
 
 app = typer.Typer(
@@ -37,6 +40,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 Kinds = Annotated[str, typer.Option(help="Maps, comma-separated: state,mlp,attn.")]
+Noise = Annotated[str, typer.Option("--corruption", help=f"What is done to the subject: {', '.join(CORRUPTIONS)}.")]
+MetricOption = Annotated[str, typer.Option("--metric", help=f"What is read: {', '.join(METRICS)}.")]
+DirectionOption = Annotated[Any, typer.Option("--direction", parser=str, metavar="NAME", help="restore or corrupt.")]
 Severed = Annotated[str, typer.Option(help="Severed maps, comma-separated: mlp,attn.")]
 
 
@@ -62,11 +68,15 @@ def trace(
     subject: Subject,
     subject_at: SubjectAt = None,
     answer: Annotated[str | None, typer.Option(help="The continuation; default: what the model predicts.")] = None,
+    other: Annotated[str | None, typer.Option(help="Another answer, for --metric logit_difference.")] = None,
     kinds: Kinds = "state,mlp,attn",
     severed: Severed = "",
     window: Window = 10,
     samples: Samples = 10,
     seed: Annotated[int, typer.Option(help="Of the noise.")] = 1,
+    corruption: Noise = "gaussian",
+    metric: MetricOption = "probability",
+    direction: DirectionOption = "restore",
     engine: Annotated[
         Any, typer.Option(parser=str, metavar="NAME", help="sweep (fast, exact) or passes (the definition).")
     ] = "sweep",
@@ -79,7 +89,7 @@ def trace(
 ) -> None:
     """Trace one fact: heatmaps (PNG, HTML) and all numbers (safetensors, CSV)."""
     with reported():
-        fact = tracer.Fact(prompt, subject, answer, subject_at=subject_at)
+        fact = tracer.Fact(prompt, subject, answer, subject_at=subject_at, other=other)
         found = tracer.trace(
             opened(model, device, dtype),
             fact,
@@ -89,6 +99,9 @@ def trace(
             samples=samples,
             seed=seed,
             engine=engine,
+            noise=_corruption(corruption),
+            metric=metric,
+            direction=direction,
             progress=show_progress(quiet),
         )
         paths = save_trace(found, run_folder(out, f"trace {subject}"))
@@ -118,6 +131,9 @@ def average(
     window: Window = 10,
     samples: Samples = 10,
     seed: Annotated[int, typer.Option(help="Of the noise.")] = 1,
+    corruption: Noise = "gaussian",
+    metric: MetricOption = "probability",
+    direction: DirectionOption = "restore",
     model: Model = "gemma-3-270m",
     device: Device = None,
     dtype: Dtype = "float32",
@@ -137,6 +153,9 @@ def average(
             window=window,
             samples=samples,
             seed=seed,
+            noise=_corruption(corruption),
+            metric=metric,
+            direction=direction,
             most=n,
             folder=folder / "facts",
             progress=show_progress(quiet),
@@ -211,6 +230,12 @@ def save_average(found: AverageTrace, folder: Path) -> list[Path]:
         paths.append(save_figure(plot_severed(found), folder / "severed.png"))
     page = save_html(hover_average(found), folder / "average.html")
     return [*paths, page, folder / "average.csv", folder / "average.safetensors"]
+
+
+def _corruption(name: str) -> Corruption:
+    if name not in CORRUPTIONS:
+        raise FactError(f"There is no corruption {name!r}. Choose from {', '.join(CORRUPTIONS)}.")
+    return CORRUPTIONS[name]
 
 
 def _names(listed: str) -> Any:

@@ -317,6 +317,19 @@ class ZeroAblation:
         return _label(self)
 
 
+# By the names that the command line takes.
+CORRUPTIONS: dict[str, Corruption] = {
+    "gaussian": GaussianNoise(),
+    "full": GaussianNoise(full=True),
+    "uniform": UniformNoise(),
+    "student": StudentNoise(),
+    "replace": ReplaceSubject(),
+    "resample": ResampleAblation(),
+    "mean": MeanAblation(),
+    "zero": ZeroAblation(),
+}
+
+
 def embeddings(model: LanguageModel, ids: Tensor) -> Tensor:
     """What the embedding module gives for token ids [...]: float64 [..., width] on the CPU."""
     with torch.inference_mode():

@@ -22,9 +22,12 @@ from tracer.labels import (
     chosen_maps,
     count_facts,
     map_family,
+    map_title,
     map_words,
+    metric_words,
     prompt_text,
     scale_end,
+    shown_values,
     token_labels,
     trace_caption,
     traced_roles,
@@ -35,14 +38,13 @@ from tracer.storage import atomic_path
 
 def hover_trace(result: TraceResult) -> go.Figure:
     """One fact: p(answer) when restored, by token and layer; hover for role, IE and standard error."""
-    values = {name: restored.mean(-1) for name, restored in result.restored.items()}
+    values, low, meaning = shown_values(result)
     rows = [escape(label) for label in token_labels(result)]
     maps = {}
     for name in chosen_maps(values, None):
         hover = _trace_hover(result, name, rows)
-        maps[f"restoring {map_words(name, result.settings.window)}"] = _heatmap(
-            values[name], name, hover, result.corrupted, scale_end(values, name), "p(answer)<br>when restored"
-        )
+        words = meaning.replace(" ", "<br>", 1)
+        maps[map_title(result, name)] = _heatmap(values[name], name, hover, low, scale_end(values, name), words)
     headline = f"{escape(prompt_text(result))} → {escape(result.answer.strip())}"
     return _figure(maps, rows, headline, trace_caption(result))
 
@@ -78,10 +80,11 @@ def _trace_hover(result: TraceResult, name: str, labels: Sequence[str]) -> list[
     restored = result.restored[name].mean(-1)
     effect, error = result.indirect_effect[name], result.standard_error[name]
     roles = [role or "before the subject" for role in result.roles]
+    done = "restored" if result.settings.direction == "restore" else "corrupted"
     return [
         [
             f"<b>{labels[token]}</b> (token {token}, {roles[token]})<br>layer {layer}"
-            f"<br>p(answer) restored {restored[token, layer]:.4f}"
+            f"<br>{metric_words(result)} {done} {restored[token, layer]:.4f}"
             f"<br>indirect effect {_spread(effect[token, layer], error[token, layer])} (standard error)"
             for layer in range(restored.shape[1])
         ]

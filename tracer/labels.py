@@ -8,9 +8,19 @@ import numpy as np
 
 from tracer.effect import AverageTrace, Estimate, TraceResult
 from tracer.errors import SiteError
+from tracer.metric import UNITS
 from tracer.site import KINDS, SEVERABLE, severed_name
 
 WORDS = {"state": "state", "mlp": "MLP", "attn": "attention"}
+METRIC_WORDS = {
+    "probability": "p(answer)",
+    "log_probability": "log p(answer)",
+    "logit": "the answer's logit",
+    "logit_difference": "the logit difference",
+    "kl": "KL from the clean run",
+    "rank": "the answer's rank",
+}
+FALLING = ("kl", "rank")  # the better, the smaller
 
 
 def chosen_maps(maps: Mapping[str, np.ndarray], kind: str | None) -> list[str]:
@@ -42,6 +52,34 @@ def scale_end(maps: Mapping[str, np.ndarray], name: str) -> float:
     return float(values[np.isfinite(values)].max(initial=-1.0))
 
 
+def shown_values(result: TraceResult) -> tuple[dict[str, np.ndarray], float, str]:
+    """What the colours of one fact show: the values of each map [token, layer], where they begin, what they mean.
+
+    p(answer) with a site restored, as in the paper; else the effect, what a site brings nearer to the
+    clean run (further from it, if corrupted) counted as positive.
+    """
+    settings = result.settings
+    if (settings.metric, settings.direction) == ("probability", "restore"):
+        restored = {name: values.mean(-1) for name, values in result.restored.items()}
+        return restored, result.corrupted, "p(answer) when restored"
+    sign = -1 if settings.metric in FALLING else 1
+    unit = "" if settings.metric == "probability" else f" ({UNITS[settings.metric]})"
+    meaning = f"effect on {metric_words(result)}{unit}"
+    return {name: sign * effect for name, effect in result.indirect_effect.items()}, 0.0, meaning
+
+
+def metric_words(result: TraceResult) -> str:
+    """The metric in plain words."""
+    return METRIC_WORDS[result.settings.metric]
+
+
+def map_title(result: TraceResult, name: str) -> str:
+    """What is done in a map."""
+    if result.settings.direction == "corrupt":
+        return f"corrupting {map_words(name, result.settings.window)} in the clean run"
+    return f"restoring {map_words(name, result.settings.window)} after corrupted input"
+
+
 def token_labels(result: TraceResult) -> list[str]:
     """The tokens as row labels: blanks trimmed, control characters spelt out, a star on the subject's."""
     begin, end = result.subject_span
@@ -65,8 +103,9 @@ def prompt_text(result: TraceResult) -> str:
 def trace_caption(result: TraceResult) -> str:
     """What the colours are to be read against."""
     grey = "; grey: not traced" if any(np.isnan(values).any() for values in result.restored.values()) else ""
+    corrupted = f"{result.corrupted:.3g} with the subject (*) corrupted"
     return (
-        f"p(answer): {result.clean:.3g} clean, {result.corrupted:.3g} with the subject (*) corrupted{grey}. "
+        f"{metric_words(result)}: {result.clean:.3g} clean, {corrupted}{grey}. "
         f"{result.settings.model}, {result.settings.samples} noise samples."
     )
 

@@ -29,9 +29,11 @@ from tracer.labels import (
     chosen_maps,
     count_facts,
     map_family,
+    map_title,
     map_words,
     prompt_text,
     scale_end,
+    shown_values,
     token_labels,
     trace_caption,
     traced_roles,
@@ -75,7 +77,7 @@ class NotebookFigure(Figure):
 
 
 def plot_trace(result: TraceResult, *, kind: str | None = None) -> Figure:
-    """One fact: tokens down, layers across, p(answer) when restored as colour, a panel for each map.
+    """One fact: tokens down, layers across, p(answer) when restored (or the effect) as colour, a panel for each map.
 
     The subject's tokens are starred and special tokens grey. Every colour bar starts at the
     corrupted probability; severed maps share the scale of the state. Grey cells were not traced.
@@ -88,13 +90,13 @@ def plot_trace(result: TraceResult, *, kind: str | None = None) -> Figure:
         SiteError: the result has no such map.
     """
     names, labels = chosen_maps(result.restored, kind), token_labels(result)
-    values = {name: restored.mean(-1) for name, restored in result.restored.items()}
+    values, low, meaning = shown_values(result)
     with matplotlib.rc_context(STYLE):
         figure, panels = _panels(names, labels, n_layers=values[names[0]].shape[1])
         for axes, name in zip(panels, names, strict=True):
-            _title(axes, f"Impact of restoring {map_words(name, result.settings.window)} after corrupted input")
-            mesh = _heatmap(axes, values[name], name, low=result.corrupted, high=scale_end(values, name))
-            _colour_bar(axes, mesh, "p(answer) when restored")
+            _title(axes, f"Impact of {map_title(result, name)}")
+            mesh = _heatmap(axes, values[name], name, low=low, high=scale_end(values, name))
+            _colour_bar(axes, mesh, meaning)
         _label_rows(panels, labels, grey=result.fact.special)
         _headline(figure, f"{prompt_text(result)} → {result.answer.strip()}", trace_caption(result))
     return figure
