@@ -1,6 +1,7 @@
 """Where does a language model keep a fact? Causal tracing, exact and fast."""
 
 from tracer.anatomy import Names
+from tracer.attribution import attribute
 from tracer.causal_trace import trace
 from tracer.corrupt import GaussianNoise, embedding_sigma
 from tracer.effect import AverageTrace, Estimate, TraceResult
@@ -20,6 +21,7 @@ from tracer.interactive import hover_average, hover_trace, save_html
 from tracer.model import LanguageModel, load
 from tracer.place import Place, locate
 from tracer.plot import plot_average, plot_lines, plot_severed, plot_trace, save_figure
+from tracer.screen import Screening, screen
 from tracer.site import Site
 from tracer.study import average, average_of
 
@@ -38,12 +40,14 @@ __all__ = [
     "NumericsError",
     "Place",
     "Site",
+    "Screening",
     "SiteError",
     "SweepMismatchError",
     "TokenizedFact",
     "TraceResult",
     "TracerError",
     "TracerWarning",
+    "attribute",
     "average",
     "average_of",
     "embedding_sigma",
@@ -57,5 +61,6 @@ __all__ = [
     "plot_trace",
     "save_figure",
     "save_html",
+    "screen",
     "trace",
 ]
