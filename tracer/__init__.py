@@ -4,6 +4,7 @@ from tracer.anatomy import Names
 from tracer.attribution import attribute
 from tracer.causal_trace import trace
 from tracer.corrupt import GaussianNoise, embedding_sigma
+from tracer.edges import Edge, EdgeScores, attribute_edges, path_patch
 from tracer.effect import AverageTrace, Estimate, TraceResult
 from tracer.errors import (
     AnatomyError,
@@ -29,6 +30,8 @@ __all__ = [
     "ROLES",
     "AnatomyError",
     "AverageTrace",
+    "Edge",
+    "EdgeScores",
     "Estimate",
     "Fact",
     "FactError",
@@ -48,6 +51,7 @@ __all__ = [
     "TracerError",
     "TracerWarning",
     "attribute",
+    "attribute_edges",
     "average",
     "average_of",
     "embedding_sigma",
@@ -55,6 +59,7 @@ __all__ = [
     "hover_trace",
     "load",
     "locate",
+    "path_patch",
     "plot_average",
     "plot_lines",
     "plot_severed",

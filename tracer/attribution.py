@@ -110,7 +110,7 @@ class _Sites:
         if method == "atp":
             estimates = self._backward(corrupted, last=True)
             return logits, {kind: self._windowed(kind, estimates[kind]) for kind in KINDS}
-        sizes = {kind: torch.zeros(()) for kind in KINDS}
+        sizes: dict[Kind, Tensor] = {kind: torch.zeros(()) for kind in KINDS}
         for layer in range(self.model.n_layers):
             self.dropped = layer
             estimates = self._backward(corrupted, last=layer == self.model.n_layers - 1)
