@@ -1,8 +1,10 @@
 """Where does a language model keep a fact? Causal tracing, exact and fast."""
 
 from tracer.anatomy import Names
+from tracer.attribution import attribute
 from tracer.causal_trace import trace
 from tracer.corrupt import GaussianNoise, embedding_sigma
+from tracer.edges import Edge, EdgeScores, attribute_edges, path_patch
 from tracer.effect import AverageTrace, Estimate, TraceResult
 from tracer.errors import (
     AnatomyError,
@@ -20,6 +22,7 @@ from tracer.interactive import hover_average, hover_trace, save_html
 from tracer.model import LanguageModel, load
 from tracer.place import Place, locate
 from tracer.plot import plot_average, plot_lines, plot_severed, plot_trace, save_figure
+from tracer.screen import Screening, screen
 from tracer.site import Site
 from tracer.study import average, average_of
 from tracer.unit_trace import UnitTrace, trace_heads, trace_neurons
@@ -28,6 +31,8 @@ __all__ = [
     "ROLES",
     "AnatomyError",
     "AverageTrace",
+    "Edge",
+    "EdgeScores",
     "Estimate",
     "Fact",
     "FactError",
@@ -39,6 +44,7 @@ __all__ = [
     "NumericsError",
     "Place",
     "Site",
+    "Screening",
     "SiteError",
     "SweepMismatchError",
     "TokenizedFact",
@@ -46,6 +52,8 @@ __all__ = [
     "TracerError",
     "TracerWarning",
     "UnitTrace",
+    "attribute",
+    "attribute_edges",
     "average",
     "average_of",
     "embedding_sigma",
@@ -53,12 +61,14 @@ __all__ = [
     "hover_trace",
     "load",
     "locate",
+    "path_patch",
     "plot_average",
     "plot_lines",
     "plot_severed",
     "plot_trace",
     "save_figure",
     "save_html",
+    "screen",
     "trace",
     "trace_heads",
     "trace_neurons",

@@ -1,0 +1,90 @@
+"""First-order maps against exact ones: rank correlation and CPU time, on facts the model knows; resumable.
+
+python benchmarks/attribution.py --model smollm2 --n 50 --minutes 6 --out runs/attribution
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+
+import tracer
+from tracer.causal_trace import predicted_id
+from tracer.facts import bundled, spread_over_relations
+from tracer.screen import rank_correlation
+from tracer.site import KINDS
+from tracer.storage import write_json
+
+
+def main() -> None:
+    """Compares fact by fact, then prints one line a map."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="smollm2")
+    parser.add_argument("--n", type=int, default=50, help="facts compared at most")
+    parser.add_argument("--minutes", type=float, default=60.0, help="no new fact is begun after this")
+    parser.add_argument("--samples", type=int, default=10)
+    parser.add_argument("--window", type=int, default=1)
+    parser.add_argument("--out", default="runs/attribution")
+    options = parser.parse_args()
+    folder = Path(options.out) / f"{options.model}-window{options.window}-samples{options.samples}"
+    model, begun, records = tracer.load(options.model), time.monotonic(), []
+    noise = tracer.GaussianNoise(3.0, tracer.embedding_sigma(model, [fact.subject for fact in bundled()]))
+    for number, fact in enumerate(spread_over_relations(bundled())):
+        if len(records) == options.n or time.monotonic() - begun > 60 * options.minutes:
+            break
+        path = folder / f"{number}.json"
+        if path.is_file():
+            records.append(json.loads(path.read_text(encoding="utf-8")))
+            continue
+        tokenized = fact.preflight(model, warn=False)
+        if predicted_id(model, tokenized.token_ids) != tokenized.answer_id:
+            continue
+        records.append(compared(model, tokenized, options.samples, options.window, noise))
+        write_json(path, records[-1])
+    print("\n".join(table(records)))
+
+
+def compared(
+    model: tracer.LanguageModel, fact: tracer.TokenizedFact, samples: int, window: int, noise: tracer.GaussianNoise
+) -> dict:
+    """Rank correlation over the cells from the subject on, the share of the exact map's largest 20 found, CPU seconds."""
+    options = {"samples": samples, "window": window, "noise": noise}
+    model.fingerprint()  # read once, not on the first one's clock
+    begun = time.process_time()
+    estimate = tracer.attribute(model, fact, **options)
+    middle = time.process_time()
+    exact = tracer.trace(model, fact, progress=False, **options)
+    record: dict = {"first order": middle - begun, "exact": time.process_time() - middle, "n_tokens": len(fact.tokens)}
+    first = fact.subject_span[0]
+    for kind in KINDS:
+        one, other = (result.indirect_effect[kind][first:].ravel() for result in (estimate, exact))
+        shared = set(np.argsort(-abs(one))[:20]) & set(np.argsort(-abs(other))[:20])
+        record[kind] = {"correlation": rank_correlation(one, other), "top 20": len(shared) / min(20, len(one))}
+    return record
+
+
+def table(records: list[dict]) -> list[str]:
+    """Means over facts with their 95 % intervals, a line a map; then the times."""
+    lines = [
+        f"{len(records)} facts",
+        "| map | rank correlation | lowest | share of the largest 20 found |",
+        "|-|-|-|-|",
+    ]
+    for kind in KINDS:
+        correlations = np.array([record[kind]["correlation"] for record in records])
+        shared = tracer.Estimate.of(np.array([record[kind]["top 20"] for record in records]))
+        lines.append(f"| {kind} | {tracer.Estimate.of(correlations)} | {correlations.min():.3f} | {shared} |")
+    seconds = {name: np.mean([record[name] for record in records]) for name in ("first order", "exact")}
+    ratios = tracer.Estimate.of(np.array([record["exact"] / record["first order"] for record in records]))
+    lines.append(
+        f"CPU seconds a fact: first order {seconds['first order']:.2f}, exact {seconds['exact']:.2f}; ratio {ratios}"
+    )
+    return lines
+
+
+if __name__ == "__main__":
+    main()

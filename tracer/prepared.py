@@ -1,0 +1,120 @@
+"""One fact ready to be differentiated: its rows, its draws, and its gradient-carrying forward pass.
+
+Row 0 is the clean prompt, the others are corrupted, a row for each draw: the same tokens and draws
+as in `tracer.trace`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from tracer.answer import probability
+from tracer.causal_trace import Plan, _check_ids, noise_for
+from tracer.corrupt import GaussianNoise
+from tracer.effect import Settings, TraceResult
+from tracer.fact import Fact, TokenizedFact
+from tracer.model import LanguageModel
+from tracer.replay import output_changed
+from tracer.tokens import visible
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """A fact with its draws.
+
+    Attributes:
+        draws: noise on the subject's embeddings, [sample, subject, width of the embedding].
+        noise: what they were drawn from, its sigma filled in.
+    """
+
+    model: LanguageModel
+    fact: TokenizedFact
+    plan: Plan
+    noise: GaussianNoise
+    draws: Tensor
+
+    @property
+    def ids(self) -> Tensor:
+        """The prompt, [1, token]."""
+        return torch.tensor([self.fact.token_ids], device=self.model.device)
+
+    def corrupted(self, embedded: Tensor) -> Tensor:
+        """Clean and corrupted embeddings: `embedded` [1 + sample, token, width] noise on all rows but the first."""
+        begin, end = self.fact.subject_span
+        embedded = embedded.clone()
+        embedded[1:, begin:end] += self.draws.to(embedded.device)
+        return embedded
+
+    def logits(self, embedded: Callable[[Tensor], Tensor], rows: int) -> Tensor:
+        """Last-position logits [row, vocab] of the prompt in so many rows, its token embeddings changed.
+
+        Raises:
+            NumericsError: NaN or infinite logits.
+        """
+        with output_changed(self.model.anatomy.embedding, embedded):
+            out = self.model.torch(input_ids=self.ids.expand(rows, -1), use_cache=False, logits_to_keep=1)
+        self.model.check_finite(out.logits)
+        return out.logits[:, -1]
+
+    def answer_id(self, clean_logits: Tensor) -> int:
+        """The token traced: the fact's answer, else what the clean run `clean_logits` [vocab] predicts."""
+        return int(clean_logits.argmax()) if self.fact.answer_id is None else self.fact.answer_id
+
+    def settings(self, engine: str) -> Settings:
+        """What the maps of this fact were made with."""
+        return Settings(
+            model=self.model.name,
+            fingerprint=self.model.fingerprint(),
+            window=self.plan.window,
+            samples=self.plan.samples,
+            seed=self.plan.seed,
+            noise_scale=self.noise.scale,
+            noise_sigma=float(self.noise.sigma or 0.0),
+            engine=engine,
+        )
+
+    def result(self, logits: Tensor, effects: dict[str, Tensor], engine: str) -> TraceResult:
+        """Estimated `effects` [token, layer, sample], as a trace; `logits` [1 + sample, vocab]."""
+        answer = self.answer_id(logits[0])
+        found = probability(logits.detach(), answer).double().cpu().numpy()
+        restored: dict[str, np.ndarray] = {}
+        for kind, effect in effects.items():
+            restored[kind] = found[1:] + effect.double().cpu().numpy()
+        return TraceResult(
+            fact=self.fact,
+            answer_id=answer,
+            answer=visible(self.model.tokenizer, (answer,))[0],
+            clean=float(found[0]),
+            corrupted_samples=found[1:],
+            restored=restored,
+            settings=self.settings(engine),
+        )
+
+
+def prepare(model: LanguageModel, fact: Fact | TokenizedFact, plan: Plan) -> Prepared:
+    """Settles tokens and draws before the model runs.
+
+    Raises:
+        FactError: a fact that cannot be traced.
+    """
+    model.torch.eval()  # dropout would make every pass another one
+    tokenized = fact.preflight(model) if isinstance(fact, Fact) else fact
+    _check_ids(model, tokenized)
+    noise = noise_for(model, plan.noise)
+    begin, end = tokenized.subject_span
+    width = model.anatomy.embedding_size
+    draws = noise.draws(samples=plan.samples, n_subject=end - begin, d_model=width, seed=plan.seed)
+    return Prepared(model, tokenized, plan, noise, draws)
+
+
+@contextmanager
+def differentiable() -> Iterator[None]:
+    """Gradients are recorded, whatever mode the caller is in."""
+    with torch.inference_mode(False), torch.enable_grad():
+        yield
