@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -103,6 +104,16 @@ def toy_model(tokenizer: PreTrainedTokenizerFast) -> tracer.LanguageModel:
     """A tiny random float64 GPT-2."""
     torch.manual_seed(0)
     return tracer.load(tiny_gpt2().double(), tokenizer=tokenizer)
+
+
+@pytest.fixture(scope="session")
+def model_folder(tokenizer: PreTrainedTokenizerFast, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random float32 GPT-2 saved as a folder, for processes that load it by name."""
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    tiny_gpt2().save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
 
 
 @pytest.fixture(autouse=True)

@@ -1,16 +1,18 @@
 """Where does a language model keep a fact? Causal tracing, exact and fast."""
 
 from tracer.anatomy import Names
-from tracer.causal_trace import trace
+from tracer.causal_trace import Plan, trace
 from tracer.corrupt import GaussianNoise, embedding_sigma
 from tracer.effect import AverageTrace, Estimate, TraceResult
 from tracer.errors import (
     AnatomyError,
     FactError,
     FileFormatError,
+    MissingPackageError,
     ModelSourceError,
     NumericsError,
     SiteError,
+    StudyError,
     SweepMismatchError,
     TracerError,
     TracerWarning,
@@ -18,44 +20,74 @@ from tracer.errors import (
 from tracer.fact import ROLES, Fact, TokenizedFact
 from tracer.interactive import hover_average, hover_trace, save_html
 from tracer.model import LanguageModel, load
-from tracer.place import Place, locate
+from tracer.place import Place, RankedLayer, locate
 from tracer.plot import plot_average, plot_lines, plot_severed, plot_trace, save_figure
 from tracer.site import Site
+from tracer.studies import (
+    Components,
+    PairedTest,
+    Study,
+    average_frame,
+    compare,
+    holm,
+    merge,
+    paired_test,
+    paired_tests,
+    run_study,
+    sample_components,
+    to_xarray,
+)
 from tracer.study import average, average_of
 
 __all__ = [
     "ROLES",
     "AnatomyError",
     "AverageTrace",
+    "Components",
     "Estimate",
     "Fact",
     "FactError",
     "FileFormatError",
     "GaussianNoise",
     "LanguageModel",
+    "MissingPackageError",
     "ModelSourceError",
     "Names",
     "NumericsError",
+    "PairedTest",
     "Place",
+    "Plan",
+    "RankedLayer",
     "Site",
     "SiteError",
+    "Study",
+    "StudyError",
     "SweepMismatchError",
     "TokenizedFact",
     "TraceResult",
     "TracerError",
     "TracerWarning",
     "average",
+    "average_frame",
     "average_of",
+    "compare",
     "embedding_sigma",
+    "holm",
     "hover_average",
     "hover_trace",
     "load",
     "locate",
+    "merge",
+    "paired_test",
+    "paired_tests",
     "plot_average",
     "plot_lines",
     "plot_severed",
     "plot_trace",
+    "run_study",
+    "sample_components",
     "save_figure",
     "save_html",
+    "to_xarray",
     "trace",
 ]
