@@ -22,6 +22,7 @@ from tracer.interactive import hover_average, hover_trace, save_html
 from tracer.model import LanguageModel, load
 from tracer.place import Place, RankedLayer, locate
 from tracer.plot import plot_average, plot_lines, plot_severed, plot_trace, save_figure
+from tracer.report import save_report
 from tracer.site import Site
 from tracer.studies import (
     Components,
@@ -88,6 +89,7 @@ __all__ = [
     "sample_components",
     "save_figure",
     "save_html",
+    "save_report",
     "to_xarray",
     "trace",
 ]
