@@ -70,6 +70,10 @@ class _Actor:
     def __init__(self, recipe: Recipe) -> None:
         self.recipe, self.model = recipe, recipe.model()
 
+    def pid(self) -> int:
+        """The process that it is, on its machine."""
+        return os.getpid()
+
     def trace(self, facts: Sequence[TokenizedFact]) -> Found:
         """As `trace_batch`."""
         return trace_batch(self.model, facts, self.recipe.plan)
