@@ -80,10 +80,12 @@ def test_ray_workers_write_the_bytes_of_a_serial_run_also_when_one_is_killed(
                 os.kill(killed[0], signal.SIGKILL)
             yield found
 
+    with pytest.raises(StudyError, match="has room for"):
+        run_study(model, FACTS, tmp_path / "crowd", plan=PLAN, threads=1, workers=1000, backend="ray")
     monkeypatch.setattr(RayWorkers, "traced", traced)
-    study = run_study(model, FACTS, tmp_path, plan=PLAN, threads=1, workers=2, backend="ray")
+    study = run_study(model, FACTS, tmp_path / "run", plan=PLAN, threads=1, workers=2, backend="ray")
     assert killed and study.n == len(FACTS)
-    assert contents(tmp_path) == contents(serial.folder)
+    assert contents(tmp_path / "run") == contents(serial.folder)
 
 
 def test_without_ray_the_error_names_the_extra(model, tmp_path, monkeypatch) -> None:

@@ -7,6 +7,7 @@ as for local processes. Every machine must be able to load the model by the same
 from __future__ import annotations
 
 import os
+import pickle
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -33,6 +34,7 @@ class RayWorkers:
         self.actor = ray.remote(num_cpus=recipe.threads, num_gpus=gpus, max_restarts=0)(_Actor)
         self.n, self.recipe = n, recipe
         self.idle: list[Any] = []
+        self._check_room(gpus)
 
     def traced(self, batches: Sequence[Sequence[TokenizedFact]]) -> Iterator[tuple[int, Found]]:
         """See `Workers.traced`."""
@@ -47,7 +49,7 @@ class RayWorkers:
             (answer, *_), _ = self.ray.wait(list(busy), num_returns=1)
             actor, at = busy.pop(answer)
             try:
-                found = self.ray.get(answer)
+                found: Found = pickle.loads(self.ray.get(answer))
             except self.ray.exceptions.RayTaskError as error:
                 raise StudyError(f"A worker stopped: {error.cause}") from error
             except self.ray.exceptions.RayError:  # it died
@@ -55,6 +57,19 @@ class RayWorkers:
                 continue
             self.idle.append(actor)
             yield at, found
+
+    def _check_room(self, gpus: int) -> None:
+        """Raises StudyError where a worker would wait for ever for a place."""
+        there = self.ray.cluster_resources()
+        room = int(there.get("CPU", 0) // self.recipe.threads)
+        if gpus:
+            room = min(room, int(there.get("GPU", 0)))
+        if self.n > room:
+            self.close()
+            raise StudyError(
+                f"This Ray cluster has room for {room} workers of {self.recipe.threads} threads"
+                f"{' and a GPU' if gpus else ''} each, not for {self.n}. Write workers={max(1, room)} or fewer threads."
+            )
 
     def close(self) -> None:
         """Gives the actors back, and ends Ray if it was started here."""
@@ -74,9 +89,9 @@ class _Actor:
         """The process that it is, on its machine."""
         return os.getpid()
 
-    def trace(self, facts: Sequence[TokenizedFact]) -> Found:
-        """As `trace_batch`."""
-        return trace_batch(self.model, facts, self.recipe.plan)
+    def trace(self, facts: Sequence[TokenizedFact]) -> bytes:
+        """As `trace_batch`, pickled: arrays that Ray itself hands over cannot be written to."""
+        return pickle.dumps(trace_batch(self.model, facts, self.recipe.plan))
 
 
 def _ray() -> Any:
