@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -116,6 +117,16 @@ def linear_model() -> tracer.LanguageModel:
         block.ln_1, block.ln_2 = torch.nn.Identity(), torch.nn.Identity()
         block.attn.c_attn.weight.data[:, : 2 * WIDTH] = 0  # queries and keys
     return tracer.load(model.double())
+
+
+@pytest.fixture(scope="session")
+def model_folder(tokenizer: PreTrainedTokenizerFast, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random float32 GPT-2 saved as a folder, for processes that load it by name."""
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    tiny_gpt2().save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
 
 
 @pytest.fixture(autouse=True)

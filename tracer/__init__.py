@@ -2,7 +2,7 @@
 
 from tracer.anatomy import Names
 from tracer.attribution import attribute
-from tracer.causal_trace import trace
+from tracer.causal_trace import Plan, trace
 from tracer.corrupt import GaussianNoise, embedding_sigma
 from tracer.edges import Edge, EdgeScores, attribute_edges, path_patch
 from tracer.effect import AverageTrace, Estimate, TraceResult
@@ -10,9 +10,11 @@ from tracer.errors import (
     AnatomyError,
     FactError,
     FileFormatError,
+    MissingPackageError,
     ModelSourceError,
     NumericsError,
     SiteError,
+    StudyError,
     SweepMismatchError,
     TracerError,
     TracerWarning,
@@ -20,10 +22,25 @@ from tracer.errors import (
 from tracer.fact import ROLES, Fact, TokenizedFact
 from tracer.interactive import hover_average, hover_trace, save_html
 from tracer.model import LanguageModel, load
-from tracer.place import Place, locate
+from tracer.place import Place, RankedLayer, locate
 from tracer.plot import plot_average, plot_lines, plot_severed, plot_trace, save_figure
+from tracer.report import save_report
 from tracer.screen import Screening, screen
 from tracer.site import Site
+from tracer.studies import (
+    Components,
+    PairedTest,
+    Study,
+    average_frame,
+    compare,
+    holm,
+    merge,
+    paired_test,
+    paired_tests,
+    run_study,
+    sample_components,
+    to_xarray,
+)
 from tracer.study import average, average_of
 from tracer.unit_trace import UnitTrace, trace_heads, trace_neurons
 
@@ -33,19 +50,26 @@ __all__ = [
     "AverageTrace",
     "Edge",
     "EdgeScores",
+    "Components",
     "Estimate",
     "Fact",
     "FactError",
     "FileFormatError",
     "GaussianNoise",
     "LanguageModel",
+    "MissingPackageError",
     "ModelSourceError",
     "Names",
     "NumericsError",
+    "PairedTest",
     "Place",
+    "Plan",
+    "RankedLayer",
     "Site",
     "Screening",
     "SiteError",
+    "Study",
+    "StudyError",
     "SweepMismatchError",
     "TokenizedFact",
     "TraceResult",
@@ -55,20 +79,30 @@ __all__ = [
     "attribute",
     "attribute_edges",
     "average",
+    "average_frame",
     "average_of",
+    "compare",
     "embedding_sigma",
+    "holm",
     "hover_average",
     "hover_trace",
     "load",
     "locate",
     "path_patch",
+    "merge",
+    "paired_test",
+    "paired_tests",
     "plot_average",
     "plot_lines",
     "plot_severed",
     "plot_trace",
+    "run_study",
+    "sample_components",
     "save_figure",
     "save_html",
     "screen",
+    "save_report",
+    "to_xarray",
     "trace",
     "trace_heads",
     "trace_neurons",

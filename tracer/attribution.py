@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from tracer.answer import probability
 from tracer.causal_trace import Plan
-from tracer.corrupt import GaussianNoise
+from tracer.corrupt import Corruption
 from tracer.effect import TraceResult
 from tracer.errors import AnatomyError, SiteError
 from tracer.fact import Fact, TokenizedFact
@@ -48,7 +48,7 @@ def attribute(
     window: int = 10,
     samples: int = 10,
     seed: int = 1,
-    noise: GaussianNoise | None = None,
+    noise: Corruption | None = None,
     method: Method = "atp",
 ) -> TraceResult:
     """The map that `tracer.trace` would give, to first order, at the cost of about three forward passes.

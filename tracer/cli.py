@@ -33,12 +33,16 @@ from tracer.errors import FactError
 from tracer.facts import bundled, read_facts, spread_over_relations
 from tracer.metric import METRICS
 from tracer.site import proportional_window
+from tracer.studies import Study
+from tracer.studies import cli as studies
 
 app = typer.Typer(
     help="Where does a language model keep a fact? Causal tracing, exact and fast.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
+for command in (studies.study, studies.paired, studies.compare, studies.report):
+    app.command()(command)
 Kinds = Annotated[str, typer.Option(help="Maps, comma-separated: state,mlp,attn.")]
 Noise = Annotated[str, typer.Option("--corruption", help=f"What is done to the subject: {', '.join(CORRUPTIONS)}.")]
 MetricOption = Annotated[str, typer.Option("--metric", help=f"What is read: {', '.join(METRICS)}.")]
@@ -176,7 +180,9 @@ def average(
 
 @app.command()
 def locate(
-    source: Annotated[Path | None, typer.Argument(help="A saved average; default: trace bundled facts now.")] = None,
+    source: Annotated[
+        Path | None, typer.Argument(help="A saved average or a study's folder; default: trace bundled facts now.")
+    ] = None,
     kind: Annotated[str, typer.Option(help="The map to look at.")] = "mlp",
     role: Annotated[str, typer.Option(help="The token to look at.")] = "last subject token",
     n: Annotated[int, typer.Option(min=1, help="Facts to trace, if none are given.")] = 24,
@@ -190,7 +196,7 @@ def locate(
     """Say which layer to edit, and how sure that is."""
     with reported():
         if source is not None:
-            found = AverageTrace.load(source)
+            found = Study.open(source).average if source.is_dir() else AverageTrace.load(source)
         else:
             opened_model = opened(model, device, dtype)
             found = tracer.average(
@@ -203,7 +209,8 @@ def locate(
                 progress=show_progress(quiet),
             )
         place = tracer.locate(found, kind=kind, role=role)
-        result(place.record(), str(place), as_json=as_json)
+        table = place.to_frame().round(3).to_string(index=False)
+        result(place.record(), f"{place}\n{place.describe()}\n{table}", as_json=as_json)
 
 
 def save_trace(found: TraceResult, folder: Path) -> list[Path]:

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 
 from tracer.answer import probability
 from tracer.causal_trace import Plan
-from tracer.corrupt import GaussianNoise
+from tracer.corrupt import Corruption
 from tracer.effect import Settings
 from tracer.errors import AnatomyError, FileFormatError, SiteError
 from tracer.fact import Fact, TokenizedFact
@@ -186,7 +186,7 @@ def attribute_edges(
     metric: Metric = "probability",
     samples: int = 10,
     seed: int = 1,
-    noise: GaussianNoise | None = None,
+    noise: Corruption | None = None,
 ) -> EdgeScores:
     """Scores every edge between heads and MLPs, from `steps` forward and backward passes.
 
@@ -246,7 +246,7 @@ def path_patch(
     metric: Metric = "probability",
     samples: int = 10,
     seed: int = 1,
-    noise: GaussianNoise | None = None,
+    noise: Corruption | None = None,
 ) -> np.ndarray:
     """What restoring each of these edges alone does to the metric, [edge, sample]; arguments as `attribute_edges`.
 

@@ -35,5 +35,13 @@ class FileFormatError(TracerError):
     """A file that is truncated, corrupt or not of the expected kind."""
 
 
+class StudyError(TracerError):
+    """A study that cannot go on, or studies that cannot be put together."""
+
+
+class MissingPackageError(TracerError):
+    """An optional package that is not installed; the message names the extra that brings it."""
+
+
 class TracerWarning(UserWarning):
     """Something the user did not ask for but should know, e.g. which of two subjects is traced."""

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from tracer.answer import probability
-from tracer.causal_trace import Plan, _check_ids, noise_for
-from tracer.corrupt import GaussianNoise
+from tracer.causal_trace import Plan, check_ids, noise_for, settings_of
+from tracer.corrupt import Corruption, Draws
 from tracer.effect import Settings, TraceResult
 from tracer.fact import Fact, TokenizedFact
 from tracer.model import LanguageModel
@@ -29,15 +29,15 @@ class Prepared:
     """A fact with its draws.
 
     Attributes:
-        draws: noise on the subject's embeddings, [sample, subject, width of the embedding].
-        noise: what they were drawn from, its sigma filled in.
+        draws: what is done to the subject's embeddings in each sample.
+        noise: what they were drawn from, measured.
     """
 
     model: LanguageModel
     fact: TokenizedFact
     plan: Plan
-    noise: GaussianNoise
-    draws: Tensor
+    noise: Corruption
+    draws: Draws
 
     @property
     def ids(self) -> Tensor:
@@ -45,10 +45,10 @@ class Prepared:
         return torch.tensor([self.fact.token_ids], device=self.model.device)
 
     def corrupted(self, embedded: Tensor) -> Tensor:
-        """Clean and corrupted embeddings: `embedded` [1 + sample, token, width] noise on all rows but the first."""
+        """Clean and corrupted embeddings: `embedded` [1 + sample, token, width], all rows but one corrupted."""
         begin, end = self.fact.subject_span
         embedded = embedded.clone()
-        embedded[1:, begin:end] += self.draws.to(embedded.device)
+        embedded[1:, begin:end] = self.draws.onto(embedded[None, 1:, begin:end])[0]
         return embedded
 
     def logits(self, embedded: Callable[[Tensor], Tensor], rows: int) -> Tensor:
@@ -68,16 +68,7 @@ class Prepared:
 
     def settings(self, engine: str) -> Settings:
         """What the maps of this fact were made with."""
-        return Settings(
-            model=self.model.name,
-            fingerprint=self.model.fingerprint(),
-            window=self.plan.window,
-            samples=self.plan.samples,
-            seed=self.plan.seed,
-            noise_scale=self.noise.scale,
-            noise_sigma=float(self.noise.sigma or 0.0),
-            engine=engine,
-        )
+        return settings_of(self.model, self.plan, self.noise, engine)
 
     def result(self, logits: Tensor, effects: dict[str, Tensor], engine: str) -> TraceResult:
         """Estimated `effects` [token, layer, sample], as a trace; `logits` [1 + sample, vocab]."""
@@ -105,11 +96,9 @@ def prepare(model: LanguageModel, fact: Fact | TokenizedFact, plan: Plan) -> Pre
     """
     model.torch.eval()  # dropout would make every pass another one
     tokenized = fact.preflight(model) if isinstance(fact, Fact) else fact
-    _check_ids(model, tokenized)
+    check_ids(model, tokenized)
     noise = noise_for(model, plan.noise)
-    begin, end = tokenized.subject_span
-    width = model.anatomy.embedding_size
-    draws = noise.draws(samples=plan.samples, n_subject=end - begin, d_model=width, seed=plan.seed)
+    draws = noise.drawn(model, [tokenized], plan.samples, plan.seed)
     return Prepared(model, tokenized, plan, noise, draws)
 
 

@@ -20,7 +20,7 @@ import pandas as pd
 from tracer.answer import probability
 from tracer.attribution import Method, attribute
 from tracer.causal_trace import Plan
-from tracer.corrupt import GaussianNoise
+from tracer.corrupt import Corruption
 from tracer.effect import TraceResult
 from tracer.errors import SiteError
 from tracer.fact import Fact, TokenizedFact
@@ -102,7 +102,7 @@ def screen(
     window: int = 10,
     samples: int = 10,
     seed: int = 1,
-    noise: GaussianNoise | None = None,
+    noise: Corruption | None = None,
     method: Method = "atp",
     progress: bool | None = None,
 ) -> Screening:

@@ -98,7 +98,7 @@ def average(
         for fact in facts:
             if traces.n == wanted:
                 break
-            tokenized, reason = _usable(model, fact, roles, known_only)
+            tokenized, reason = usable(model, fact, roles, known_only)
             if tokenized is None:
                 skipped.append((fact.prompt, reason))
             else:
@@ -134,10 +134,10 @@ def average_of(results: Sequence[TraceResult], skipped: Sequence[tuple[str, str]
     )
 
 
-def _usable(
+def usable(
     model: LanguageModel, fact: Fact, roles: Sequence[str] | None, known_only: bool
 ) -> tuple[TokenizedFact | None, str]:
-    """The fact as tokens, or None and why it is left out."""
+    """The fact as tokens, or None and why an average leaves it out."""
     try:
         tokenized = fact.preflight(model, warn=False)
     except FactError as error:

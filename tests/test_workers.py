@@ -1,0 +1,118 @@
+"""Workers: the same bytes as one process, also when some of them are killed."""
+
+from __future__ import annotations
+
+import dataclasses
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+import tracer
+from tracer import Plan, Study, run_study
+from tracer.errors import MissingPackageError, StudyError
+from tracer.facts import bundled, spread_over_relations
+from tracer.studies.workers import Attempts
+
+FACTS = [dataclasses.replace(fact, answer=None) for fact in spread_over_relations(bundled())[:8]]
+# The definition is slow: there is time to kill a worker while it traces.
+PLAN = Plan(kinds=("mlp",), window=2, samples=2, engine="passes")
+
+
+@pytest.fixture(scope="module")
+def model(model_folder: Path) -> tracer.LanguageModel:
+    return tracer.load(model_folder)
+
+
+@pytest.fixture(scope="module")
+def serial(model: tracer.LanguageModel, tmp_path_factory: pytest.TempPathFactory) -> Study:
+    return run_study(model, FACTS, tmp_path_factory.mktemp("serial") / "run", plan=PLAN, threads=1)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+class Killer(threading.Thread):
+    """Kills a worker as soon as the first file is there, and remembers which."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(daemon=True)
+        self.folder, self.killed = folder / "facts", 0
+
+    def run(self) -> None:
+        for _ in range(20_000):
+            if self.folder.is_dir() and any(self.folder.glob("[0-9]*.safetensors")):
+                self.killed = next(child.pid or 0 for child in multiprocessing.active_children())
+                os.kill(self.killed, signal.SIGKILL)
+                return
+            time.sleep(0.002)
+
+
+def test_two_workers_of_which_one_is_killed_write_the_bytes_of_a_serial_run(model, serial, tmp_path) -> None:
+    killer = Killer(tmp_path)
+    killer.start()
+    study = run_study(model, FACTS, tmp_path, plan=PLAN, threads=1, workers=2)
+    killer.join()
+    assert killer.killed and study.n == len(FACTS)
+    assert contents(tmp_path) == contents(serial.folder)
+    assert not multiprocessing.active_children()
+
+
+def test_ray_workers_write_the_bytes_of_a_serial_run_also_when_one_is_killed(
+    model, serial, tmp_path, monkeypatch
+) -> None:
+    pytest.importorskip("ray", reason="the extra 'ray' is not installed")
+    from tracer.studies.on_ray import RayWorkers
+
+    killed: list[int] = []
+    real = RayWorkers.traced
+
+    def traced(self, batches):
+        for n, found in enumerate(real(self, batches)):
+            if n == 0:  # a worker has traced, so each of them is at work or will be
+                killed.append(self.ray.get(self.idle[-1].pid.remote()))
+                os.kill(killed[0], signal.SIGKILL)
+            yield found
+
+    with pytest.raises(StudyError, match="has room for"):
+        run_study(model, FACTS, tmp_path / "crowd", plan=PLAN, threads=1, workers=1000, backend="ray")
+    monkeypatch.setattr(RayWorkers, "traced", traced)
+    study = run_study(model, FACTS, tmp_path / "run", plan=PLAN, threads=1, workers=2, backend="ray")
+    assert killed and study.n == len(FACTS)
+    assert contents(tmp_path / "run") == contents(serial.folder)
+
+
+def test_without_ray_the_error_names_the_extra(model, tmp_path, monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(MissingPackageError, match=r"locate-then-edit\[ray\]"):
+        run_study(model, FACTS, tmp_path, plan=PLAN, workers=1, backend="ray")
+
+
+def test_a_worker_that_finds_other_weights_under_the_name_is_an_error(model, tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(model, "fingerprint", lambda: "other")
+    with pytest.raises(StudyError, match="has other weights than yours"):
+        run_study(model, FACTS, tmp_path, plan=PLAN, workers=1, threads=1)
+    assert not multiprocessing.active_children()
+
+
+def test_a_batch_that_kills_every_worker_ends_the_study(model, tmp_path) -> None:
+    attempts = Attempts(2)
+    assert (attempts.next(), attempts.next(), attempts.next()) == (0, 1, None)
+    attempts.lost(1)
+    assert attempts.next() == 1
+    attempts.lost(1)
+    assert attempts.next() == 1
+    with pytest.raises(StudyError, match="Each of 3 workers died on the same facts"):
+        attempts.lost(1)
+
+
+@pytest.mark.parametrize("options", [{"workers": -1}, {"workers": 1, "backend": "slurm"}])
+def test_workers_that_there_cannot_be_are_refused(model, tmp_path, options) -> None:
+    with pytest.raises(StudyError, match='workers=2 and backend="local"'):
+        run_study(model, FACTS, tmp_path, plan=PLAN, **options)

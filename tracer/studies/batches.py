@@ -1,0 +1,43 @@
+"""Which facts are traced together, and the tracing of one such batch.
+
+Facts in one batch share matrix products, and with other company a number may round otherwise. So
+batches follow from the list of facts and the settings alone, and are traced whole or not at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from tracer.causal_trace import Plan, at_once, shape, trace_alike
+from tracer.effect import TraceResult
+from tracer.errors import TracerError
+from tracer.fact import TokenizedFact
+from tracer.model import LanguageModel
+
+Batch = tuple[int, ...]
+
+
+def batches_of(model: LanguageModel, facts: Mapping[int, TokenizedFact], plan: Plan) -> list[Batch]:
+    """The numbers of alike facts together, in order of their first.
+
+    Each batch takes facts in their order until it is full: more facts at the end of the list extend
+    the last batch of their kind and leave every full one as it is.
+    """
+    full: list[Batch] = []
+    filling: dict[object, list[int]] = {}
+    for number, fact in facts.items():
+        alike = filling.setdefault(shape(fact), [])
+        alike.append(number)
+        if len(alike) >= at_once(model, fact, plan):
+            full.append(tuple(filling.pop(shape(fact))))
+    return sorted([*full, *map(tuple, filling.values())])
+
+
+def trace_batch(model: LanguageModel, facts: Sequence[TokenizedFact], plan: Plan) -> list[TraceResult | str]:
+    """The trace of each fact, or why it failed; where a batch fails, its facts are traced one by one."""
+    try:
+        return list(trace_alike(model, facts, plan))
+    except TracerError as error:
+        if len(facts) == 1:
+            return [f"{type(error).__name__}: {error}"]
+        return [found for fact in facts for found in trace_batch(model, [fact], plan)]
