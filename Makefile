@@ -39,6 +39,8 @@ notebooks: install
 # The tables and figures of the README; resumable, an hour or more on two cores.
 # DATA=counterfact.json (also gzipped) adds ROME's scores on it.
 bench: install
+	$(BIN)/python benchmarks/tracing.py ratios --model smollm2 --sites 48
+	$(BIN)/python benchmarks/tracing.py growth
 	$(BIN)/python benchmarks/average.py --n 50 --out runs/average
 	$(if $(DATA),$(BIN)/python benchmarks/counterfact.py $(DATA) --layers 2,4,6 --n 50 --out runs/counterfact)
 

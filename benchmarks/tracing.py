@@ -192,14 +192,15 @@ def _round(
     return seconds, fast, max(abs(value - float(found[token, layer].mean())) for (token, layer), value in pairs)
 
 
-def counted_operations(model: LanguageModel, prompt: Prompt, name: str) -> float:
-    """Operations that the sweep does for a map, counted as they run, recording included."""
+def counted_operations(model: LanguageModel, prompt: Prompt, name: str | None) -> float:
+    """Operations that the sweep does for a map, counted as they run, recording included; None: recording alone."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # the counter sees its own thread alone
     try:
         with FlopCounterMode(display=False) as counter:
             sweep = Sweep(model, prompt.ids, prompt.span, prompt.noise)
-            sweep_map(sweep, name, int(sweep.clean_logits.argmax()), list(range(prompt.ids.shape[1])))
+            if name is not None:
+                sweep_map(sweep, name, int(sweep.clean_logits.argmax()), list(range(prompt.ids.shape[1])))
         return float(counter.get_total_flops())
     finally:
         torch.set_num_threads(threads)

@@ -8,7 +8,6 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-import torch
 from transformers import LlamaConfig
 
 FILE = Path(__file__).parents[1] / "benchmarks" / "tracing.py"
@@ -36,10 +35,11 @@ def test_both_procedures_give_the_same_numbers_and_the_counts_fit(tracing: Modul
     )
     model = tracing.random_model(config)
     prompt = tracing.random_prompt(model, 7, (2, 4), 3)
+    recording = tracing.counted_operations(model, prompt, None)
     for timing in tracing.compare(model, prompt, samples=3, sites=60, repeats=2):
         assert timing.difference < 1e-6, timing.map
-        # Attention scores, the recorded pass and keys and values of the last block come on top of the fewest.
-        assert 1.0 <= timing.operations / timing.least < 1.5, timing
+        # Attention scores, a window's first block and the last block's keys come on top of the fewest.
+        assert 1.0 <= (timing.operations - recording) / timing.least < 1.3, timing
         assert timing.straightforward > 0 and timing.sweep > 0
 
 
@@ -54,4 +54,3 @@ def test_the_growth_figure_is_drawn_from_its_table(tracing: ModuleType, tmp_path
     assert table.count("8.0x") == 6 and "| 12 | 6 | 5 | 96.0 s | 12.00 s | 8.0x |" in table
     tracing.plot_growth(rows, tmp_path / "growth.png")
     assert (tmp_path / "growth.png").stat().st_size > 5000
-    assert torch.get_num_threads() >= 1

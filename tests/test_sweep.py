@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import torch
@@ -87,6 +89,24 @@ def test_chunks_bundles_and_threads_change_nothing(toy_model: tracer.LanguageMod
     assert torch.get_num_threads() == before
 
 
+def test_two_traces_at_once_do_not_meet(toy_model: tracer.LanguageModel) -> None:
+    alone = [maps_of(Sweep(toy_model, IDS, (1, 3), level * noise_of(3, 2)), 5) for level in (1.0, 0.3)]
+    for _ in range(10):
+        with ThreadPoolExecutor(2) as pool:
+            made = pool.map(lambda level: maps_of(Sweep(toy_model, IDS, (1, 3), level * noise_of(3, 2)), 5), (1.0, 0.3))
+            for found, expected in zip(made, alone, strict=True):
+                for one, other in zip(found, expected, strict=True):
+                    torch.testing.assert_close(one, other, atol=1e-12, rtol=0)
+
+
+def test_a_head_whose_forward_was_replaced_is_called(toy_model: tracer.LanguageModel) -> None:
+    head = toy_model.torch.lm_head
+    original = head.forward
+    head.forward = lambda hidden: 2 * original(hidden)
+    passes, sweep = (engine(toy_model, IDS, (1, 3), noise_of(2, 2)) for engine in (Passes, Sweep))
+    torch.testing.assert_close(sweep.state_map(5, TOKENS), passes.state_map(5, TOKENS), atol=1e-9, rtol=0)
+
+
 def test_a_trace_repeats_bit_for_bit(toy_model: tracer.LanguageModel) -> None:
     sweep = Sweep(toy_model, IDS, (1, 3), noise_of(3, 2))
     for one, other in zip(maps_of(sweep, 5), maps_of(sweep, 5), strict=True):
@@ -128,11 +148,11 @@ def test_less_is_held_at_once_when_memory_runs_out(toy_model: tracer.LanguageMod
 
 
 def test_another_error_is_not_taken_for_want_of_memory(toy_model: tracer.LanguageModel, monkeypatch) -> None:
-    sweep = Sweep(toy_model, IDS, (1, 3), noise_of(3, 2))
+    sweep, before = Sweep(toy_model, IDS, (1, 3), noise_of(3, 2)), torch.get_num_threads()
     monkeypatch.setattr(sweep.batch, "block", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         sweep.state_map(5, TOKENS)
-    assert torch.get_num_threads() > 0 and sweep.batch.budget == Budget()
+    assert torch.get_num_threads() == before and sweep.batch.budget == Budget()
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in toy_model.torch.modules())
 
 
@@ -151,7 +171,7 @@ def test_a_choice_of_tokens_gives_those_rows_of_the_map(toy_model: tracer.Langua
     sweep = Sweep(toy_model, IDS, (1, 3), noise_of(3, 2))
     answer = int(sweep.clean_logits.argmax())
     whole = sweep.state_map(answer, TOKENS)
-    for chosen in ([2], [5, 7], [1, 2, 3]):
+    for chosen in ([2], [5, 7], [1, 2, 3], [7, 2, 5], [1, 1, 6]):
         torch.testing.assert_close(sweep.state_map(answer, chosen), whole[chosen], atol=1e-12, rtol=0)
 
 

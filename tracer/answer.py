@@ -67,6 +67,7 @@ def _log_probability(anatomy: Anatomy, hidden: Tensor, answer_ids: Tensor) -> Te
 def _is_plain(head: nn.Module) -> bool:
     """A matrix and perhaps a bias, with nothing hooked onto it."""
     own = vars(head)
-    moved = "_hf_hook" in own or ("forward" in own and "__nnsight__" not in own)  # nnsight's own forward adds nothing
+    replaced = "forward" in own and type(own["forward"]).__module__.partition(".")[0] != "nnsight"
+    moved = "_hf_hook" in own or replaced  # nnsight's own forward adds nothing
     hooked = moved or head._forward_hooks or head._forward_pre_hooks
     return type(head) is nn.Linear and not hooked and head.weight.device.type == "cpu"

@@ -222,15 +222,18 @@ def _checked(model: LanguageModel, check: bool) -> LanguageModel:
 
         try:
             self_test(model)
-        except (SweepMismatchError, AnatomyError) as error:
-            model.sweep_fault = str(error)
+        except NumericsError:
+            pass  # each trace checks its own logits and says what to do
+        except MemoryError:
+            raise
+        except Exception as error:  # a block of a family that nobody tried may fail in any way
+            known = isinstance(error, (SweepMismatchError, AnatomyError))
+            model.sweep_fault = str(error) if known else f"The sweep cannot run {model.name}: {error!r}."
             warnings.warn(
-                f"{error} Traces of this model use the definition, which is slow. Please report it.",
+                f"{model.sweep_fault} Traces of this model use the definition, which is slow. Please report it.",
                 TracerWarning,
                 stacklevel=3,
             )
-        except NumericsError:
-            pass  # each trace checks its own logits and says what to do
     return model
 
 

@@ -24,6 +24,7 @@ from torch import Tensor
 from tracer.anatomy import SubLayer
 from tracer.corrupt import Draws
 from tracer.hidden import by_token, hidden_of
+from tracer.lock import lock_of
 from tracer.metric import METRICS, Metric, wide
 from tracer.model import LanguageModel
 from tracer.site import KINDS, Direction, Kind, Site, Unit, UnitKind, window_layers
@@ -77,7 +78,7 @@ def forward(
     unit_layers = {held_unit[0].layer} if held_unit else set()
     whole = keep or keep_units is not None
     layers = range(model.n_layers) if whole else sorted({site.layer for site in places} | unit_layers)
-    with torch.inference_mode(), nn.trace(ids, logits_to_keep=1):
+    with lock_of(model.torch), torch.inference_mode(), nn.trace(ids, logits_to_keep=1):
         if draws is not None:
             subject = embedding.output[:, begin:end]
             embedding.output[:, begin:end] = draws.onto(subject[None])[0]

@@ -9,6 +9,7 @@ twice: rotary tables, norms, gates and caches stay the model's own.
 from __future__ import annotations
 
 import inspect
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
@@ -23,6 +24,7 @@ from tracer import masks
 from tracer.anatomy import SubLayer
 from tracer.errors import AnatomyError
 from tracer.hidden import by_token, hidden_of, with_hidden
+from tracer.lock import lock_of
 from tracer.model import LanguageModel
 
 _CACHE_NAMES = ("past_key_values", "past_key_value", "layer_past")
@@ -152,17 +154,19 @@ def record(
     """
     anatomy, kept = model.anatomy, Recording(model)
     cache = DynamicCache()
-    with ExitStack() as hooks:
+    with lock_of(model.torch), ExitStack() as hooks:
         if embedded is not None:
             hooks.enter_context(output_changed(anatomy.embedding, embedded))
         for matrix in matrices:
-            hooks.callback(matrix.register_forward_pre_hook(_keep_input(kept.matrix_inputs, len(ids))).remove)
+            hooks.callback(
+                matrix.register_forward_pre_hook(only_here(_keep_input(kept.matrix_inputs, len(ids)))).remove
+            )
         for layer, block in enumerate(anatomy.blocks):
-            hooks.callback(block.register_forward_pre_hook(_keep_arguments(kept), with_kwargs=True).remove)
-            hooks.callback(block.register_forward_hook(_keep_output(kept.outputs)).remove)
+            hooks.callback(block.register_forward_pre_hook(only_here(_keep_arguments(kept)), with_kwargs=True).remove)
+            hooks.callback(block.register_forward_hook(only_here(_keep_output(kept.outputs))).remove)
             for kind in ("attn", "mlp"):
                 module = anatomy.site_module(kind, layer)
-                hooks.callback(module.register_forward_hook(_keep_added(kept.added[kind], len(ids))).remove)
+                hooks.callback(module.register_forward_hook(only_here(_keep_added(kept.added[kind], len(ids)))).remove)
         model.torch.base_model(input_ids=ids, attention_mask=attention_mask, past_key_values=cache, use_cache=True)
     stored: list[Any] = cache.layers
     counts = (len(stored), len(kept.added["attn"]), len(kept.added["mlp"]))
@@ -191,7 +195,7 @@ def output_changed(module: nn.Module, change: Callable[[Tensor], Tensor]) -> Ite
         changed = change(by_token(hidden, _ROWS.get())).reshape(hidden.shape)
         return with_hidden(output, changed.contiguous())  # Falcon goes on to add to it in place
 
-    handle = module.register_forward_hook(hook)
+    handle = module.register_forward_hook(only_here(hook))
     try:
         yield
     finally:
@@ -231,6 +235,16 @@ class _Catch:
     def update(self, keys: Tensor, values: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         self.caught = keys, values
         raise _Caught
+
+
+def only_here(hook: Callable[..., Any]) -> Callable[..., Any]:
+    """The hook, asleep in every other thread: modules are shared, what a thread puts on them is its own."""
+    owner = threading.get_ident()
+
+    def own(*args: Any, **kwargs: Any) -> Any:
+        return hook(*args, **kwargs) if threading.get_ident() == owner else None
+
+    return own
 
 
 def _keep_arguments(kept: Recording) -> Callable[..., None]:

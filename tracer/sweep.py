@@ -222,6 +222,11 @@ class BatchSweep:
         clean_token: int | None = None,
     ) -> Tensor:
         """The metric [fact, token, column, sample]; that of the base run where no row answers for a cell."""
+        ordered = sorted(set(tokens))
+        if tokens != ordered:
+            options = {"hold": hold, "held_rows": held_rows, "hooks": hooks, "n_columns": n_columns}
+            found = self._walk(rows, answer_ids, ordered, join, clean_token=clean_token, **options)
+            return found[:, [ordered.index(token) for token in tokens]]
         logits = torch.cat((self.clean_logits, self.corrupted_logits))
         base = self._measured(logits[self._base(self.draws)], answer_ids)
         result = base.expand(len(tokens), n_columns or self.model.n_layers, -1).clone()
