@@ -129,10 +129,7 @@ def test_the_browser_shows_the_fact_and_map_that_the_address_asks_for(study: Stu
     assert shown.texts["fact-title"] == f"{FACTS[2].prompt} → {trace.answer.strip()}"
     token, layer = divmod(int(trace.indirect_effect["mlp"].argmax()), 4)
     peak = f"{trace.indirect_effect['mlp'].max():.3f} at layer {layer}"
-    assert (
-        f"largest effect {peak}" in shown.texts["fact-about"]
-        and trace.tokens[token].strip() in shown.texts["fact-about"]
-    )
+    assert f"largest {peak}" in shown.texts["fact-about"] and trace.tokens[token].strip() in shown.texts["fact-about"]
     pressed = [attributes["aria-pressed"] for _, attributes in shown.tags if "aria-pressed" in attributes]
     assert pressed == ["false", "true"]
     assert "1 fact left out" in shown.texts["left-title"] and "Xyzzy" in shown.texts["left"]

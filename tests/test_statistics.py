@@ -29,7 +29,7 @@ def planted(prompts: tuple[str, ...] = (), **maps: np.ndarray) -> AverageTrace:
     effects = {name: np.full((n, len(ROLES), layers), np.nan) for name in maps}
     for name, values in maps.items():
         effects[name][:, LAST] = values
-    settings = Settings("planted", "", 3, 2, 1, 3.0, 0.1)
+    settings = Settings("planted", "", 3, 2, 1, "GaussianNoise()")
     return AverageTrace(prompts or tuple(map(str, range(n))), (), np.full(n, 0.9), np.full(n, 0.1), effects, settings)
 
 

@@ -72,6 +72,12 @@ def test_two_studies_stand_side_by_side(run, model_folder: Path, tmp_path: Path)
     folder, arguments, _ = run
     other = command(*arguments[:-1], tmp_path / "other", "--seed", 2)
     assert other.exit_code == 0, other.output
+    logit = command(
+        *arguments[:-1], tmp_path / "logit", "--metric", "logit", "--corruption", "mean", "--kinds", "state"
+    )
+    assert logit.exit_code == 0, logit.output
+    page = command("report", folder, tmp_path / "logit", "--out", tmp_path / "page.html")
+    assert page.exit_code == 0 and "the answer's logit" in (tmp_path / "page.html").read_text(encoding="utf-8")
     said = command("compare", folder, tmp_path / "other", "--json")
     peaks = json.loads(said.stdout)["peaks"]
     assert {"run.layer", "run.depth", "other.layer", "other.low"} <= set(peaks[0])

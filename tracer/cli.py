@@ -12,8 +12,11 @@ import tracer
 from tracer.console import (
     AsJson,
     Device,
+    DirectionOption,
     Dtype,
+    MetricOption,
     Model,
+    Noise,
     Out,
     Prompt,
     Quiet,
@@ -21,17 +24,15 @@ from tracer.console import (
     Subject,
     SubjectAt,
     Window,
+    corruption_named,
     opened,
     reported,
     result,
     run_folder,
     show_progress,
 )
-from tracer.corrupt import CORRUPTIONS, Corruption
 from tracer.effect import AverageTrace, TraceResult
-from tracer.errors import FactError
 from tracer.facts import bundled, read_facts, spread_over_relations
-from tracer.metric import METRICS
 from tracer.site import proportional_window
 from tracer.studies import Study
 from tracer.studies import cli as studies
@@ -44,9 +45,6 @@ app = typer.Typer(
 for command in (studies.study, studies.paired, studies.compare, studies.report):
     app.command()(command)
 Kinds = Annotated[str, typer.Option(help="Maps, comma-separated: state,mlp,attn.")]
-Noise = Annotated[str, typer.Option("--corruption", help=f"What is done to the subject: {', '.join(CORRUPTIONS)}.")]
-MetricOption = Annotated[str, typer.Option("--metric", help=f"What is read: {', '.join(METRICS)}.")]
-DirectionOption = Annotated[Any, typer.Option("--direction", parser=str, metavar="NAME", help="restore or corrupt.")]
 Severed = Annotated[str, typer.Option(help="Severed maps, comma-separated: mlp,attn.")]
 
 
@@ -103,7 +101,7 @@ def trace(
             samples=samples,
             seed=seed,
             engine=engine,
-            noise=_corruption(corruption),
+            noise=corruption_named(corruption),
             metric=metric,
             direction=direction,
             progress=show_progress(quiet),
@@ -157,7 +155,7 @@ def average(
             window=window,
             samples=samples,
             seed=seed,
-            noise=_corruption(corruption),
+            noise=corruption_named(corruption),
             metric=metric,
             direction=direction,
             most=n,
@@ -237,12 +235,6 @@ def save_average(found: AverageTrace, folder: Path) -> list[Path]:
         paths.append(save_figure(plot_severed(found), folder / "severed.png"))
     page = save_html(hover_average(found), folder / "average.html")
     return [*paths, page, folder / "average.csv", folder / "average.safetensors"]
-
-
-def _corruption(name: str) -> Corruption:
-    if name not in CORRUPTIONS:
-        raise FactError(f"There is no corruption {name!r}. Choose from {', '.join(CORRUPTIONS)}.")
-    return CORRUPTIONS[name]
 
 
 def _names(listed: str) -> Any:

@@ -28,7 +28,7 @@ class RankedLayer:
 
     Attributes:
         rank: 1 for the largest AIE.
-        effect: AIE, a difference of probabilities, between `low` and `high`.
+        effect: AIE, a difference of the metric (by default p(answer)), between `low` and `high`.
         behind: how much less than the first layer's, paired by fact, between `behind_low` and `behind_high`.
         best_rank, worst_rank: the ranks that it takes in the resamples.
         share: of the resamples in which it came first.

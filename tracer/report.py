@@ -17,7 +17,7 @@ from plotly.offline import get_plotlyjs
 from tracer.effect import TraceResult
 from tracer.errors import FileFormatError, StudyError
 from tracer.fact import ROLES
-from tracer.labels import chosen_maps, map_family, map_words, prompt_text, token_labels
+from tracer.labels import FALLING, METRIC_WORDS, chosen_maps, map_family, map_words, prompt_text, token_labels
 from tracer.plot import COLOURS
 from tracer.storage import atomic_path, to_json
 from tracer.studies.study import Study
@@ -63,24 +63,26 @@ def report_data(study: Study) -> dict[str, Any]:
     """What the page shows of a study, as JSON values; effects in 1/10000, null where not traced."""
     average = study.average  # raises where nothing is traced
     settings = average.settings
-    metric = getattr(settings, "metric", None) or "probability"
+    sign = -1 if settings.metric in FALLING else 1  # nearer to the clean run counts as positive
     kinds = [*chosen_maps(average.effects, None)]
     kinds += [kind for kind in average.effects if kind not in kinds]
     return {
         "name": study.folder.resolve().name,
         "model": settings.model,
-        "metric": str(metric),
+        "metric": METRIC_WORDS[settings.metric],
+        "doing": "corrupting" if settings.direction == "corrupt" else "restoring",
+        "corruption": settings.corruption,
         "samples": settings.samples,
         "window": settings.window,
         "listed": len(study.manifest.facts),
-        "total": _estimate(average.clean - average.corrupted),
+        "total": _estimate(sign * (average.clean - average.corrupted)),
         "kinds": [
             {"name": kind, "words": map_words(kind, settings.window), "colours": COLOURS[map_family(kind)]}
             for kind in kinds
         ],
         "roles": list(ROLES),
-        "average": {kind: _average(average.effects[kind]) for kind in kinds},
-        "facts": [_fact(study, number, trace, kinds) for number, trace in study.traces()],
+        "average": {kind: _average(sign * average.effects[kind]) for kind in kinds},
+        "facts": [_fact(study, number, trace, kinds, sign) for number, trace in study.traces()],
         "left_out": [
             {"prompt": entry.fact.prompt, "answer": entry.fact.answer, "status": entry.status, "reason": entry.reason}
             for entry in study.left_out
@@ -88,7 +90,7 @@ def report_data(study: Study) -> dict[str, Any]:
     }
 
 
-def _fact(study: Study, number: int, trace: TraceResult, kinds: Sequence[str]) -> dict[str, Any]:
+def _fact(study: Study, number: int, trace: TraceResult, kinds: Sequence[str], sign: int) -> dict[str, Any]:
     effects, errors = trace.indirect_effect, trace.standard_error
     return {
         "number": number,
@@ -98,9 +100,10 @@ def _fact(study: Study, number: int, trace: TraceResult, kinds: Sequence[str]) -
         "answer": trace.answer.strip(),
         "clean": trace.clean,
         "corrupted": trace.corrupted,
+        "total": sign * trace.total_effect,
         "tokens": token_labels(trace),
         "roles": [role or "before the subject" for role in trace.roles],
-        "maps": {kind: {"effect": _whole(effects[kind]), "error": _whole(errors[kind])} for kind in kinds},
+        "maps": {kind: {"effect": _whole(sign * effects[kind]), "error": _whole(errors[kind])} for kind in kinds},
     }
 
 

@@ -11,12 +11,16 @@ from tracer.causal_trace import Plan
 from tracer.console import (
     AsJson,
     Device,
+    DirectionOption,
     Dtype,
+    MetricOption,
     Model,
+    Noise,
     Out,
     Quiet,
     Samples,
     Window,
+    corruption_named,
     opened,
     reported,
     result,
@@ -48,6 +52,9 @@ def study(
     window: Window = 10,
     samples: Samples = 10,
     seed: Annotated[int, typer.Option(help="Of the noise.")] = 1,
+    corruption: Noise = "gaussian",
+    metric: MetricOption = "probability",
+    direction: DirectionOption = "restore",
     engine: Annotated[
         Any, typer.Option(parser=str, metavar="NAME", help="sweep (fast, exact) or passes (the definition).")
     ] = "sweep",
@@ -66,7 +73,17 @@ def study(
     """Trace many facts into a folder; run it again and it goes on where it stopped."""
     with reported():
         chosen = read_facts(facts) if facts else spread_over_relations(bundled())
-        plan = Plan(_names(kinds), _names(severed), window=window, samples=samples, seed=seed, engine=engine)
+        plan = Plan(
+            _names(kinds),
+            _names(severed),
+            window=window,
+            samples=samples,
+            seed=seed,
+            noise=corruption_named(corruption),
+            engine=engine,
+            metric=metric,
+            direction=direction,
+        )
         source = facts.name if facts else "bundled"
         found = run_study(
             opened(model, device, dtype),
@@ -116,7 +133,9 @@ def compare(
 ) -> None:
     """Show the peaks of several studies side by side, by relative depth."""
     with reported():
-        table = side_by_side({run.name: Study.open(run) for run in runs}, shared=shared)
+        names = [run.name for run in runs]
+        named = {run.name if names.count(run.name) == 1 else str(run): Study.open(run) for run in runs}
+        table = side_by_side(named, shared=shared)
         record = [
             {"kind": kind, "role": role, **{f"{name}.{key}": value for (name, key), value in row.items()}}
             for (kind, role), row in table.to_dict("index").items()

@@ -79,7 +79,9 @@ def sample_components(study: Study, kind: str, *, role: str | None = None, layer
     for _, result in study.traces():
         tokens = [n for n, name in enumerate(result.roles) if name == role]
         if tokens:
-            effects.append(result.restored[kind][tokens, layer].mean(0) - result.corrupted_samples)
+            found = result.restored[kind][tokens, layer].mean(0)
+            corrupting = result.settings.direction == "corrupt"
+            effects.append(result.clean - found if corrupting else found - result.corrupted_samples)
     return components_of(np.array(effects), kind=kind, role=role, layer=layer)
 
 

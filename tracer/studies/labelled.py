@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def to_xarray(found: Study | AverageTrace | TraceResult) -> DataArray:
-    """Indirect effects, differences of probability, NaN where not traced.
+    """Indirect effects, differences of the metric, NaN where not traced.
 
     A study or average becomes an array [kind, fact, role, layer], facts labelled by prompt; a trace
     [kind, token, layer, sample], tokens by position with `text` and `token_role` beside them. Layers carry
@@ -29,7 +29,9 @@ def to_xarray(found: Study | AverageTrace | TraceResult) -> DataArray:
     array = _xarray().DataArray
     if isinstance(found, TraceResult):
         kinds = list(found.restored)
-        values = np.stack([found.restored[kind] - found.corrupted_samples for kind in kinds])
+        corrupting = found.settings.direction == "corrupt"
+        values = np.stack([found.restored[kind] for kind in kinds])
+        values = found.clean - values if corrupting else values - found.corrupted_samples
         coordinates = {
             "kind": kinds,
             "token": np.arange(values.shape[1]),

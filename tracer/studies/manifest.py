@@ -18,9 +18,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
+from tracer.causal_trace import Plan
 from tracer.errors import FileFormatError, StudyError
 from tracer.fact import Fact
-from tracer.storage import plain, to_json, write_json
+from tracer.storage import to_json, write_json
 
 NAME = "manifest.json"
 FORMAT = 1
@@ -133,16 +134,9 @@ def data_digest(facts: Sequence[Fact]) -> str:
     return hashlib.sha256(to_json([dataclasses.asdict(fact) for fact in facts]).encode()).hexdigest()
 
 
-def values_of(setting: Any) -> Any:
-    """A setting as JSON values; a dataclass with its type's name, so that alike fields do not hide another type."""
-    if dataclasses.is_dataclass(setting) and not isinstance(setting, type):
-        fields = {one.name: values_of(getattr(setting, one.name)) for one in dataclasses.fields(setting)}
-        return {"type": type(setting).__name__, **fields}
-    if isinstance(setting, Mapping):
-        return {str(key): values_of(value) for key, value in setting.items()}
-    if isinstance(setting, list | tuple):
-        return [values_of(value) for value in setting]
-    return json.loads(json.dumps(setting, default=plain))
+def plan_record(plan: Plan) -> dict[str, Any]:
+    """A plan as JSON values, with the memory bound that its rounding depends on."""
+    return json.loads(to_json({**plan.record(), "max_bytes": plan.max_bytes}))
 
 
 def software() -> dict[str, str]:

@@ -31,7 +31,7 @@ class PairedTest:
     """The difference between two maps at one role; all arrays are [layer].
 
     Attributes:
-        difference: mean over facts of `first` - `second`, a difference of effects.
+        difference: mean over facts of `first` - `second`, a difference of effects, in the metric's unit.
         low, high: its 95 % percentile interval over resampled facts, not corrected for the number of layers.
         p: two-sided, of one layer alone.
         p_holm: the same, corrected over the layers.

@@ -24,7 +24,7 @@ from tracer.fact import Fact, TokenizedFact
 from tracer.model import LanguageModel
 from tracer.progress import bar
 from tracer.studies.batches import Batch, batches_of
-from tracer.studies.manifest import NAME, Entry, Manifest, software, values_of
+from tracer.studies.manifest import NAME, Entry, Manifest, plan_record, software
 from tracer.studies.study import Study
 from tracer.studies.workers import Backend, Recipe, Workers, workers_of
 from tracer.study import usable
@@ -52,13 +52,13 @@ def run_study(
 
     Args:
         model: from `tracer.load`.
-        facts: at least one; sigma is measured over all their subjects unless `plan.noise` gives it.
+        facts: at least one; what the corruption needs (sigma, say) is measured over all their subjects.
         out: holds manifest.json and a safetensors file for each fact traced.
         plan: what to trace and how; default `tracer.Plan()`, the paper's settings.
         known_only: leave out facts whose answer is not the model's own prediction; the manifest lists them.
         most: stop after this many facts that can be traced. A later run may ask for more, not for fewer.
         until_ci: stop at the end of the first round after which the 95 % interval (mean -+ 1.96 SE) at the peak
-            of every map is narrower than +- this, a difference of probabilities. Stopping when an interval looks
+            of every map is narrower than +- this, in the metric's unit. Stopping when an interval looks
             good makes it cover less than 95 %, the more so the smaller the rounds; for a number to report, fix
             `most` beforehand.
         round_size: facts that can be traced in one round; default 50, or what the folder was made with.
@@ -91,7 +91,7 @@ def run_study(
             "n_layers": model.n_layers,
         },
         settings={
-            "plan": values_of(plan),
+            "plan": plan_record(plan),
             "known_only": known_only,
             "round": round_size or settings.get("round") or ROUND,
             "threads": threads,
