@@ -22,6 +22,7 @@ from tracer.interactive import hover_average, hover_trace, save_html
 from tracer.model import LanguageModel, load
 from tracer.place import Place, locate
 from tracer.plot import plot_average, plot_lines, plot_severed, plot_trace, save_figure
+from tracer.query_key import QueryKeyMaps, attribute_queries_and_keys
 from tracer.screen import Screening, screen
 from tracer.site import Site
 from tracer.study import average, average_of
@@ -43,6 +44,7 @@ __all__ = [
     "NumericsError",
     "Place",
     "Site",
+    "QueryKeyMaps",
     "Screening",
     "SiteError",
     "SweepMismatchError",
@@ -52,6 +54,7 @@ __all__ = [
     "TracerWarning",
     "attribute",
     "attribute_edges",
+    "attribute_queries_and_keys",
     "average",
     "average_of",
     "embedding_sigma",
