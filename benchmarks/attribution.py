@@ -51,7 +51,7 @@ def main() -> None:
 def compared(
     model: tracer.LanguageModel, fact: tracer.TokenizedFact, samples: int, window: int, noise: tracer.GaussianNoise
 ) -> dict:
-    """Rank correlation over cells from the subject on, the share of the exact map's largest 20 found, CPU seconds."""
+    """Rank correlation over the cells from the subject on, share of the exact largest 20 found, CPU seconds."""
     options = {"samples": samples, "window": window, "noise": noise}
     model.fingerprint()  # read once, not on the first one's clock
     begun = time.process_time()

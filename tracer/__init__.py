@@ -24,6 +24,7 @@ from tracer.interactive import hover_average, hover_trace, save_html
 from tracer.model import LanguageModel, load
 from tracer.place import Place, RankedLayer, locate
 from tracer.plot import plot_average, plot_lines, plot_severed, plot_trace, save_figure
+from tracer.query_key import QueryKeyMaps, attribute_queries_and_keys
 from tracer.report import save_report
 from tracer.screen import Screening, screen
 from tracer.site import Site
@@ -66,6 +67,7 @@ __all__ = [
     "Plan",
     "RankedLayer",
     "Site",
+    "QueryKeyMaps",
     "Screening",
     "SiteError",
     "Study",
@@ -78,6 +80,7 @@ __all__ = [
     "UnitTrace",
     "attribute",
     "attribute_edges",
+    "attribute_queries_and_keys",
     "average",
     "average_frame",
     "average_of",

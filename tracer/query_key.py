@@ -1,0 +1,227 @@
+"""Queries and keys to first order, through a softmax that is not (AtP*'s QK fix).
+
+Where attention is saturated the softmax is flat, and the plain estimate (clean - corrupt) . gradient
+of a query or key is near 0 whatever restoring it would do. The fix (Kramar et al. 2024,
+arXiv:2403.00745) computes the attention weights A with the restored query or key exactly and takes
+only what comes after them to first order:
+    IE(query of token t)  ~  sum over s of (A_restored - A_corrupt)[t, s] . d p(answer) / d A[t, s]
+    IE(key of token s)    ~  the same over all t, s, with the column of s restored in every row's scores
+
+Reached in every family whose attention calls torch's scaled_dot_product_attention.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal, get_args
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+from torch.overrides import TorchFunctionMode
+
+from tracer.answer import probability
+from tracer.causal_trace import Plan
+from tracer.corrupt import GaussianNoise
+from tracer.effect import Settings
+from tracer.errors import AnatomyError, SiteError
+from tracer.fact import Fact, TokenizedFact
+from tracer.model import LanguageModel
+from tracer.prepared import Prepared, differentiable, prepare
+
+Method = Literal["atp", "atp*"]
+
+
+@dataclass(frozen=True, eq=False)
+class QueryKeyMaps:
+    """First-order effects of restoring single heads' queries and keys.
+
+    Attributes:
+        effects: for "query" and "key" [token, layer, head, sample]; differences of probability. Heads are
+            query heads: with grouped-query attention a key's effect is what it does through this head.
+        answer_id: the token that the effects are on.
+        clean: its probability, nothing corrupted.
+        corrupted_samples: in each corrupted run, [sample].
+    """
+
+    fact: TokenizedFact
+    answer_id: int
+    clean: float
+    corrupted_samples: np.ndarray
+    effects: dict[str, np.ndarray]
+    settings: Settings
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row a kind, token, layer and head: indirect_effect, its mean over samples."""
+        records = [
+            {"kind": kind, "token": token, "layer": layer, "head": head, "indirect_effect": effect}
+            for kind, values in self.effects.items()
+            for (token, layer, head), effect in np.ndenumerate(values.mean(-1))
+        ]
+        return pd.DataFrame.from_records(records)
+
+
+def attribute_queries_and_keys(
+    model: LanguageModel,
+    fact: Fact | TokenizedFact,
+    *,
+    method: Method = "atp*",
+    samples: int = 10,
+    seed: int = 1,
+    noise: GaussianNoise | None = None,
+) -> QueryKeyMaps:
+    """Estimates what restoring each head's query or key at each token would do, after position rotation.
+
+    Args:
+        model: from `tracer.load`.
+        fact: as in `tracer.trace`, as are samples, seed and noise: the same draws.
+        method: "atp*" recomputes attention weights exactly; "atp" is plain attribution patching.
+        samples: see `fact`.
+        seed: see `fact`.
+        noise: see `fact`.
+
+    Raises:
+        FactError, SiteError: input that cannot be traced, before the model runs.
+        AnatomyError: attention that does not go through scaled_dot_product_attention in every layer.
+        NumericsError: NaN or infinite logits.
+
+    Source: Kramar et al. 2024 (QK fix).
+    """
+    if method not in get_args(Method):
+        raise SiteError(f"There is no method {method!r}. Choose from {', '.join(get_args(Method))}.")
+    prepared = prepare(model, fact, Plan(window=1, samples=samples, seed=seed, noise=noise))
+    with differentiable():
+        attentions, logits, answer = _differentiated(prepared)
+    restored = {
+        "query": [each.queries(method) for each in attentions],
+        "key": [each.keys(method) for each in attentions],
+    }
+    # [layer, sample, head, token] -> [token, layer, head, sample]
+    effects = {kind: torch.stack(values).permute(3, 0, 2, 1) for kind, values in restored.items()}
+    found = probability(logits.detach(), answer).double().cpu().numpy()
+    return QueryKeyMaps(
+        fact=prepared.fact,
+        answer_id=answer,
+        clean=float(found[0]),
+        corrupted_samples=found[1:],
+        effects={kind: values.double().cpu().numpy() for kind, values in effects.items()},
+        settings=prepared.settings(f"{method}, queries and keys"),
+    )
+
+
+@dataclass(eq=False)
+class _Attention:
+    """One layer's attention in clean (row 0) and corrupted rows, and the gradients at the corrupted ones.
+
+    Attributes:
+        query, key: [row, head, token, d_head].
+        allowed: added to the scores: 0 or a bias, -inf where not seen; [row or 1, head or 1, token, token].
+        slopes: d p / d query, key and weights, by name, all rows.
+    """
+
+    query: Tensor
+    key: Tensor
+    allowed: Tensor
+    scale: float
+    slopes: dict[str, Tensor]
+
+    def queries(self, method: Method) -> Tensor:
+        """Effect of each restored query, [sample, head, token]."""
+        if method == "atp":
+            return ((self.query[:1] - self.query[1:]) * self.slopes["query"][1:]).sum(-1)
+        restored = self._scores(self.query[:1], self.key[1:]).softmax(-1)
+        return ((restored - self._corrupted().softmax(-1)) * self.slopes["weights"][1:]).sum(-1)
+
+    def keys(self, method: Method) -> Tensor:
+        """Effect of each restored key, [sample, head, token]."""
+        if method == "atp":
+            return ((self.key[:1] - self.key[1:]) * self.slopes["key"][1:]).sum(-1)
+        corrupted, with_clean = self._corrupted(), self._scores(self.query[1:], self.key[:1])
+        before, effects = corrupted.softmax(-1), []
+        for token in range(corrupted.shape[-1]):
+            scores = corrupted.clone()
+            scores[..., token] = with_clean[..., token]  # this key alone is clean
+            effects.append(((scores.softmax(-1) - before) * self.slopes["weights"][1:]).sum((-2, -1)))
+        return torch.stack(effects, dim=-1)
+
+    def _corrupted(self) -> Tensor:
+        return self._scores(self.query[1:], self.key[1:])
+
+    def _scores(self, query: Tensor, key: Tensor) -> Tensor:
+        allowed = self.allowed if len(self.allowed) == 1 else self.allowed[1:]
+        return self.scale * query @ key.transpose(-1, -2) + allowed
+
+
+def _differentiated(prepared: Prepared) -> tuple[list[_Attention], Tensor, int]:
+    """Every layer's attention with its gradients, last-position logits [1 + sample, vocab], the answer."""
+    embedded = torch.empty(0)
+
+    def leaf(embeddings: Tensor) -> Tensor:
+        nonlocal embedded
+        embedded = prepared.corrupted(embeddings).detach().requires_grad_()
+        return embedded
+
+    with _Tap() as tap:
+        logits = prepared.logits(leaf, 1 + prepared.plan.samples)
+    model, answer = prepared.model, prepared.answer_id(logits[0])
+    if len(tap.found) != model.n_layers:
+        raise AnatomyError(
+            f"{len(tap.found)} of {model.n_layers} layers of model type {model.anatomy.family!r} attend by torch's "
+            f"scaled_dot_product_attention, so their queries and keys cannot be reached. Load it with "
+            f'attn_implementation="sdpa" if the family has that; tracer.attribute works with any attention.'
+        )
+    torch.autograd.grad(probability(logits[1:], answer).sum(), embedded)
+    for attention in tap.found:
+        attention.query, attention.key = attention.query.detach(), attention.key.detach()
+    return tap.found, logits, answer
+
+
+class _Tap(TorchFunctionMode):
+    """While it is active, scaled_dot_product_attention is computed step by step, so that gradients reach each step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[_Attention] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is not scaled_dot_product_attention:
+            return func(*args, **(kwargs or {}))
+        return self._attend(*args, **(kwargs or {}))
+
+    def _attend(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attn_mask: Tensor | None = None,
+        dropout_p: float = 0.0,
+        is_causal: bool = False,
+        *,
+        scale: float | None = None,
+        enable_gqa: bool = False,
+    ) -> Tensor:
+        key, value = (each.repeat_interleave(query.shape[1] // each.shape[1], 1) for each in (key, value))
+        wide = torch.promote_types(query.dtype, torch.float32)
+        query, key = query.to(wide).clone(), key.to(wide).clone()
+        factor = query.shape[-1] ** -0.5 if scale is None else scale
+        attention = _Attention(query, key, _allowed(attn_mask, is_causal, query), factor, {})
+        weights = (factor * query @ key.transpose(-1, -2) + attention.allowed).softmax(-1)
+        for name, tensor in (("query", query), ("key", key), ("weights", weights)):
+            tensor.register_hook(partial(attention.slopes.__setitem__, name))
+        self.found.append(attention)
+        return weights.to(value.dtype) @ value
+
+
+def _allowed(mask: Tensor | None, is_causal: bool, query: Tensor) -> Tensor:
+    """What is added to the scores, in their type, [row or 1, head or 1, token, token]."""
+    n_tokens = query.shape[-2]
+    if mask is None:
+        mask = torch.ones(n_tokens, n_tokens, dtype=torch.bool, device=query.device)
+        mask = mask.tril() if is_causal else mask
+    mask = mask[(None,) * (4 - mask.dim())]
+    if mask.dtype != torch.bool:
+        return mask.to(query.dtype)
+    return torch.zeros_like(mask, dtype=query.dtype).masked_fill(~mask, -torch.inf)
