@@ -216,8 +216,10 @@ def test_a_mask_inside_the_model_is_left_alone_while_threads_replay() -> None:
     with ThreadPoolExecutor(3) as pool:
         maps = [pool.submit(sweep.state_map, 5, [2, 3, 7]) for _ in range(4)]
         passes = [pool.submit(lambda: model.torch(IDS).logits) for _ in range(4)]
-        assert all(torch.equal(one.result(), alone) for one in maps)
-        assert all(torch.equal(one.result(), plain) for one in passes)
+        for one in maps:  # how threads share the products moves the last bit
+            torch.testing.assert_close(one.result(), alone, atol=1e-15, rtol=0)
+        for one in passes:
+            torch.testing.assert_close(one.result(), plain, atol=1e-12, rtol=0)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -246,12 +246,12 @@ def test_drawing_and_saving_leave_matplotlibs_settings_and_pyplot_alone(tmp_path
 
     with matplotlib.rc_context():
         matplotlib.rcdefaults()  # so that what an earlier test left behind hides nothing
-        before = dict(matplotlib.rcParams)
+        before, open_before = dict(matplotlib.rcParams), pyplot.get_fignums()
         save_figure(plot_trace(made_trace()), tmp_path / "trace.png")
         for draw in (plot_average, plot_severed, plot_lines):
             draw(made_average())
         assert dict(matplotlib.rcParams) == before
-    assert pyplot.get_fignums() == []
+    assert pyplot.get_fignums() == open_before
 
 
 def test_a_notebook_shows_a_figure_as_one_picture() -> None:
