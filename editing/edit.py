@@ -1,8 +1,8 @@
-"""What was written: rank-one changes of weights that can be undone, saved and applied again.
+"""What was written: changes of weights that can be undone, saved and applied again.
 
-    W' = W + out into^T
 Undo puts the old values back bit for bit: subtracting a change would not. A saved edit holds the
-factors alone, a few kilobytes, and the fingerprint of the weights it was made for.
+changes alone (for low-rank ones two thin matrices, a few kilobytes) and the fingerprint of the weights
+it was made for.
 """
 
 from __future__ import annotations
@@ -18,59 +18,27 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from editing.change import KINDS, Change
 from editing.errors import BaseModelError, EditFailedError, EditOrderError
 from editing.request import EditRequest
-from tracer.anatomy import is_stored_transposed
 from tracer.errors import FileFormatError
 from tracer.model import LanguageModel
 from tracer.storage import read_tensors, write_tensors
 
-FORMAT = 1
+FORMAT = 2
 
 
-@dataclass(frozen=True, eq=False)
-class RankOne:
-    """A change of one weight, out into^T in the orientation y = W k, float64.
+@dataclass(frozen=True)
+class Written:
+    """What became of a change in the weight's own type.
 
     Attributes:
-        weight: the parameter's name.
-        out: [d_model].
-        into: [d_mlp].
+        relative_change: |D| / |W|, W as it was before the edit.
+        lost_by_rounding: ||cast(W + D) - (W + D)|| / ||D||.
     """
 
-    weight: str
-    out: Tensor
-    into: Tensor
-
-    def delta(self, model: LanguageModel) -> Tensor:
-        """The change as it is added to the stored parameter, float64 on its device."""
-        module, _, _ = self.weight.rpartition(".")
-        parameter = writable(model, self.weight)
-        out, into = (side.to(parameter.device, torch.float64) for side in (self.out, self.into))
-        transposed = is_stored_transposed(model.torch.get_submodule(module))
-        change = torch.outer(into, out) if transposed else torch.outer(out, into)
-        if change.shape != parameter.shape:
-            raise BaseModelError(f"{self.weight} is {tuple(parameter.shape)}, the edit's change {tuple(change.shape)}.")
-        return change
-
-
-def writable(model: LanguageModel, weight: str) -> Tensor:
-    """The parameter of that name.
-
-    Raises:
-        BaseModelError: the model has none, or what is written to it would be lost or coarse: it is
-            quantised to integers, or offloaded and read anew from elsewhere for each pass.
-    """
-    try:
-        parameter = model.torch.get_parameter(weight)
-    except AttributeError as error:
-        raise BaseModelError(f"{model.name} has no weight {weight!r}, which this edit changes.") from error
-    if parameter.is_meta:
-        raise BaseModelError(f"{weight} is offloaded: a change would be lost. Load the model without offloading.")
-    if not parameter.is_floating_point():
-        kind = str(parameter.dtype).removeprefix("torch.")
-        raise BaseModelError(f"{weight} is quantised ({kind}). Load the model unquantised, in float32 or bfloat16.")
-    return parameter
+    relative_change: float
+    lost_by_rounding: float
 
 
 @dataclass(eq=False)
@@ -82,19 +50,21 @@ class Edit:
 
     Attributes:
         requests: the facts written.
-        changes: rank-one changes, in the order in which they are added.
+        changes: in the order in which they are made.
         editor: the method's name and settings.
         base: fingerprint of the weights before the edit.
         diagnostics: one record a request: norms, losses, times.
+        kept: tensors that later edits of the same method need, by name.
         model: the model it is applied to now, or None.
         before: the changed weights as they were, while the edit is applied.
     """
 
     requests: tuple[EditRequest, ...]
-    changes: tuple[RankOne, ...]
+    changes: tuple[Change, ...]
     editor: Mapping[str, Any]
     base: str
     diagnostics: tuple[Mapping[str, Any], ...] = ()
+    kept: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
     model: LanguageModel | None = None
     before: dict[str, Tensor] = field(default_factory=dict, repr=False)
 
@@ -127,11 +97,8 @@ class Edit:
         self.model = model
         model.edits.append(self)
 
-    def write(self, change: RankOne) -> float:
-        """Adds one change to the weights.
-
-        Returns:
-            The share of the change lost by rounding to the weight's type, ||cast(W + D) - (W + D)|| / ||D||.
+    def write(self, change: Change) -> Written:
+        """Makes one change of the weights.
 
         Raises:
             EditFailedError: the change is not finite, or rounding leaves the weight as it was.
@@ -141,7 +108,7 @@ class Edit:
         parameter = self.model.torch.get_parameter(change.weight)
         if not torch.isfinite(delta).all():
             raise EditFailedError(f"The change of {change.weight} is NaN or infinite. Nothing was written.")
-        self.before.setdefault(change.weight, parameter.detach().clone())
+        before = self.before.setdefault(change.weight, parameter.detach().clone())
         wanted = parameter.detach().double() + delta
         rounded = wanted.to(parameter.dtype)
         if delta.any() and torch.equal(rounded, parameter):
@@ -150,8 +117,8 @@ class Edit:
             )
         with torch.no_grad():
             parameter.copy_(rounded)
-        norm = delta.norm()
-        return float((rounded.double() - wanted).norm() / norm) if norm else 0.0
+        norm, lost = delta.norm(), (rounded.double() - wanted).norm()
+        return Written(float(norm / before.double().norm()), float(lost / norm) if norm else 0.0)
 
     def undo(self) -> None:
         """Puts the old weights back, bit for bit. An edit that is not applied stays as it is.
@@ -201,15 +168,16 @@ class Edit:
         return f"Edit({self.editor.get('method')}: {self.title}; {state})"
 
     def save(self, path: str | Path) -> None:
-        """Writes the changes' factors to one safetensors file, atomically."""
-        tensors = {}
+        """Writes the changes to one safetensors file, atomically."""
+        tensors = {f"kept/{name}": tensor for name, tensor in self.kept.items()}
         for number, change in enumerate(self.changes):
-            tensors[f"{number}/out"], tensors[f"{number}/into"] = change.out, change.into
+            tensors |= {f"{number}/{name}": tensor for name, tensor in change.tensors().items()}
+        names: dict[type, str] = {of: kind for kind, of in KINDS.items()}
         about = {
             "kind": "edit",
             "format": FORMAT,
             "base": self.base,
-            "weights": [change.weight for change in self.changes],
+            "changes": [{"kind": names[type(change)], "weight": change.weight} for change in self.changes],
             "requests": [dataclasses.asdict(request) for request in self.requests],
             "editor": dict(self.editor),
             "diagnostics": [dict(record) for record in self.diagnostics],
@@ -225,19 +193,24 @@ def load_edit(path: str | Path) -> Edit:
     """
     tensors, about = read_tensors(path, "edit")
     try:
-        changes = tuple(
-            RankOne(str(weight), tensors[f"{number}/out"], tensors[f"{number}/into"])
-            for number, weight in enumerate(about["weights"])
-        )
+        if about["format"] != FORMAT:
+            raise ValueError(f"format {about['format']}, not {FORMAT}")
+        changes = tuple(_change(number, record, tensors) for number, record in enumerate(about["changes"]))
         requests = tuple(EditRequest(**request) for request in about["requests"])
-        edit = Edit(requests, changes, dict(about["editor"]), str(about["base"]), tuple(about["diagnostics"]))
-        vectors = [side for change in changes for side in (change.out, change.into)]
-        whole = len(tensors) == len(vectors) and all(v.dim() == 1 and torch.isfinite(v).all() for v in vectors)
+        kept = {name.removeprefix("kept/"): tensor for name, tensor in tensors.items() if name.startswith("kept/")}
+        edit = Edit(requests, changes, dict(about["editor"]), str(about["base"]), tuple(about["diagnostics"]), kept)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise FileFormatError(f"{path} is an edit of another version: {error}. Make it again.") from error
-    if about["format"] != FORMAT or not whole or len(changes) < len(requests):
-        raise FileFormatError(f"{path} is damaged or of another version. Make the edit again.")
+    expected = sum(len(change.tensors()) for change in changes) + len(kept)
+    if len(tensors) != expected or not all(torch.isfinite(tensor).all() for tensor in tensors.values()):
+        raise FileFormatError(f"{path} is damaged. Make the edit again.")
     return edit
+
+
+def _change(number: int, record: Mapping[str, str], tensors: Mapping[str, Tensor]) -> Change:
+    kind = KINDS[record["kind"]]
+    names = [one.name for one in dataclasses.fields(kind) if one.name != "weight"]
+    return kind(record["weight"], *(tensors[f"{number}/{name}"] for name in names))
 
 
 def undo_all(edits: Sequence[Edit]) -> None:

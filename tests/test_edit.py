@@ -9,7 +9,8 @@ from conftest import FAMILIES, tiny_gpt2
 
 import tracer
 from editing import ROME, BaseModelError, EditFailedError, EditOrderError, EditRequest, load_edit, undo_all, unedited
-from editing.edit import Edit, RankOne
+from editing.change import LowRank, Replacement
+from editing.edit import Edit, Written
 from editing.merged import merge, unmerge
 from tracer.errors import FileFormatError
 from tracer.storage import read_tensors, write_tensors
@@ -50,7 +51,7 @@ def test_leaving_the_block_by_an_exception_undoes_too(toy_model: tracer.Language
 def test_an_exception_between_two_requests_undoes_the_first(toy_model: tracer.LanguageModel, monkeypatch) -> None:
     before, real, written = state(toy_model), Edit.write, []
 
-    def second_fails(self: Edit, change: RankOne) -> float:
+    def second_fails(self: Edit, change: LowRank) -> Written:
         if written:
             raise KeyboardInterrupt
         written.append(change)
@@ -144,8 +145,8 @@ def test_a_change_that_rounding_swallows_is_refused(tokenizer) -> None:
     model = tracer.load(tiny_gpt2().to(torch.bfloat16), tokenizer=tokenizer)
     before = state(model)
     weight = model.anatomy.value_weight_name(0)
-    tiny = torch.full((model.d_model,), 1e-9, dtype=torch.float64)
-    change = RankOne(weight, tiny, torch.ones(4 * model.d_model, dtype=torch.float64))
+    tiny = torch.full((model.d_model, 1), 1e-9, dtype=torch.float64)
+    change = LowRank(weight, tiny, torch.ones(4 * model.d_model, 1, dtype=torch.float64))
     edit = Edit((REQUEST,), (change,), {"method": "planted"}, model.fingerprint())
     with pytest.raises(EditFailedError, match="lost in torch.bfloat16"):
         edit.apply(model)
@@ -201,7 +202,7 @@ def test_two_wrappers_of_one_model_know_of_each_others_edits(toy_model: tracer.L
 
 @pytest.mark.parametrize(
     "change",
-    [{"format": 99}, {"weights": []}, {"editor": None}, {"requests": [{"prompt": 3}]}, {"weights": ["a", "b"]}],
+    [{"format": 99}, {"changes": []}, {"editor": None}, {"requests": [{"prompt": 3}]}, {"changes": [{"kind": "none"}]}],
 )
 def test_edit_files_changed_by_hand_are_refused(toy_model: tracer.LanguageModel, tmp_path, change: dict) -> None:
     path = tmp_path / "edit.safetensors"
@@ -214,10 +215,31 @@ def test_edit_files_changed_by_hand_are_refused(toy_model: tracer.LanguageModel,
 
 
 def test_an_edit_of_a_weight_that_is_not_there_is_refused(toy_model: tracer.LanguageModel) -> None:
-    ones = torch.ones(3, dtype=torch.float64)
+    ones = torch.ones(3, 1, dtype=torch.float64)
     with pytest.raises(BaseModelError, match="no weight 'transformer.nowhere'"):
-        Edit((REQUEST,), (RankOne("transformer.nowhere", ones, ones),), {}, toy_model.fingerprint()).apply(toy_model)
+        Edit((REQUEST,), (LowRank("transformer.nowhere", ones, ones),), {}, toy_model.fingerprint()).apply(toy_model)
     assert toy_model.edits == []
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_replacement_is_written_saved_and_undone_bit_for_bit(tokenizer, dtype: torch.dtype, tmp_path) -> None:
+    model = tracer.load(tiny_gpt2().to(dtype), tokenizer=tokenizer)
+    before, weight = state(model), model.anatomy.value_weight_name(1)
+    values = torch.randn_like(model.torch.get_parameter(weight))
+    edit = Edit((REQUEST,), (Replacement(weight, values),), {"method": "planted"}, model.fingerprint()).apply(model)
+    assert torch.equal(model.torch.get_parameter(weight), values)
+    edit.save(tmp_path / "edit.safetensors")
+    edit.undo()
+    assert_same(model, before)
+    with load_edit(tmp_path / "edit.safetensors").apply(model):
+        assert torch.equal(model.torch.get_parameter(weight), values)
+
+
+def test_what_an_edit_keeps_for_later_ones_is_saved_with_it(toy_model: tracer.LanguageModel, tmp_path) -> None:
+    kept = {"keys.1": torch.randn(4, 2, dtype=torch.float64)}
+    edit = Edit((REQUEST,), (), {"method": "planted"}, toy_model.fingerprint(), kept=kept)
+    edit.save(tmp_path / "edit.safetensors")
+    assert torch.equal(load_edit(tmp_path / "edit.safetensors").kept["keys.1"], kept["keys.1"])
 
 
 def test_numpy_integers_are_saved_like_any_other(toy_model: tracer.LanguageModel, tmp_path) -> None:

@@ -55,7 +55,7 @@ def test_the_change_has_rank_one_and_spares_orthogonal_keys(family_model: tracer
     before = weight_of(family_model, 2).clone()
     with ROME(layer=2, **QUICK).apply(family_model, [REQUEST]) as edit:
         change = weight_of(family_model, 2) - before
-        direction = edit.changes[0].into
+        direction = edit.changes[0].into[:, 0]
         assert int(torch.linalg.matrix_rank(change, rtol=1e-9)) == 1
     others = torch.randn(len(direction), 5, dtype=torch.float64)
     others -= torch.outer(direction, direction @ others) / (direction @ direction)

@@ -21,7 +21,8 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from editing.edit import Edit, RankOne, writable
+from editing.change import LowRank, writable
+from editing.edit import Edit
 from editing.errors import CovarianceError, EditFailedError, EditingWarning, RequestError
 from editing.locate_then_edit.contexts import PUBLISHED, contexts
 from editing.locate_then_edit.covariance import RIDGE, SecondMoment, second_moments
@@ -148,22 +149,20 @@ class ROME:
             each_step=steps.update,
         )
         change, division = self._change(model, keys[:-1], outputs[:-1], value, moment)
-        lost = edit.write(change)
+        written = edit.write(change)
         edit.changes += (change,)
-        before = edit.before[change.weight].double()
-        (written,) = target_scores(model, [(request.prompt, request.new)])
+        (score,) = target_scores(model, [(request.prompt, request.new)])
         record = {
             "subject": request.subject,
             "new": request.new,
             "probability_before": value.probability[0],
             "probability_reached": value.probability[1],
-            "probability_written": written.prob,
+            "probability_written": score.prob,
             **value.loss,
             "steps": value.steps,
             "clamped": value.clamped,
             "division": division,
-            "relative_change": float(change.delta(model).norm() / before.norm()),
-            "lost_by_rounding": lost,
+            **dataclasses.asdict(written),
             "statistics": None if moment is None else moment.report(),
             "seconds": time.perf_counter() - begun,
         }
@@ -172,7 +171,7 @@ class ROME:
 
     def _change(
         self, model: LanguageModel, keys: Tensor, outputs: Tensor, value: Value, moment: SecondMoment | None
-    ) -> tuple[RankOne, float]:
+    ) -> tuple[LowRank, float]:
         """The rank-one change, and the factor it was divided by.
 
         Args:
@@ -194,7 +193,8 @@ class ROME:
         if not abs(division) > 1e-12:
             raise EditFailedError(f"The key is orthogonal to its own direction ({division:.1e}). Nothing was written.")
         wanted = value.initial.double().cpu() + delta
-        return RankOne(model.anatomy.value_weight_name(self.layer), (wanted - now) / division, direction), division
+        out = ((wanted - now) / division)[:, None]
+        return LowRank(model.anatomy.value_weight_name(self.layer), out, direction[:, None]), division
 
     def _settings(self) -> dict[str, Any]:
         settings = dataclasses.asdict(self)
