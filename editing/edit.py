@@ -55,6 +55,7 @@ class Edit:
         base: fingerprint of the weights before the edit.
         diagnostics: one record a request: norms, losses, times.
         kept: tensors that later edits of the same method need, by name.
+        summary: of the edit as a whole: change of each weight, residuals, times, memory.
         model: the model it is applied to now, or None.
         before: the changed weights as they were, while the edit is applied.
     """
@@ -65,6 +66,7 @@ class Edit:
     base: str
     diagnostics: tuple[Mapping[str, Any], ...] = ()
     kept: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
+    summary: Mapping[str, Any] = field(default_factory=dict)
     model: LanguageModel | None = None
     before: dict[str, Tensor] = field(default_factory=dict, repr=False)
 
@@ -181,6 +183,7 @@ class Edit:
             "requests": [dataclasses.asdict(request) for request in self.requests],
             "editor": dict(self.editor),
             "diagnostics": [dict(record) for record in self.diagnostics],
+            "summary": dict(self.summary),
         }
         write_tensors(path, tensors, about)
 
@@ -198,7 +201,8 @@ def load_edit(path: str | Path) -> Edit:
         changes = tuple(_change(number, record, tensors) for number, record in enumerate(about["changes"]))
         requests = tuple(EditRequest(**request) for request in about["requests"])
         kept = {name.removeprefix("kept/"): tensor for name, tensor in tensors.items() if name.startswith("kept/")}
-        edit = Edit(requests, changes, dict(about["editor"]), str(about["base"]), tuple(about["diagnostics"]), kept)
+        records, summary = tuple(about["diagnostics"]), dict(about["summary"])
+        edit = Edit(requests, changes, dict(about["editor"]), str(about["base"]), records, kept, summary)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise FileFormatError(f"{path} is an edit of another version: {error}. Make it again.") from error
     expected = sum(len(change.tensors()) for change in changes) + len(kept)

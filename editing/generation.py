@@ -50,6 +50,7 @@ def sample_texts(
     length: int,
     seed: int,
     top_k: int,
+    openings: Sequence[str] = OPENINGS,
     batch: int = 128,
     progress: bool | None = False,
 ) -> list[str]:
@@ -61,11 +62,12 @@ def sample_texts(
         length: in tokens, the tokenizer's own start token not counted.
         seed: equal seeds give equal texts on equal devices.
         top_k: sample among this many most probable tokens.
+        openings: first words, in turn; those with as many tokens as the first are used.
         batch: texts written at a time.
         progress: show a bar.
     """
     generator = torch.Generator(model.device).manual_seed(seed)
-    starts = [encode(model.tokenizer, opening).ids for opening in OPENINGS]
+    starts = [encode(model.tokenizer, opening).ids for opening in openings]
     starts = [start for start in starts if len(start) == len(starts[0])]
     own = next(n for n in range(len(starts[0])) if len({start[n] for start in starts}) > 1)  # start tokens: all alike
     texts: list[str] = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +10,7 @@ from editing.errors import RequestError
 from tracer.errors import FactError
 from tracer.fact import Fact
 from tracer.facts.bundled import filled
+from tracer.model import LanguageModel
 
 
 @dataclass(frozen=True)
@@ -72,3 +74,22 @@ class EditRequest:
             id=str(record["case_id"]),
             relation=rewrite.get("relation_id"),
         )
+
+
+def check_requests(model: LanguageModel, requests: Sequence[EditRequest]) -> None:
+    """Tokenises every request and refuses two different answers to one prompt, before anything is written.
+
+    Raises:
+        RequestError: something else than a request, or requests that contradict each other.
+        FactError: a prompt that the tokenizer or the model cannot take.
+    """
+    seen: dict[tuple[str, str], str] = {}
+    for request in requests:
+        if not isinstance(request, EditRequest):
+            raise RequestError(f"{request!r} is no EditRequest. Write EditRequest(prompt, subject=..., new=...).")
+        known = seen.setdefault((request.prompt, request.subject), request.new.strip())
+        if known != request.new.strip():
+            raise RequestError(
+                f"{request.prompt!r} is asked to become both {known!r} and {request.new.strip()!r}. Keep one of them."
+            )
+        request.fact.preflight(model, warn=False)

@@ -14,8 +14,8 @@ import tracer
 from editing.edit import Edit
 from editing.evaluation.counterfact import Editor
 from editing.generation import complete
-from editing.locate_then_edit.rome import ROME, check_requests
-from editing.request import EditRequest
+from editing.locate_then_edit.rome import ROME
+from editing.request import EditRequest, check_requests
 from editing.scores import target_scores
 from tracer.causal_trace import noise_for, predicted_id
 from tracer.effect import AverageTrace, TraceResult

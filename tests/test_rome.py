@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 
 import pytest
 import torch
@@ -14,9 +13,10 @@ from editing import ROME, CovarianceError, EditFailedError, EditingWarning, Edit
 from editing.generation import continued, sample_texts
 from editing.locate_then_edit.contexts import contexts
 from editing.locate_then_edit.covariance import SecondMoment, second_moments
-from editing.locate_then_edit.keys import keys_and_outputs
+from editing.locate_then_edit.keys import read_keys
 from editing.locate_then_edit.rows import request_rows
-from editing.locate_then_edit.values import _answer_logits, optimise_value
+from editing.locate_then_edit.suffix import Suffix
+from editing.locate_then_edit.values import Search, optimise_values
 from editing.scores import target_scores
 from tracer.anatomy import is_stored_transposed
 from tracer.errors import FactError, SiteError
@@ -25,7 +25,7 @@ from tracer.storage import cache_folder
 REQUEST = EditRequest("The Space Needle is located in the city of", subject="The Space Needle", new=" Paris")
 PREFIXES = ("", "It is said. ", "One day they went away. ")
 QUICK = {"context_plan": ((2, 4),), "tokens": 700, "steps": 8}
-OPTIMISE = {"steps": 8, "rate": 0.5, "decay": 0.5, "kl": 0.0625, "clamp": 4.0}
+SEARCH = Search(steps=8)
 # Random models do not always reach the target; these tests are about the algebra.
 pytestmark = pytest.mark.filterwarnings("ignore::editing.EditingWarning")
 
@@ -41,14 +41,14 @@ def test_the_key_is_mapped_to_the_value(family_model: tracer.LanguageModel, vari
     layer = 1
     rome = ROME(layer=layer, variant=variant, **QUICK)
     prefixes = contexts(family_model, seed=0, plan=rome.context_plan)
-    rows = request_rows(family_model, REQUEST, prefixes)
-    keys, outputs = keys_and_outputs(family_model, layer, rows)
-    value = optimise_value(family_model, layer, rows, outputs[0], **{**OPTIMISE, "steps": rome.steps})
+    rows = request_rows(family_model, [REQUEST], prefixes)
+    keys = read_keys(family_model, rows, layer).keys[0]
+    (value,) = optimise_values(family_model, layer, rows, rome.search())
     with rome.apply(family_model, [REQUEST]):
-        key = keys[:-1].mean(0) if variant == "r-rome" else keys[0]
+        key = keys.mean(0) if variant == "r-rome" else keys[0]
         bias = getattr(family_model.anatomy.value_matrix(layer), "bias", None)
         found = weight_of(family_model, layer) @ key + (0 if bias is None else bias.detach())
-    torch.testing.assert_close(found, value.initial + value.delta, atol=1e-10, rtol=0)
+    torch.testing.assert_close(found, value.wanted, atol=1e-10, rtol=0)
 
 
 def test_the_change_has_rank_one_and_spares_orthogonal_keys(family_model: tracer.LanguageModel) -> None:
@@ -65,8 +65,8 @@ def test_the_change_has_rank_one_and_spares_orthogonal_keys(family_model: tracer
 def test_no_other_change_with_the_same_effect_disturbs_other_keys_less(toy_model: tracer.LanguageModel) -> None:
     moment = second_moments(toy_model, [1], tokens=700)[1]
     before = weight_of(toy_model, 1).clone()
-    rows = request_rows(toy_model, REQUEST, contexts(toy_model, seed=0, plan=QUICK["context_plan"]))
-    key = keys_and_outputs(toy_model, 1, rows)[0][:-1].mean(0)
+    rows = request_rows(toy_model, [REQUEST], contexts(toy_model, seed=0, plan=QUICK["context_plan"]))
+    key = read_keys(toy_model, rows, 1).keys[0].mean(0)
     with ROME(layer=1, **QUICK).apply(toy_model, [REQUEST]):
         change = weight_of(toy_model, 1) - before
 
@@ -81,12 +81,11 @@ def test_no_other_change_with_the_same_effect_disturbs_other_keys_less(toy_model
 
 
 def test_the_scale_of_the_statistics_does_not_matter(toy_model: tracer.LanguageModel, monkeypatch) -> None:
-    weights, real = [], SecondMoment.regularised.func
+    weights, real = [], SecondMoment.regularised.fget
     for scale in (1.0, 1000.0):
         with monkeypatch.context() as patch:
-            scaled = functools.cached_property(lambda self, scale=scale: scale * real(self))
-            scaled.__set_name__(SecondMoment, "regularised")
-            patch.setattr(SecondMoment, "regularised", scaled)
+            patch.setattr(SecondMoment, "regularised", property(lambda self, scale=scale: scale * real(self)))
+            toy_model.remembered.clear()
             with ROME(layer=1, **QUICK).apply(toy_model, [REQUEST]):
                 weights.append(weight_of(toy_model, 1).clone())
     torch.testing.assert_close(*weights, atol=1e-12, rtol=0)
@@ -111,20 +110,20 @@ def test_the_new_answer_becomes_more_probable(family_model: tracer.LanguageModel
 def test_a_delta_of_zero_gives_the_models_own_logits(family_model: tracer.LanguageModel) -> None:
     """The replayed suffix equals a whole forward pass, in every row and for every target token."""
     request = dataclasses.replace(REQUEST, new=" Constantinople")
-    rows = request_rows(family_model, request, PREFIXES)
-    zero = torch.zeros(family_model.d_model, dtype=torch.float64)
-    targets, essence = _answer_logits(family_model, 1, rows)(zero)
+    rows = request_rows(family_model, [request], PREFIXES)
+    zero = torch.zeros(1, 1, family_model.d_model, dtype=torch.float64)
+    targets, essence = (found.log_softmax(-1) for found in Suffix(family_model, 1, rows).logits(zero))
     with torch.no_grad():
         logits = family_model.torch(input_ids=rows.ids, attention_mask=rows.attention_mask).logits.log_softmax(-1)
     torch.testing.assert_close(targets.detach(), logits[rows.target_rows, rows.target_places], atol=1e-9, rtol=0)
-    torch.testing.assert_close(essence.detach(), logits[-1, rows.lookup[-1]], atol=1e-9, rtol=0)
+    torch.testing.assert_close(essence[0].detach(), logits[-1, rows.lookup[-1]], atol=1e-9, rtol=0)
 
 
 def test_a_delta_in_the_replay_equals_one_in_a_whole_pass(family_model: tracer.LanguageModel) -> None:
     layer = 2
-    rows = request_rows(family_model, REQUEST, PREFIXES)
+    rows = request_rows(family_model, [REQUEST], PREFIXES)
     delta = torch.randn(family_model.d_model, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    targets, _ = _answer_logits(family_model, layer, rows)(delta)
+    targets = Suffix(family_model, layer, rows).logits(delta[None, None])[0].log_softmax(-1)
     each = torch.arange(len(rows.ids))
 
     def add(_module, _inputs, output):
@@ -140,9 +139,8 @@ def test_a_delta_in_the_replay_equals_one_in_a_whole_pass(family_model: tracer.L
 
 
 def test_the_value_stays_in_its_ball_and_the_loss_falls(toy_model: tracer.LanguageModel) -> None:
-    rows = request_rows(toy_model, REQUEST, PREFIXES)
-    _, outputs = keys_and_outputs(toy_model, 1, rows)
-    value = optimise_value(toy_model, 1, rows, outputs[0], **{**OPTIMISE, "clamp": 0.7})
+    rows = request_rows(toy_model, [REQUEST], PREFIXES)
+    (value,) = optimise_values(toy_model, 1, rows, Search(steps=8, clamp=0.7))
     assert value.delta.norm() <= 0.7 * value.initial.norm() * (1 + 1e-6)
     assert value.clamped > 0 and value.steps == 7
     assert value.probability[1] > value.probability[0]
@@ -150,11 +148,11 @@ def test_the_value_stays_in_its_ball_and_the_loss_falls(toy_model: tracer.Langua
 
 def test_every_target_token_counts(toy_model: tracer.LanguageModel) -> None:
     one, other = (
-        request_rows(toy_model, dataclasses.replace(REQUEST, new=new), ("",)) for new in (" Paris Rome", " Paris Oslo")
+        request_rows(toy_model, [dataclasses.replace(REQUEST, new=new)], ("",))
+        for new in (" Paris Rome", " Paris Oslo")
     )
     assert one.target_ids[0] == other.target_ids[0] and one.target_lengths[0] > 1
-    _, outputs = keys_and_outputs(toy_model, 1, one)
-    values = [optimise_value(toy_model, 1, rows, outputs[0], **OPTIMISE) for rows in (one, other)]
+    values = [optimise_values(toy_model, 1, rows, SEARCH)[0] for rows in (one, other)]
     assert values[0].loss["nll"] != values[1].loss["nll"]
 
 

@@ -33,6 +33,7 @@ class LanguageModel:
         name: what it was loaded from.
         sweep_fault: why the sweep must not be used on this model, if its self-test failed; traces use the definition.
         edits: what `editing` has written into the weights and not undone, oldest first.
+        remembered: what was measured on this model and need not be measured again, by what it depends on.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class LanguageModel:
         self.sweep_fault: str | None = None
         # Kept on the torch model, so that two wrappers of it know of each other's edits.
         self.edits: list[Any] = torch_model.__dict__.setdefault("_applied_edits", [])
+        self.remembered: dict[Any, Any] = {}
         self._nnsight: Any = None
         self._digests: dict[str, tuple[tuple, str]] = {}
 

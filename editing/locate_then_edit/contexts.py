@@ -1,23 +1,39 @@
 """Random prefixes that make keys and values hold in more than one context.
 
-    {empty} + 10 texts of 5 tokens + 10 of 10 tokens, used as `text + ". " + prompt`
-Source: Meng et al. 2022, sec. 3.1 and appendix E.5; top-k 5 sampling as published.
+    ROME         {empty} + 10 texts of 5 tokens + 10 of 10 tokens
+    MEMIT ...    {empty} + 5 texts of 10 tokens, begun by The, Therefore, Because, I, You
+used as `text + ". " + prompt`. They are those of the unedited model, sampled once.
+Source: Meng et al. 2022, sec. 3.1 and appendix E.5; Meng et al. 2023; top-k 5 sampling as published.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from editing.generation import sample_texts
+from editing.edit import unedited
+from editing.generation import OPENINGS, sample_texts
 from tracer.model import LanguageModel
 
+Plan = Sequence[tuple[int, int]]
 PUBLISHED = ((10, 5), (10, 10))  # (how many, tokens each)
+MEMIT_PLAN = ((5, 10),)
+MEMIT_OPENINGS = ("The", "Therefore", "Because", "I", "You")
 
 
-def contexts(model: LanguageModel, *, seed: int, plan: Sequence[tuple[int, int]] = PUBLISHED) -> tuple[str, ...]:
+def contexts(
+    model: LanguageModel, *, seed: int, plan: Plan = PUBLISHED, openings: Sequence[str] = OPENINGS
+) -> tuple[str, ...]:
     """The empty context first, then `count` texts of `length` tokens for each (count, length) of `plan`."""
+    with unedited(model):
+        key = ("contexts", model.fingerprint(), seed, tuple(plan), tuple(openings))
+        if key not in model.remembered:
+            model.remembered[key] = _sampled(model, seed, plan, openings)
+    return model.remembered[key]
+
+
+def _sampled(model: LanguageModel, seed: int, plan: Plan, openings: Sequence[str]) -> tuple[str, ...]:
     texts = [""]
     for part, (count, length) in enumerate(plan):
-        written = sample_texts(model, count, length=length, seed=seed + part, top_k=5)
+        written = sample_texts(model, count, length=length, seed=seed + part, top_k=5, openings=openings)
         texts += [f"{text.strip()}. " if text.strip() else "" for text in written]
     return tuple(texts)

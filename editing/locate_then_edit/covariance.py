@@ -60,7 +60,7 @@ class SecondMoment:
     ridge: float = RIDGE
     cached: bool = False
 
-    @cached_property
+    @property
     def regularised(self) -> Tensor:
         """C + ridge * (tr C / d_mlp) * I: a neuron that never fires has a zero row, and C no inverse."""
         size = len(self.matrix)
@@ -76,10 +76,16 @@ class SecondMoment:
             )
         return factor
 
-    def solve(self, key: Tensor) -> Tensor:
-        """C^-1 key, float64 [d_mlp]."""
-        key = key.detach().cpu().double()
-        return torch.cholesky_solve(key[:, None], self._factor)[:, 0]
+    def solve(self, keys: Tensor) -> Tensor:
+        """C^-1 keys, float64 on the CPU; [d_mlp] or [d_mlp, key]."""
+        keys = keys.detach().cpu().double()
+        return torch.cholesky_solve(keys.reshape(len(keys), -1), self._factor).reshape(keys.shape)
+
+    @cached_property
+    def spectrum(self) -> tuple[Tensor, Tensor]:
+        """Eigenvalues of C without a ridge, rising, [d_mlp], and eigenvectors, [d_mlp, eigenvalue]."""
+        values, vectors = torch.linalg.eigh(self.matrix)
+        return values, vectors
 
     def report(self) -> dict[str, float | int | str | bool]:
         """How well C is known and conditioned; the condition number is bounded from below by Cholesky's diagonal."""
@@ -132,7 +138,7 @@ def second_moments(
         found: dict[int, SecondMoment] = {}
         for layer, path in paths.items() if cache else ():
             with contextlib.suppress(FileFormatError):  # absent or damaged: measured again
-                found[layer] = _read(path, layer, ridge)
+                found[layer] = _remembered(model, path, layer, ridge)
         missing = [layer for layer in layers if layer not in found]
         if missing:
             texts = _texts(model, corpus, wanted, seed, cache, progress)
@@ -159,8 +165,9 @@ def _measure(
     seen = [0, 0]
     with bar(wanted, "key statistics", show=progress, unit="token") as steps:
         for ids, mask in _batches(model, texts, wanted):
-            hooks = {layer: _accumulate(halves[layer], mask.bool()) for layer in layers}
-            with torch.inference_mode(), hooked_until(model, hooks):
+            real = mask.bool()
+            hooks = [(model.anatomy.value_matrix(at), _accumulate(halves[at], real)) for at in sorted(layers)]
+            with torch.inference_mode(), hooked_until(hooks):
                 model.torch.base_model(input_ids=ids, attention_mask=mask, use_cache=False)
             for half in (0, 1):
                 seen[half] += int(mask[half::2].sum())
@@ -271,6 +278,14 @@ def _write(path: Path, moment: SecondMoment) -> None:
         "half_difference": moment.half_difference,
     }
     write_tensors(path, {"matrix": moment.matrix}, about)
+
+
+def _remembered(model: LanguageModel, path: Path, layer: int, ridge: float) -> SecondMoment:
+    """Read once for each model object: it holds its factors too."""
+    key = ("second moment", path, ridge)
+    if key not in model.remembered:
+        model.remembered[key] = _read(path, layer, ridge)
+    return model.remembered[key]
 
 
 def _read(path: Path, layer: int, ridge: float) -> SecondMoment:

@@ -6,46 +6,75 @@ Averaged over contexts it is k* (Meng et al. 2022, eq. 3).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from editing.locate_then_edit.rows import Rows
-from tracer.hidden import by_token
+from editing.locate_then_edit.suffix import Part
+from tracer.hidden import by_token, hidden_of
 from tracer.model import LanguageModel
 
+Hooked = tuple[nn.Module, Callable[..., None]]
 
-def keys_and_outputs(model: LanguageModel, layer: int, rows: Rows) -> tuple[Tensor, Tensor]:
-    """The key and W k + b at the lookup token of each row: [row, d_mlp] and [row, d_model]."""
+
+@dataclass(frozen=True, eq=False)
+class Reading:
+    """What the model computes at the subjects' last tokens, the bare prompt being the first context.
+
+    Attributes:
+        keys: what enters W of a layer, [request, context, d_mlp].
+        outputs: W k + b there, [request, context, d_model].
+        reached: what the value was optimised for, at the bare prompt, [request, d_model].
+    """
+
+    keys: Tensor
+    outputs: Tensor
+    reached: Tensor
+
+
+def read_keys(model: LanguageModel, rows: Rows, layer: int, *, last: int | None = None, part: Part = "mlp") -> Reading:
+    """Keys and outputs of `layer`, and `part` of the layer `last`, in one pass that ends there."""
+    last = layer if last is None else last
+    n_rows = len(rows.ids)
+    each = torch.arange(n_rows, device=rows.ids.device)
     found: dict[str, Tensor] = {}
-    each = torch.arange(len(rows.ids), device=rows.ids.device)
+
+    def at_lookup(hidden: Any) -> Tensor:
+        return rows.of_contexts(by_token(hidden_of(hidden), n_rows)[each, rows.lookup])
 
     def keep(_module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        key, value = (by_token(hidden, len(each)) for hidden in (inputs[0], output))
-        found["key"], found["output"] = key[each, rows.lookup], value[each, rows.lookup]
+        found["keys"], found["outputs"] = at_lookup(inputs[0]), at_lookup(output)
 
-    with torch.no_grad(), hooked_until(model, {layer: keep}):
+    def keep_reached(_module: nn.Module, _inputs: object, output: Any) -> None:
+        found["reached"] = at_lookup(output)[:, 0]
+
+    matrix = model.anatomy.value_matrix(last)
+    ends = model.anatomy.blocks[last] if part == "block" else matrix
+    hooks: list[Hooked] = [(model.anatomy.value_matrix(layer), keep), (ends, keep_reached)]
+    with torch.no_grad(), hooked_until(hooks):
         model.torch.base_model(input_ids=rows.ids, attention_mask=rows.attention_mask, use_cache=False)
-    return found["key"], found["output"]
+    return Reading(**found)
 
 
 class _Reached(Exception):
-    """Ends a forward pass once the last hooked layer has run."""
+    """Ends a forward pass once the last hooked module has run."""
 
 
 @contextmanager
-def hooked_until(model: LanguageModel, hooks: dict[int, Callable[..., None]]) -> Iterator[None]:
-    """Forward hooks on value matrices; the pass inside the block stops after the highest of these layers."""
+def hooked_until(hooks: Sequence[Hooked]) -> Iterator[None]:
+    """Forward hooks on modules; the pass inside the block stops after the last of them."""
 
     def stop(*_: object) -> None:
         raise _Reached
 
     with ExitStack() as stack:
-        for layer, hook in hooks.items():
-            stack.callback(model.anatomy.value_matrix(layer).register_forward_hook(hook).remove)
-        stack.callback(model.anatomy.value_matrix(max(hooks)).register_forward_hook(stop).remove)
+        for module, hook in (*hooks, (hooks[-1][0], stop)):
+            stack.callback(module.register_forward_hook(hook).remove)
         try:
             yield
         except _Reached:

@@ -1,12 +1,13 @@
-"""The prompts of one request as a batch of token ids, padded on the right.
+"""The prompts of some requests as a batch of token ids, padded on the right.
 
-Each context (a random prefix) gives a row: context + prompt + target. One more row, "{subject} is
-a", keeps what the subject is (its essence) while the value is optimised.
+Each context (a random prefix) gives a row: context + prompt + target. One more row a request, "{subject}
+is a", keeps what the subject is (its essence) while the value is optimised. All requests have as many
+rows, one request after the other, so [row] unflattens to [request, context + 1].
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -22,13 +23,15 @@ class Rows:
     """Token ids and where to look in them.
 
     Attributes:
+        n_requests: whose rows follow each other; the bare prompt is a request's first row, the essence its last.
         ids, attention_mask: [row, token]; padding is on the right and masked.
         lookup: the subject's last token in each row, [row].
         target_rows, target_places, target_ids: for each target token of each row, the row, the
             position that predicts it, and its id.
-        target_lengths: target tokens of each row, [row]; 0 for the last row, the essence prompt.
+        target_lengths: target tokens of each row, [row]; 0 for an essence row.
     """
 
+    n_requests: int
     ids: Tensor
     attention_mask: Tensor
     lookup: Tensor
@@ -37,33 +40,89 @@ class Rows:
     target_ids: Tensor
     target_lengths: Tensor
 
+    @property
+    def each(self) -> int:
+        """Rows of one request."""
+        return len(self.ids) // self.n_requests
 
-def request_rows(model: LanguageModel, request: EditRequest, contexts: Sequence[str]) -> Rows:
-    """A row for each context, the essence row last. Contexts go in front as they are."""
-    sequences, lookup, places = [], [], []
+    @property
+    def essence(self) -> Tensor:
+        """The last row of each request, [request]."""
+        return torch.arange(self.each - 1, len(self.ids), self.each, device=self.ids.device)
+
+    def of_contexts(self, of_rows: Tensor) -> Tensor:
+        """What belongs to the contexts, the bare prompt's first: [row, ...] to [request, context, ...]."""
+        return of_rows.unflatten(0, (self.n_requests, self.each))[:, :-1]
+
+
+@dataclass(frozen=True)
+class _Tokens:
+    """The rows of one request, before padding: ids, lookup, and where the target begins with its ids."""
+
+    rows: tuple[tuple[int, ...], ...]
+    lookup: tuple[int, ...]
+    targets: tuple[tuple[int, tuple[int, ...]], ...]
+
+    @property
+    def suffix(self) -> int:
+        """The longest row from its lookup on, in tokens: what the optimisation runs."""
+        return max(len(row) - at for row, at in zip(self.rows, self.lookup, strict=True))
+
+
+def request_rows(model: LanguageModel, requests: Sequence[EditRequest], contexts: Sequence[str]) -> Rows:
+    """A row for each context of each request, its essence row last. Contexts go in front as they are."""
+    return _stacked(model, [_tokens(model, request, contexts) for request in requests])
+
+
+def batched_rows(
+    model: LanguageModel, requests: Sequence[EditRequest], contexts: Sequence[str], *, tokens: int
+) -> Iterator[tuple[list[int], Rows]]:
+    """Batches of requests whose rows are about as long, with their numbers.
+
+    Args:
+        model: the model.
+        requests: at least one.
+        contexts: prefixes, the empty one first.
+        tokens: run in one batch, from the lookups on; a request with more is a batch by itself.
+    """
+    found = [_tokens(model, request, contexts) for request in requests]
+    order = sorted(range(len(found)), key=lambda number: found[number].suffix)
+    batch: list[int] = []
+    for number in order:
+        longer = found[number].suffix * (len(contexts) + 1) * (len(batch) + 1)
+        if batch and longer > tokens:
+            yield batch, _stacked(model, [found[one] for one in batch])
+            batch = []
+        batch.append(number)
+    if batch:
+        yield batch, _stacked(model, [found[one] for one in batch])
+
+
+def _tokens(model: LanguageModel, request: EditRequest, contexts: Sequence[str]) -> _Tokens:
+    rows, lookup, targets = [], [], []
+    begin, stop = request.fact.character_span
     for context in contexts:
-        sentence = context + request.prompt
-        encoding = encode_with_target(model.tokenizer, sentence, request.new)
-        _, end = token_span(encoding.offsets, *_subject(request, len(context)))
+        encoding = encode_with_target(model.tokenizer, context + request.prompt, request.new)
+        _, end = token_span(encoding.offsets, begin + len(context), stop + len(context))
         # The last target token is predicted, never read; a merged first token ends the prompt before it.
-        sequences.append(encoding.ids[:-1])
+        rows.append(encoding.ids[:-1])
         lookup.append(min(end, encoding.n_prompt) - 1)
-        places.append((encoding.n_prompt, encoding.target_ids))
+        targets.append((encoding.n_prompt, encoding.target_ids))
     essence = encode(model.tokenizer, f"{request.subject} is a")
-    sequences.append(essence.ids)
+    rows.append(essence.ids)
     lookup.append(token_span(essence.offsets, 0, len(request.subject))[1] - 1)
-    model.check_length(max(map(len, sequences)))
-    ids, mask = right_padded(sequences, device=model.device)
+    model.check_length(max(map(len, rows)))
+    return _Tokens(tuple(rows), tuple(lookup), tuple(targets))
+
+
+def _stacked(model: LanguageModel, requests: Sequence[_Tokens]) -> Rows:
+    device = model.device
+    ids, mask = right_padded([row for tokens in requests for row in tokens.rows], device=device)
+    lookup = torch.tensor([at for tokens in requests for at in tokens.lookup], device=device)
+    targets = [of_row for tokens in requests for of_row in (*tokens.targets, (0, ()))]
     flat = [
-        (row, n_prompt - 1 + t, token)
-        for row, (n_prompt, target) in enumerate(places)
-        for t, token in enumerate(target)
+        (row, begin - 1 + t, token) for row, (begin, target) in enumerate(targets) for t, token in enumerate(target)
     ]
-    rows, positions, tokens = torch.tensor(flat, device=model.device).T
-    lengths = torch.tensor([len(target) for _, target in places] + [0], device=model.device)
-    return Rows(ids, mask, torch.tensor(lookup, device=model.device), rows, positions, tokens, lengths)
-
-
-def _subject(request: EditRequest, shift: int) -> tuple[int, int]:
-    begin, end = request.fact.character_span
-    return begin + shift, end + shift
+    rows, places, tokens = torch.tensor(flat, device=device).T
+    lengths = torch.tensor([len(target) for _, target in targets], device=device)
+    return Rows(len(requests), ids, mask, lookup, rows, places, tokens, lengths)

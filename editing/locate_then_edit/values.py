@@ -1,16 +1,16 @@
-"""Step 2, the value: what W should put out at the subject's last token so that the new answer follows.
+"""Step 2, the value: what should be put out at the subject's last token so that the new answer follows.
 
-With z0 the output at the bare prompt, delta is optimised by Adam on
+With z0 what is there at the bare prompt, delta is optimised by Adam on
     L = mean over contexts of NLL(new) + kl * KL(p_delta || p_0 | "{subject} is a") + decay * |delta| / |z0|^2
-and kept in the ball |delta| <= clamp * |z0| (Meng et al. 2022, eq. 4, with the released settings).
+and kept in the ball |delta| <= clamp * |z0| (Meng et al. 2022, eq. 4, with the released settings). PMET
+optimises two places of a block together (Li et al. 2023, sec. 4.1).
 
-Only what delta can change is run: blocks from `layer` up, tokens from the subject's last one on;
-the keys and values before them come from one recorded pass.
+Requests are optimised together: Adam is elementwise, so each goes its own way as if it were alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,23 +18,45 @@ from torch import Tensor
 
 from editing.errors import EditFailedError
 from editing.locate_then_edit.rows import Rows
+from editing.locate_then_edit.suffix import Part, Suffix
 from tracer.model import LanguageModel
-from tracer.replay import output_changed, record
 
 STOP_BELOW = 0.05
+GREEDY_NLL = 0.1  # weight of the NLL once every target token is the argmax (PMET)
+GREEDY_KL = 0.01  # PMET stops there when its KL term is as small
+
+
+@dataclass(frozen=True, kw_only=True)
+class Search:
+    """Settings of the optimisation.
+
+    Attributes:
+        steps: evaluations of the loss; one less updates, as published.
+        rate: of Adam.
+        decay, kl: weights in the loss.
+        clamp: of |delta| / |z0|.
+        greedy: once every target token is the argmax, weigh the NLL by 0.1 and stop at a small KL (PMET).
+    """
+
+    steps: int = 20
+    rate: float = 0.5
+    decay: float = 0.5
+    kl: float = 0.0625
+    clamp: float = 4.0
+    greedy: bool = False
 
 
 @dataclass(frozen=True, eq=False)
 class Value:
-    """The result of the optimisation.
+    """What the optimisation found for one request.
 
     Attributes:
-        delta: what is added to z0, [d_model].
-        initial: z0, the output of W at the bare prompt, [d_model].
+        delta: what is added to z0, [part, d_model].
+        initial: z0, [part, d_model].
         probability: of the new answer, exp(-NLL), before the first step and at the last.
         loss: its parts at the last step.
         steps: gradient steps taken.
-        clamped: how often delta was put back into the ball.
+        clamped: in how many of them delta was put back into the ball.
     """
 
     delta: Tensor
@@ -44,119 +66,96 @@ class Value:
     steps: int
     clamped: int
 
+    @property
+    def wanted(self) -> Tensor:
+        """z0 + delta of the first part, float64 [d_model] on the CPU."""
+        return self.initial[0].double().cpu() + self.delta[0].double().cpu()
 
-def optimise_value(
+
+def optimise_values(
     model: LanguageModel,
     layer: int,
     rows: Rows,
-    initial: Tensor,
+    search: Search,
     *,
-    steps: int,
-    rate: float,
-    decay: float,
-    kl: float,
-    clamp: float,
+    parts: Sequence[Part] = ("mlp",),
     each_step: Callable[[], object] = lambda: None,
-) -> Value:
-    """Finds delta for the prompts of one request; at most `steps` - 1 updates, as published.
+) -> list[Value]:
+    """Finds a delta for each request of `rows`; the first of `parts` is what will be written.
 
     Raises:
-        EditFailedError: the loss became NaN or infinite.
+        EditFailedError: a loss became NaN or infinite.
     """
-    logits = _answer_logits(model, layer, rows)
-    # In 16 bits Adam's own numbers underflow: delta lives in float32 or wider.
-    initial = initial if initial.dtype == torch.float64 else initial.float()
-    delta = torch.zeros_like(initial, requires_grad=True)
-    optimiser = torch.optim.Adam([delta], lr=rate)
-    size, base, first, taken, clamped = initial.norm(), None, None, 0, 0
-    while True:
-        targets, essence = logits(delta)
-        if base is None:
-            base = essence.detach()
-        nll = (-targets.gather(-1, rows.target_ids[:, None])[:, 0] / rows.target_lengths[rows.target_rows]).sum()
-        nll = nll / (rows.target_lengths > 0).sum()
-        drift = kl * (essence.exp() * (essence - base)).sum()
-        shrink = decay * delta.norm() / size**2
-        loss = nll + drift + shrink
-        if not torch.isfinite(loss):
-            raise EditFailedError(f"The loss became {loss.item()} after {taken} steps. Nothing was written.")
-        first = nll.neg().exp().item() if first is None else first
+    suffix = Suffix(model, layer, rows, parts)
+    # In 16 bits Adam's own numbers underflow: deltas live in float32 or wider.
+    initial = suffix.initial if suffix.initial.dtype == torch.float64 else suffix.initial.float()
+    paths = [_Path(z0, search) for z0 in initial]
+    base: Tensor | None = None
+    for _ in range(search.steps):
+        targets, essence = suffix.logits(torch.stack([path.delta for path in paths]))
+        essence = essence.log_softmax(-1)
+        base = essence.detach() if base is None else base
+        nll, greedy = _on_targets(rows, targets)
+        drift = search.kl * (essence.exp() * (essence - base)).sum(-1)
+        losses = [path.loss(*of_request) for path, *of_request in zip(paths, nll, drift, greedy, strict=True)]
         each_step()
-        if loss.item() < STOP_BELOW or taken >= steps - 1:
+        going = [(path, loss) for path, loss in zip(paths, losses, strict=True) if loss is not None]
+        if not going:
             break
-        (delta.grad,) = torch.autograd.grad(loss, delta)
-        optimiser.step()
-        taken += 1
+        gradients = torch.autograd.grad(torch.stack([loss for _, loss in going]).sum(), [p.delta for p, _ in going])
+        for (path, _), gradient in zip(going, gradients, strict=True):
+            path.step(gradient)
+    return [path.value() for path in paths]
+
+
+def _on_targets(rows: Rows, logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Of each request, the mean NLL over contexts, and whether every target token is the argmax; [request]."""
+    of_token = torch.nn.functional.cross_entropy(logits, rows.target_ids, reduction="none")
+    of_request = rows.target_rows // rows.each
+    shares = of_token / rows.target_lengths[rows.target_rows] / (rows.each - 1)
+    nll = shares.new_zeros(rows.n_requests).index_add(0, of_request, shares)
+    missed = (logits.argmax(-1) != rows.target_ids).long()
+    return nll, missed.new_zeros(rows.n_requests).index_add(0, of_request, missed) == 0
+
+
+class _Path:
+    """The way of one request's delta, at most `steps` - 1 updates long."""
+
+    def __init__(self, initial: Tensor, search: Search) -> None:
+        self.initial, self.search = initial, search
+        self.delta = torch.zeros_like(initial, requires_grad=True)
+        self.optimiser = torch.optim.Adam([self.delta], lr=search.rate)
+        self.size = initial.norm(dim=-1)
+        self.losses: list[dict[str, float]] = []
+        self.taken = self.clamped = 0
+        self.done = False
+
+    def loss(self, nll: Tensor, drift: Tensor, greedy: Tensor) -> Tensor | None:
+        """The loss of the present delta, or None where the way ends with it."""
+        if self.done:
+            return None
+        shrink = (self.search.decay * self.delta.norm(dim=-1) / self.size**2).sum()
+        settled = self.search.greedy and bool(greedy)
+        loss = (GREEDY_NLL if settled else 1) * nll + drift + shrink
+        if not torch.isfinite(loss):
+            raise EditFailedError(f"The loss became {loss.item()} after {self.taken} steps. Nothing was written.")
+        self.losses.append({"nll": nll.item(), "kl": drift.item(), "decay": shrink.item()})
+        small = loss.item() < STOP_BELOW or (settled and drift.item() <= GREEDY_KL)
+        self.done = small or self.taken >= self.search.steps - 1
+        return None if self.done else loss
+
+    def step(self, gradient: Tensor) -> None:
+        """One update, and back into the ball."""
+        self.delta.grad = gradient
+        self.optimiser.step()
+        self.taken += 1
         with torch.no_grad():
-            if delta.norm() > clamp * size:
-                delta.mul_(clamp * size / delta.norm())
-                clamped += 1
-    parts = {"nll": nll.item(), "kl": drift.item(), "decay": shrink.item()}
-    return Value(delta.detach(), initial, (first, nll.neg().exp().item()), parts, taken, clamped)
+            most = self.search.clamp * self.size
+            over = self.delta.norm(dim=-1) / most
+            self.clamped += int((over > 1).any())
+            self.delta.div_(over.clamp(min=1)[:, None])
 
-
-def _answer_logits(model: LanguageModel, layer: int, rows: Rows) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
-    """A function of delta: log-probabilities [target, vocab] at the targets and [vocab] at the essence prompt."""
-    with torch.no_grad():
-        run = record(model, rows.ids, attention_mask=rows.attention_mask)
-    positions, prefix, allowed = _suffix(rows, run.visible)
-    each = torch.arange(len(rows.ids), device=rows.ids.device)[:, None]
-    below = run.inputs[layer][each, positions]
-    keys = [store[:, :, :prefix] for store in run.keys]
-    values = [store[:, :, :prefix] for store in run.values]
-    n_rows = len(rows.ids)
-    key_positions = torch.cat((torch.arange(prefix, device=positions.device).expand(n_rows, -1), positions), dim=1)
-    masks = [run.attention_mask(at, seen, positions, key_positions) for at, seen in enumerate(allowed)]
-    # Essence first: it is read where the subject ends, the targets where each is predicted.
-    read_rows = torch.cat((torch.tensor([len(rows.ids) - 1], device=rows.ids.device), rows.target_rows))
-    read_at = torch.cat((rows.lookup[-1:], rows.target_places)) - rows.lookup[read_rows]
-    value_matrix = model.anatomy.value_matrix(layer)
-
-    def logits(delta: Tensor) -> tuple[Tensor, Tensor]:
-        def add(output: Tensor) -> Tensor:
-            output = output.clone()
-            output[:, 0] = output[:, 0] + delta.to(output.dtype)
-            return output
-
-        hidden = below
-        for at in range(layer, model.n_layers):
-            with output_changed(value_matrix, add if at == layer else lambda output: output):
-                hidden = run.run_block(
-                    at,
-                    hidden,
-                    positions=positions,
-                    key_positions=key_positions,
-                    mask=masks[at],
-                    keys=keys[at],
-                    values=values[at],
-                )
-        found = model.anatomy.unembed(hidden[read_rows, read_at])
-        found = (found if found.dtype == torch.float64 else found.float()).log_softmax(-1)
-        return found[1:], found[0]
-
-    return logits
-
-
-def _suffix(rows: Rows, visible: list[Tensor]) -> tuple[Tensor, int, list[Tensor]]:
-    """The tokens from each row's lookup on.
-
-    Returns:
-        their positions [row, query]; the length of the prefix that is read from the recording; and
-        for each layer who sees whom, [row, query, prefix + query].
-    """
-    n_tokens = rows.ids.shape[1]
-    lengths = rows.attention_mask.sum(1)
-    n_query = int((lengths - rows.lookup).max())
-    # Queries past a row's end are padding: they read the last token's place, and nothing reads them.
-    positions = (rows.lookup[:, None] + torch.arange(n_query, device=rows.ids.device)).clamp(max=n_tokens - 1)
-    prefix = int(rows.lookup.max())
-    each = torch.arange(len(rows.ids), device=rows.ids.device)[:, None, None]
-    before = torch.arange(prefix, device=rows.ids.device) < rows.lookup[:, None, None]
-    causal = torch.ones(n_query, n_query, dtype=torch.bool, device=rows.ids.device).tril()
-    own = torch.eye(n_query, dtype=torch.bool, device=rows.ids.device)
-    allowed = []
-    for seen in visible:
-        seen = seen.expand(len(rows.ids), -1, -1)[each[..., 0], positions]  # [row, query, token]
-        among = seen.gather(2, positions[:, None, :].expand(-1, n_query, -1))
-        allowed.append(torch.cat((seen[:, :, :prefix] & before, (among & causal) | own), dim=2))
-    return positions, prefix, allowed
+    def value(self) -> Value:
+        """Where it ended."""
+        first, last = (float(torch.tensor(-self.losses[at]["nll"]).exp()) for at in (0, -1))
+        return Value(self.delta.detach(), self.initial, (first, last), self.losses[-1], self.taken, self.clamped)

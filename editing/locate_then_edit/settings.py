@@ -1,0 +1,221 @@
+"""What all locate-then-edit methods share: settings, checks, and the frame around a write.
+
+    values    found for all requests on the model as it is (`values`)
+    insert    each method's own: keys, statistics, a change of W
+A subclass says where values are wanted and how they are inserted.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import operator
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import torch
+
+from editing.change import writable
+from editing.edit import Edit
+from editing.errors import CovarianceError, RequestError
+from editing.locate_then_edit.complaints import warn_of
+from editing.locate_then_edit.contexts import contexts
+from editing.locate_then_edit.covariance import RIDGE, SecondMoment, second_moments
+from editing.locate_then_edit.presets import PRESETS
+from editing.locate_then_edit.rows import batched_rows
+from editing.locate_then_edit.suffix import Part
+from editing.locate_then_edit.values import Search, Value, optimise_values
+from editing.request import EditRequest, check_requests
+from tracer.model import LanguageModel
+from tracer.progress import bar
+
+TOGETHER = 2048  # tokens of requests that are optimised together
+TOGETHER_TIMES_VOCABULARY = 1 << 28  # as their logits take memory
+
+
+@dataclass(frozen=True, kw_only=True)
+class LocateThenEdit(ABC):
+    """Settings of the value optimisation and of the key statistics; `apply` and `each`.
+
+    Attributes:
+        steps, rate, decay, kl, clamp: of the value optimisation (`Search`).
+        context_plan: random prefixes, (how many, tokens each); () for the bare prompt alone.
+        corpus: text file for the key statistics; None: text that the model writes itself.
+        tokens: of the corpus; None: 100,000 of a file, 10 * d_mlp of the model's own text.
+        ridge: added to the key statistics, relative to their mean eigenvalue.
+    """
+
+    steps: int = 20
+    rate: float = 0.5
+    decay: float = 0.5
+    kl: float = 0.0625
+    clamp: float = 4.0
+    context_plan: tuple[tuple[int, int], ...] = ()
+    corpus: str | Path | None = None
+    tokens: int | None = None
+    ridge: float = RIDGE
+
+    one_by_one: ClassVar[bool] = False
+    openings: ClassVar[tuple[str, ...] | None] = None
+
+    def __post_init__(self) -> None:
+        for name in ("steps", *(("tokens",) if self.tokens is not None else ())):
+            self._whole_number(name)
+        if self.steps < 2:
+            raise RequestError(f"steps={self.steps} leaves the value as it is. Write steps=20.")
+        if self.tokens is not None and self.tokens < 2:
+            raise RequestError(f"tokens={self.tokens} estimates nothing. Write tokens=100_000, or None.")
+        if not self.ridge >= 0:
+            raise RequestError(f"ridge={self.ridge} is negative. Write ridge={RIDGE}.")
+        if self.corpus is not None and not Path(self.corpus).is_file():
+            raise CovarianceError(f"There is no corpus file {self.corpus}. Give a text file, or None.")
+
+    @classmethod
+    def preset(cls, model: str, **changes: Any) -> Self:
+        """The published settings for a model, e.g. "gpt2-xl", with changes.
+
+        Raises:
+            RequestError: none were published.
+        """
+        known = PRESETS[cls.__name__]
+        if model not in known:
+            raise RequestError(f"No {cls.__name__} settings were published for {model!r}; for {', '.join(known)}.")
+        return cls(**{**known[model], **changes})
+
+    def apply(
+        self, model: LanguageModel, requests: Sequence[EditRequest], *, seed: int = 0, progress: bool | None = None
+    ) -> Edit:
+        """Writes the requests into `model`.
+
+        Args:
+            model: edited in place; `Edit.undo` puts it back.
+            requests: facts to write; none is no change.
+            seed: of the random prefixes, and of the text the model writes for its key statistics.
+            progress: show bars; None: in a terminal or notebook.
+
+        Raises:
+            SiteError: the model has no such layer.
+            BaseModelError: a weight is quantised or offloaded.
+            RequestError: two requests for one prompt and subject.
+            EditFailedError: the optimisation failed; the model is as it was.
+        """
+        requests = list(requests)
+        self.check(model, requests)
+        groups = [[request] for request in requests] if self.one_by_one else [requests] if requests else []
+        with editable(model), bar(len(requests) * self.steps, "optimising values", show=progress, unit="step") as steps:
+            edit = self._begun(model, requests, seed)
+            edit.start(model)
+            try:
+                for group in groups:
+                    self.insert(edit, group, self.values(model, group, seed, steps), seed=seed, progress=progress)
+            except BaseException:
+                edit.undo()
+                raise
+        warn_of(edit)
+        return edit
+
+    def each(
+        self, model: LanguageModel, requests: Sequence[EditRequest], *, seed: int = 0, progress: bool | None = None
+    ) -> list[Edit]:
+        """An edit for each request alone, none of them applied; their values are optimised together.
+
+        Takes and raises what `apply` does; `edit.apply(model)` writes one.
+        """
+        requests = list(requests)
+        self.check(model, requests)
+        found = []
+        with editable(model), bar(len(requests) * self.steps, "optimising values", show=progress, unit="step") as steps:
+            values = self.values(model, requests, seed, steps) if requests else []
+            for request, value in zip(requests, values, strict=True):
+                edit = self._begun(model, [request], seed)
+                edit.start(model)
+                try:
+                    self.insert(edit, [request], [value], seed=seed, progress=progress)
+                finally:
+                    edit.undo()
+                found.append(edit)
+        return found
+
+    def values(self, model: LanguageModel, requests: Sequence[EditRequest], seed: int, steps: Any) -> list[Value]:
+        """The value of each request on the model as it is, those of about the same length optimised together."""
+        layer, parts = self.target(model)
+        prefixes, found = self.prefixes(model, seed), dict[int, Value]()
+        vocabulary = int(model.torch.config.get_text_config().vocab_size)
+        most = min(TOGETHER, TOGETHER_TIMES_VOCABULARY // vocabulary)
+        for numbers, rows in batched_rows(model, requests, prefixes, tokens=most):
+            update = partial(steps.update, len(numbers))
+            values = optimise_values(model, layer, rows, self.search(), parts=parts, each_step=update)
+            found |= dict(zip(numbers, values, strict=True))
+        return [found[number] for number in range(len(requests))]
+
+    def search(self) -> Search:
+        """Settings of the value optimisation."""
+        return Search(steps=self.steps, rate=self.rate, decay=self.decay, kl=self.kl, clamp=self.clamp)
+
+    def prefixes(self, model: LanguageModel, seed: int) -> tuple[str, ...]:
+        """The contexts of every request, the empty one first."""
+        options = {} if self.openings is None else {"openings": self.openings}
+        return contexts(model, seed=seed, plan=self.context_plan, **options)
+
+    def statistics(self, model: LanguageModel, seed: int, progress: bool | None) -> dict[int, SecondMoment]:
+        """C of every layer that is written."""
+        options: dict[str, Any] = {"corpus": self.corpus, "tokens": self.tokens, "ridge": self.ridge}
+        return second_moments(model, self.written(), seed=seed, progress=progress, **options)
+
+    def check(self, model: LanguageModel, requests: Sequence[EditRequest]) -> None:
+        """Raises the named error of whatever `apply` cannot write, before anything runs."""
+        for layer in self.written():
+            writable(model, model.anatomy.value_weight_name(layer))
+        check_requests(model, requests)
+
+    @abstractmethod
+    def written(self) -> tuple[int, ...]:
+        """The layers that are changed, rising."""
+
+    @abstractmethod
+    def target(self, model: LanguageModel) -> tuple[int, tuple[Part, ...]]:
+        """The layer, and the places in it, that values are optimised for."""
+
+    @abstractmethod
+    def insert(
+        self, edit: Edit, requests: Sequence[EditRequest], values: Sequence[Value], *, seed: int, progress: bool | None
+    ) -> None:
+        """Writes requests into `edit.model`; changes, records and summary go to `edit`."""
+
+    def _begun(self, model: LanguageModel, requests: Sequence[EditRequest], seed: int) -> Edit:
+        corpus = None if self.corpus is None else Path(self.corpus).name
+        settings = {**dataclasses.asdict(self), "corpus": corpus, "seed": seed}
+        return Edit(tuple(requests), (), {"method": type(self).__name__, **settings}, model.fingerprint())
+
+    def _whole_number(self, name: str) -> None:
+        value: Any = getattr(self, name)
+        try:
+            object.__setattr__(self, name, operator.index(value))  # numpy's integers too
+        except TypeError as error:
+            raise RequestError(f"{name}={value!r} is no whole number.") from error
+
+
+@contextmanager
+def editable(model: LanguageModel) -> Iterator[None]:
+    """Eval mode, for dropout after W would break W' k* = v*; gradients on, whatever mode the caller is in."""
+    model.torch.eval()
+    with torch.inference_mode(False), torch.enable_grad():
+        yield
+
+
+def value_record(request: EditRequest, value: Value, written: float) -> dict[str, Any]:
+    """What is known of one request: probabilities of the new answer, the loss' parts, steps."""
+    return {
+        "subject": request.subject,
+        "new": request.new,
+        "probability_before": value.probability[0],
+        "probability_reached": value.probability[1],
+        "probability_written": written,
+        **value.loss,
+        "steps": value.steps,
+        "clamped": value.clamped,
+    }

@@ -1,0 +1,84 @@
+"""The linear algebra of the editors: which change D of W answers keys K with residuals R.
+
+With C = E[k k^T] over other text, K [d_mlp, n] and R [d_model, n], all float64:
+    MEMIT      D = R K^T (lambda C + K K^T)^-1                                Meng et al. 2023, eq. 14
+    EMMET      D = R (K^T C^-1 K + mu I)^-1 K^T C^-1                          Gupta et al. 2024
+    AlphaEdit  D = R K^T P (K K^T P + Kp Kp^T P + g I)^-1,  P = U U^T         Fang et al. 2025, eq. 14
+All are products of two thin matrices, out [d_model, rank] and into [d_mlp, rank]; with n keys fewer than
+d_mlp nothing larger than [n, n] is solved beside the one factorisation of C.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from editing.errors import EditFailedError
+from editing.locate_then_edit.covariance import SecondMoment
+
+Factors = tuple[Tensor, Tensor]
+
+
+def ridge_update(moment: SecondMoment, keys: Tensor, residuals: Tensor, strength: float) -> Factors:
+    """MEMIT's: least squares that also answers old keys with 0; `strength` is its lambda, > 0."""
+    n_neurons, n = keys.shape
+    if n > n_neurons:
+        inner = strength * moment.regularised + keys @ keys.T
+        return _wide(torch.cholesky_solve(keys @ residuals.T, _cholesky(inner)))
+    solved = moment.solve(keys) / strength  # Q = (lambda C)^-1 K
+    inner = _eye(n) + keys.T @ solved
+    return torch.cholesky_solve(residuals.T, _cholesky(inner)).T, solved
+
+
+def exact_update(moment: SecondMoment, keys: Tensor, residuals: Tensor, slack: float) -> Factors:
+    """EMMET's: answers every key with its residual, old keys disturbed least.
+
+    Args:
+        moment: C.
+        keys: K; duplicates are answered with the mean of their residuals.
+        residuals: R.
+        slack: mu, relative to the mean of K^T C^-1 K's diagonal; 0: exactly.
+    """
+    solved = moment.solve(keys)  # Q = C^-1 K
+    inner = keys.T @ solved
+    inner = inner + slack * inner.diagonal().mean() * _eye(len(inner))
+    return residuals @ torch.linalg.pinv(inner, rtol=1e-12, hermitian=True), solved
+
+
+def null_space_update(kept: Tensor, keys: Tensor, residuals: Tensor, earlier: Tensor, strength: float) -> Factors:
+    """AlphaEdit's: changes only directions that old keys hardly use, and answers earlier edits' keys with 0.
+
+    Args:
+        kept: U, orthonormal directions that may change, [d_mlp, r].
+        keys: K.
+        residuals: R.
+        earlier: keys of earlier edits, [d_mlp, any number].
+        strength: g, > 0.
+    """
+    inside, before = kept.T @ keys, kept.T @ earlier  # G [r, n], and U^T Kp
+    n_kept, n = inside.shape
+    if max(n, before.shape[1]) > n_kept:
+        inner = inside @ inside.T + before @ before.T + strength * _eye(n_kept)
+        return _wide(kept @ torch.cholesky_solve(inside @ residuals.T, _cholesky(inner)))
+    solved = inside / strength  # A^-1 G, with A = U^T Kp Kp^T U + g I
+    if before.shape[1]:
+        small = strength * _eye(before.shape[1]) + before.T @ before
+        solved = solved - before @ torch.cholesky_solve(before.T @ inside, _cholesky(small)) / strength
+    inner = _eye(n) + inside.T @ solved
+    return torch.cholesky_solve(residuals.T, _cholesky(inner)).T, kept @ solved
+
+
+def _wide(change: Tensor) -> Factors:
+    """D^T [d_mlp, d_model] as factors of rank d_model."""
+    return _eye(change.shape[1]), change
+
+
+def _eye(size: int) -> Tensor:
+    return torch.eye(size, dtype=torch.float64)
+
+
+def _cholesky(matrix: Tensor) -> Tensor:
+    factor, failed = torch.linalg.cholesky_ex(matrix)
+    if failed:
+        raise EditFailedError("The keys of these requests cannot be told apart. Edit fewer of them at once.")
+    return factor
