@@ -10,11 +10,19 @@ from editing.errors import (
     EditOrderError,
     RequestError,
 )
+from editing.locate_then_edit.alphaedit import AlphaEdit
+from editing.locate_then_edit.emmet import EMMET
+from editing.locate_then_edit.memit import MEMIT, layers_around
+from editing.locate_then_edit.pmet import PMET
 from editing.locate_then_edit.rome import ROME
 from editing.request import EditRequest
 
 __all__ = [
+    "EMMET",
+    "MEMIT",
+    "PMET",
     "ROME",
+    "AlphaEdit",
     "BaseModelError",
     "CovarianceError",
     "Edit",
@@ -24,6 +32,7 @@ __all__ = [
     "EditingError",
     "EditingWarning",
     "RequestError",
+    "layers_around",
     "load_edit",
     "undo_all",
     "unedited",

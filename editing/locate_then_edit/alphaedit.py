@@ -1,0 +1,107 @@
+"""AlphaEdit: change only what old keys hardly use, and spare the keys of earlier edits (Fang et al. 2025).
+
+    D = R K^T P (K K^T P + Kp Kp^T P + g I)^-1,   P = U U^T
+U spans the null space of C, as far as it has one: eigenvectors with small eigenvalues. Kp are the keys of
+earlier AlphaEdit edits that are applied: each edit carries its own, so undoing it forgets them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from editing.edit import Edit
+from editing.errors import CovarianceError, RequestError
+from editing.locate_then_edit.covariance import SecondMoment
+from editing.locate_then_edit.memit import MEMIT
+from editing.locate_then_edit.solve import Factors, null_space_update
+from editing.locate_then_edit.spread import mean_keys, read_all
+from editing.locate_then_edit.values import Value
+from editing.request import EditRequest
+from tracer.model import LanguageModel
+
+SMALL_SHARE = 0.02  # of C's trace that the null space may carry
+STRENGTH_PER_KEY = 0.1  # g over the mean squared length of the null space's part of an edit's keys
+
+
+@dataclass(frozen=True, kw_only=True)
+class AlphaEdit(MEMIT):
+    """Null-space constrained editing, for many edits in sequence.
+
+    Attributes:
+        layers: as in `MEMIT`.
+        threshold: eigenvalues of C below it count as 0; None: the smallest that carry 2 % of its trace
+            together (an absolute threshold means something else in every model).
+        strength: g; None: a tenth of the mean squared length of the requests' keys inside the null space.
+
+    Source: Fang et al. 2025 (arXiv:2410.02355), eq. 14.
+    """
+
+    threshold: float | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.threshold is not None and not self.threshold > 0:
+            raise RequestError(f"threshold={self.threshold} leaves no directions. Write threshold=2e-2, or None.")
+
+    def insert(
+        self, edit: Edit, requests: Sequence[EditRequest], values: Sequence[Value], *, seed: int, progress: bool | None
+    ) -> None:
+        """All requests, layer after layer; then their keys on the final weights are kept for later edits."""
+        model = edit.model
+        assert model is not None
+        moments, prefixes = self.statistics(model, seed, progress), self.prefixes(model, seed)
+        used: dict[int, dict[str, Any]] = {}
+
+        def solve(layer: int, keys: Tensor, residuals: Tensor) -> Factors:
+            kept = self.null_space(moments[layer])
+            strength = self._strength_for(kept, keys)
+            used[layer] = {"directions": kept.shape[1], "of": len(kept), "strength": strength}
+            return null_space_update(kept, keys, residuals, earlier_keys(model, layer, len(keys)), strength)
+
+        self.spread(model, solve).write(edit, requests, values, prefixes)
+        last, part = self.layers[-1], self.target(model)[1][0]
+        edit.kept = {
+            **edit.kept,
+            **{
+                _name(layer): mean_keys(read_all(model, requests, prefixes, layer, last, part)).T
+                for layer in self.layers
+            },
+        }
+        reports = [moment.report() for moment in moments.values()]
+        edit.summary = {**edit.summary, "null_space": used, "statistics": reports}
+
+    def null_space(self, moment: SecondMoment) -> Tensor:
+        """U, [d_mlp, direction].
+
+        Raises:
+            CovarianceError: no eigenvalue is small enough.
+        """
+        values, vectors = moment.spectrum
+        values = values.clamp(min=0)
+        small = values < self.threshold if self.threshold else values.cumsum(0) <= SMALL_SHARE * values.sum()
+        if not small.any():
+            raise CovarianceError(
+                f"No direction of layer {moment.layer} has an eigenvalue below {self.threshold}; the smallest is "
+                f"{values[0]:.2g}. Write threshold=None, or a larger one."
+            )
+        return vectors[:, small]
+
+    def _strength_for(self, kept: Tensor, keys: Tensor) -> float:
+        if self.strength is not None:
+            return self.strength
+        return max(STRENGTH_PER_KEY * float((kept.T @ keys).square().sum(0).mean()), torch.finfo(torch.float64).tiny)
+
+
+def earlier_keys(model: LanguageModel, layer: int, n_neurons: int) -> Tensor:
+    """Kp: keys at `layer` of all AlphaEdit edits that are applied to `model`, [d_mlp, key]."""
+    found = [edit.kept[_name(layer)] for edit in model.edits if _name(layer) in edit.kept]
+    return torch.cat(found, dim=1) if found else torch.zeros(n_neurons, 0, dtype=torch.float64)
+
+
+def _name(layer: int) -> str:
+    return f"keys at layer {layer}"

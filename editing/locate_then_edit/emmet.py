@@ -1,0 +1,71 @@
+"""EMMET: ROME for many facts at once, every pair memorised exactly (Gupta et al. 2024).
+
+D = R (K^T C^-1 K + mu I)^-1 K^T C^-1
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from editing.edit import Edit
+from editing.errors import RequestError
+from editing.locate_then_edit.contexts import MEMIT_OPENINGS, MEMIT_PLAN
+from editing.locate_then_edit.settings import LocateThenEdit
+from editing.locate_then_edit.solve import Factors, exact_update
+from editing.locate_then_edit.spread import Spread
+from editing.locate_then_edit.suffix import Part
+from editing.locate_then_edit.values import Value
+from editing.request import EditRequest
+from tracer.model import LanguageModel
+
+
+@dataclass(frozen=True, kw_only=True)
+class EMMET(LocateThenEdit):
+    """Equality-constrained mass model editing in one layer.
+
+    Attributes:
+        layer: the MLP to write to.
+        slack: mu, relative to the mean of K^T C^-1 K's diagonal; a single request is always exact.
+
+    Source: Gupta et al. 2024 (arXiv:2403.14236), eq. 12. The constants of the released code are absolute.
+    """
+
+    layer: int
+    slack: float = 1e-3
+    clamp: float = 0.75
+    context_plan: tuple[tuple[int, int], ...] = MEMIT_PLAN
+
+    openings: ClassVar[tuple[str, ...] | None] = MEMIT_OPENINGS
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self._whole_number("layer")
+        if not self.slack >= 0:
+            raise RequestError(f"slack={self.slack} is negative. Write slack=1e-3.")
+
+    def written(self) -> tuple[int, ...]:
+        """The one layer."""
+        return (self.layer,)
+
+    def target(self, model: LanguageModel) -> tuple[int, tuple[Part, ...]]:
+        """The output of W: in one layer nothing need be spread, and a norm after W need not be undone."""
+        return self.layer, ("mlp",)
+
+    def insert(
+        self, edit: Edit, requests: Sequence[EditRequest], values: Sequence[Value], *, seed: int, progress: bool | None
+    ) -> None:
+        """All requests at once."""
+        model = edit.model
+        assert model is not None
+        moment = self.statistics(model, seed, progress)[self.layer]
+        slack = self.slack if len(requests) > 1 else 0.0
+
+        def solve(_layer: int, keys: Tensor, residuals: Tensor) -> Factors:
+            return exact_update(moment, keys, residuals, slack)
+
+        Spread((self.layer,), "mlp", float, solve).write(edit, requests, values, self.prefixes(model, seed))
+        edit.summary = {**edit.summary, "statistics": [moment.report()]}

@@ -1,0 +1,110 @@
+"""MEMIT: write many facts at once, the residual spread over a range of layers (Meng et al. 2023).
+
+    D = R K^T (lambda C + K K^T)^-1     at each layer, R being the missing part over the layers left
+For one fact q / (q + lambda) of its share is written, q = k^T C^-1 k being about d_mlp for an ordinary key.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from editing.edit import Edit
+from editing.errors import RequestError
+from editing.locate_then_edit.contexts import MEMIT_OPENINGS, MEMIT_PLAN
+from editing.locate_then_edit.covariance import SecondMoment
+from editing.locate_then_edit.settings import LocateThenEdit
+from editing.locate_then_edit.solve import Factors, ridge_update
+from editing.locate_then_edit.spread import Solve, Spread, has_norm
+from editing.locate_then_edit.suffix import Part
+from editing.locate_then_edit.values import Value
+from editing.request import EditRequest
+from tracer.model import LanguageModel
+
+STRENGTH_PER_NEURON = 15_000 / 16_384  # GPT-J's lambda over its d_mlp
+
+
+@dataclass(frozen=True, kw_only=True)
+class MEMIT(LocateThenEdit):
+    """Mass-editing memory in a transformer: all requests in one least-squares solution a layer.
+
+    Attributes:
+        layers: that are written, rising; values are optimised at the output of the last one. See `layers_around`.
+        strength: lambda, the weight of old keys; None: 15,000 / 16,384 * d_mlp, GPT-J's for any width.
+
+    Source: Meng et al. 2023 (arXiv:2210.07229), algorithm 1 and eq. 14.
+    """
+
+    layers: tuple[int, ...]
+    strength: float | None = None
+    clamp: float = 0.75
+    context_plan: tuple[tuple[int, int], ...] = MEMIT_PLAN
+
+    openings: ClassVar[tuple[str, ...] | None] = MEMIT_OPENINGS
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "layers", checked_layers(self.layers))
+        if self.strength is not None and not self.strength > 0:
+            raise RequestError(f"strength={self.strength} gives old keys no weight. Write strength=15_000.0, or None.")
+
+    def written(self) -> tuple[int, ...]:
+        """All of `layers`."""
+        return self.layers
+
+    def target(self, model: LanguageModel) -> tuple[int, tuple[Part, ...]]:
+        """The output of the last layer's block; of its W where a norm follows, past which not every value can get."""
+        return self.layers[-1], ("mlp",) if has_norm(model) else ("block",)
+
+    def insert(
+        self, edit: Edit, requests: Sequence[EditRequest], values: Sequence[Value], *, seed: int, progress: bool | None
+    ) -> None:
+        """All requests, layer after layer."""
+        model = edit.model
+        assert model is not None
+        moments = self.statistics(model, seed, progress)
+
+        def solve(layer: int, keys: Tensor, residuals: Tensor) -> Factors:
+            return ridge_update(moments[layer], keys, residuals, self._strength(moments[layer]))
+
+        self.spread(model, solve).write(edit, requests, values, self.prefixes(model, seed))
+        reports = [moment.report() for moment in moments.values()]
+        edit.summary = {**edit.summary, "strength": self._strength(moments[self.layers[-1]]), "statistics": reports}
+
+    def spread(self, model: LanguageModel, solve: Solve) -> Spread:
+        """The loop over layers with this method's solution."""
+        return Spread(self.layers, self.target(model)[1][0], self.share, solve, has_norm(model))
+
+    def share(self, left: int) -> float:
+        """The residual is divided by this where `left` layers are still to be written."""
+        return left
+
+    def _strength(self, moment: SecondMoment) -> float:
+        return STRENGTH_PER_NEURON * len(moment.matrix) if self.strength is None else self.strength
+
+
+def checked_layers(layers: Sequence[int]) -> tuple[int, ...]:
+    """`layers` as a rising tuple of whole numbers.
+
+    Raises:
+        RequestError: there are none, or the same one twice.
+    """
+    if isinstance(layers, int) or not len(layers):
+        raise RequestError(f"layers={layers!r} names no layers. Write e.g. layers=(3, 4, 5, 6, 7).")
+    found = tuple(sorted(int(layer) for layer in layers))
+    if len(set(found)) != len(found):
+        raise RequestError(f"layers={tuple(layers)} names a layer twice.")
+    return found
+
+
+def layers_around(layer: int, n_layers: int, n: int = 5) -> tuple[int, ...]:
+    """`n` neighbouring layers with `layer`, e.g. `tracer.locate(average).layer`, in their middle, moved inside.
+
+    Five is what the authors use for GPT-2 XL; in a model of few layers, at most a third of them.
+    """
+    n = max(1, min(n, n_layers // 3))
+    begin = min(max(0, layer - n // 2), n_layers - n)
+    return tuple(range(begin, begin + n))

@@ -1,0 +1,162 @@
+"""A residual spread over several layers: the loop of MEMIT, PMET, EMMET and AlphaEdit.
+
+    for each layer l_1 < ... < l_m = L:
+        K    keys at this layer, on the weights written so far
+        R    (Z - H) / share, what is still missing at layer L
+        W_l  += D(K, R)
+Z is what the values ask for at L, H what is there now. Both K and H move with every write, so they are
+read anew (Meng et al. 2023, algorithm 1). Where a norm follows W (`after_norm`), values are wanted of
+W itself at L, and the residual is what the stream lacks after that norm; the last layer is exact.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from editing.change import LowRank
+from editing.edit import Edit
+from editing.errors import EditFailedError
+from editing.locate_then_edit.keys import Reading, read_keys
+from editing.locate_then_edit.rows import batched_rows
+from editing.locate_then_edit.settings import TOGETHER, value_record
+from editing.locate_then_edit.solve import Factors
+from editing.locate_then_edit.suffix import Part
+from editing.locate_then_edit.values import Value
+from editing.request import EditRequest
+from editing.scores import target_scores
+from tracer.model import LanguageModel
+
+Solve = Callable[[int, Tensor, Tensor], Factors]
+SMALLEST_GAIN = 1e-3  # of a norm's largest gain: smaller ones are not inverted
+
+
+@dataclass(frozen=True)
+class Spread:
+    """How one method goes about it.
+
+    Attributes:
+        layers: l_1 to L.
+        part: what values were optimised for at L.
+        share: of the layers still to write, by how much the residual is divided.
+        solve: layer, K [d_mlp, n], R [d_model, n] -> factors of D.
+        through_norm: values are of W, and other layers' shares go through the norms after it.
+    """
+
+    layers: tuple[int, ...]
+    part: Part
+    share: Callable[[int], float]
+    solve: Solve
+    through_norm: bool = False
+
+    def write(
+        self, edit: Edit, requests: Sequence[EditRequest], values: Sequence[Value], prefixes: Sequence[str]
+    ) -> None:
+        """Writes all requests into every layer; changes, records and summary go to `edit`."""
+        model, begun = edit.model, time.perf_counter()
+        assert model is not None
+        wanted = torch.stack([value.wanted for value in values])
+        last, written, gaps = self.layers[-1], [], []
+        for number, layer in enumerate(self.layers):
+            reading = read_all(model, requests, prefixes, layer, last, self.part)
+            missing = wanted - reading.reached
+            gaps.append(missing.norm(dim=1))
+            asked = self._asked(model, layer, reading, wanted) / self.share(len(self.layers) - number)
+            out, into = self.solve(layer, mean_keys(reading).T, asked.T)
+            change = LowRank(model.anatomy.value_weight_name(layer), out, into)
+            written.append(edit.write(change))
+            edit.changes += (change,)
+        gaps.append((wanted - read_all(model, requests, prefixes, last, last, self.part).reached).norm(dim=1))
+        scores = target_scores(model, [(request.prompt, request.new) for request in requests])
+        largest = {name: max(getattr(one, name) for one in written) for name in ("relative_change", "lost_by_rounding")}
+        for at, (request, value, score) in enumerate(zip(requests, values, scores, strict=True)):
+            gap = {"residual_before": float(gaps[0][at]), "residual_after": float(gaps[-1][at])}
+            edit.diagnostics += ({**value_record(request, value, score.prob), **gap, **largest},)
+        by_layer = {layer: dataclasses.asdict(one) for layer, one in zip(self.layers, written, strict=True)}
+        edit.summary = {**edit.summary, "layers": by_layer, "seconds": time.perf_counter() - begun}
+
+    def _asked(self, model: LanguageModel, layer: int, reading: Reading, wanted: Tensor) -> Tensor:
+        """All that is missing at the last layer, as a change of this layer's W k; [request, d_model]."""
+        missing, last = wanted - reading.reached, self.layers[-1]
+        if not self.through_norm or layer == last:
+            return missing / (residual_factor(model) if self.part == "block" else 1)
+        stream = after_norm(model, last, wanted) - after_norm(model, last, reading.reached)
+        return before_norm(model, layer, reading.outputs[:, 0], stream)
+
+
+def read_all(
+    model: LanguageModel, requests: Sequence[EditRequest], prefixes: Sequence[str], layer: int, last: int, part: Part
+) -> Reading:
+    """`read_keys` of any number of requests, in their order, float64 on the CPU."""
+    found: dict[int, tuple[Tensor, ...]] = {}
+    for numbers, rows in batched_rows(model, requests, prefixes, tokens=TOGETHER):
+        reading = read_keys(model, rows, layer, last=last, part=part)
+        double = [one.double().cpu() for one in (reading.keys, reading.outputs, reading.reached)]
+        found |= {number: tuple(one[at] for one in double) for at, number in enumerate(numbers)}
+    return Reading(*(torch.stack([found[number][n] for number in range(len(requests))]) for n in range(3)))
+
+
+def mean_keys(reading: Reading) -> Tensor:
+    """The bare prompt's key and the mean over the prefixes, in equal parts; [request, d_mlp]."""
+    bare, others = reading.keys[:, 0], reading.keys[:, 1:]
+    return (bare + others.mean(1)) / 2 if others.shape[1] else bare
+
+
+def has_norm(model: LanguageModel) -> bool:
+    """Whether a norm stands between W and the residual stream (Gemma 2 and 3, OLMo-2)."""
+    names = model.anatomy.names
+    assert names.value_matrix is not None
+    return names.value_matrix != names.mlp_site and not names.value_matrix.startswith(f"{names.mlp_site}.")
+
+
+def after_norm(model: LanguageModel, layer: int, outputs: Tensor) -> Tensor:
+    """What the stream receives of W's outputs [request, d_model], float64 on the CPU."""
+    norm = model.anatomy.site_module("mlp", layer)
+    weight: Any = next(norm.parameters())
+    with torch.no_grad():
+        return norm(outputs[:, None].to(weight.device, weight.dtype))[:, 0].double().cpu()
+
+
+def before_norm(model: LanguageModel, layer: int, outputs: Tensor, residual: Tensor) -> Tensor:
+    """The change of W's outputs after which the stream receives `residual` more.
+
+    After a norm N(y) = g y / rms(y) it is rms(y) residual / g: then N has the wanted direction, and the wanted
+    size as far as the stream's share can grow at all.
+
+    Args:
+        model: of a family where `has_norm`.
+        layer: of W.
+        outputs: y at the bare prompts, [request, d_model].
+        residual: [request, d_model].
+
+    Raises:
+        EditFailedError: what stands between is no RMS norm.
+    """
+    gain = _gain(model.anatomy.site_module("mlp", layer), outputs)
+    inverse = torch.where(gain.abs() < SMALLEST_GAIN * gain.abs().max(), 0, 1 / gain)
+    return outputs.square().mean(-1, keepdim=True).sqrt() * residual * inverse
+
+
+def residual_factor(model: LanguageModel) -> float:
+    """What Granite multiplies every sub-layer's output by before it is added; 1 elsewhere."""
+    return float(getattr(model.torch.config.get_text_config(), "residual_multiplier", 1.0) or 1.0)
+
+
+def _gain(norm: nn.Module, outputs: Tensor) -> Tensor:
+    """What an RMS norm makes of ones, which is its gain; float64 [d_model]."""
+    weight: Any = next(norm.parameters())
+    ones = torch.ones(1, 1, outputs.shape[-1], dtype=weight.dtype, device=weight.device)
+    with torch.no_grad():
+        one, two, less = (norm(scale * ones) for scale in (1.0, 2.0, -1.0))
+    if not (torch.allclose(one, two, rtol=1e-2) and torch.allclose(one, -less, rtol=1e-2)):
+        raise EditFailedError(
+            f"Between W and the residual stream stands {type(norm).__name__}, which is no RMS norm. Use ROME, which "
+            f"writes the output of W itself."
+        )
+    return one[0, 0].double().cpu()

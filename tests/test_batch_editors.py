@@ -1,0 +1,324 @@
+"""MEMIT, PMET, EMMET and AlphaEdit on tiny models: what is written, what is kept, undo."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from conftest import LAYERS
+
+import tracer
+from editing import EMMET, MEMIT, PMET, ROME, AlphaEdit, EditRequest, RequestError, layers_around, load_edit
+from editing.errors import CovarianceError
+from editing.locate_then_edit.alphaedit import earlier_keys
+from editing.locate_then_edit.contexts import contexts
+from editing.locate_then_edit.keys import read_keys
+from editing.locate_then_edit.presets import PRESETS
+from editing.locate_then_edit.rows import batched_rows, request_rows
+from editing.locate_then_edit.spread import before_norm, mean_keys, read_all
+from editing.locate_then_edit.suffix import Suffix
+from editing.locate_then_edit.values import Search, _Path, optimise_values
+from tracer.errors import SiteError
+
+REQUESTS = [
+    EditRequest("The Space Needle is located in the city of", subject="The Space Needle", new=" Paris"),
+    EditRequest("The mother tongue of Angela Merkel is", subject="Angela Merkel", new=" French"),
+    EditRequest("The capital of France is the city of", subject="France", new=" Rome"),
+]
+PREFIXES = ("", "It is said. ", "One day they went away. ")
+QUICK = {"context_plan": ((2, 4),), "tokens": 700, "steps": 6}
+LAYERS_WRITTEN = (1, 2)
+EDITORS = {
+    "MEMIT": MEMIT(layers=LAYERS_WRITTEN, **QUICK),
+    "PMET": PMET(layers=LAYERS_WRITTEN, **QUICK),
+    "EMMET": EMMET(layer=1, **QUICK),
+    "AlphaEdit": AlphaEdit(layers=LAYERS_WRITTEN, **QUICK),
+}
+pytestmark = pytest.mark.filterwarnings("ignore::editing.EditingWarning")
+
+
+@pytest.fixture(params=EDITORS)
+def editor(request: pytest.FixtureRequest) -> MEMIT | EMMET:
+    return EDITORS[request.param]
+
+
+def state(model: tracer.LanguageModel) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in model.torch.state_dict().items()}
+
+
+def assert_same(model: tracer.LanguageModel, before: dict[str, torch.Tensor]) -> None:
+    for name, tensor in model.torch.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
+
+
+# The values of several requests
+
+
+@pytest.mark.parametrize("parts", [("mlp",), ("block",), ("mlp", "attn")])
+def test_values_found_together_equal_those_found_alone(family_model: tracer.LanguageModel, parts: tuple) -> None:
+    search = Search(steps=6, clamp=0.7, greedy=len(parts) == 2)
+    together = optimise_values(family_model, 2, request_rows(family_model, REQUESTS, PREFIXES), search, parts=parts)
+    for request, value in zip(REQUESTS, together, strict=True):
+        rows = request_rows(family_model, [request], PREFIXES)
+        (alone,) = optimise_values(family_model, 2, rows, search, parts=parts)
+        torch.testing.assert_close(value.delta, alone.delta, atol=1e-7, rtol=0)
+        assert value.steps == alone.steps and value.clamped == alone.clamped
+
+
+def test_a_delta_at_two_places_equals_one_in_a_whole_pass(family_model: tracer.LanguageModel) -> None:
+    layer, rows = 2, request_rows(family_model, REQUESTS, PREFIXES)
+    shape = (len(REQUESTS), 2, family_model.d_model)
+    deltas = 0.1 * torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    found = Suffix(family_model, layer, rows, ("mlp", "attn")).logits(deltas)[0].log_softmax(-1)
+    each, anatomy = torch.arange(len(rows.ids)), family_model.anatomy
+    handles = []
+    for part, matrix in enumerate((anatomy.value_matrix(layer), anatomy.head_matrix(layer))):
+
+        def add(_module, _inputs, output, part=part):
+            output = output.clone()
+            output[each, rows.lookup] += deltas[:, part].repeat_interleave(rows.each, 0)
+            return output
+
+        handles.append(matrix.register_forward_hook(add))
+    with torch.no_grad():
+        logits = family_model.torch(input_ids=rows.ids, attention_mask=rows.attention_mask).logits.log_softmax(-1)
+    for handle in handles:
+        handle.remove()
+    torch.testing.assert_close(found, logits[rows.target_rows, rows.target_places], atol=1e-9, rtol=0)
+
+
+def test_a_delta_at_a_block_equals_one_in_a_whole_pass(family_model: tracer.LanguageModel) -> None:
+    layer, rows = 1, request_rows(family_model, REQUESTS, PREFIXES)
+    deltas = torch.randn(len(REQUESTS), 1, family_model.d_model, dtype=torch.float64)
+    found = Suffix(family_model, layer, rows, ("block",)).logits(deltas)[0].log_softmax(-1)
+    each = torch.arange(len(rows.ids))
+
+    def add(_module, _inputs, output):
+        changed = (output[0] if isinstance(output, tuple) else output).clone()
+        changed[each, rows.lookup] += deltas[:, 0].repeat_interleave(rows.each, 0)
+        return changed if isinstance(output, torch.Tensor) else (changed, *output[1:])
+
+    handle = family_model.anatomy.blocks[layer].register_forward_hook(add)
+    with torch.no_grad():
+        logits = family_model.torch(input_ids=rows.ids, attention_mask=rows.attention_mask).logits.log_softmax(-1)
+    handle.remove()
+    torch.testing.assert_close(found, logits[rows.target_rows, rows.target_places], atol=1e-9, rtol=0)
+
+
+def test_batches_hold_every_request_once(toy_model: tracer.LanguageModel) -> None:
+    for tokens, n_batches in ((1, 3), (10_000, 1)):
+        batches = list(batched_rows(toy_model, REQUESTS, PREFIXES, tokens=tokens))
+        assert len(batches) == n_batches
+        assert sorted(number for numbers, _ in batches for number in numbers) == [0, 1, 2]
+
+
+# What is written
+
+
+def test_undo_restores_every_weight_bit_for_bit(family_model: tracer.LanguageModel, editor: MEMIT | EMMET) -> None:
+    before = state(family_model)
+    edit = editor.apply(family_model, REQUESTS)
+    changed = {
+        name for name, tensor in family_model.torch.state_dict().items() if not torch.equal(tensor, before[name])
+    }
+    assert changed == {change.weight for change in edit.changes} and changed
+    edit.undo()
+    assert_same(family_model, before)
+
+
+def test_a_failure_between_layers_leaves_the_model_as_it_was(
+    toy_model: tracer.LanguageModel, editor: MEMIT | EMMET, monkeypatch
+) -> None:
+    before = state(toy_model)
+    monkeypatch.setattr("editing.locate_then_edit.spread.target_scores", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        editor.apply(toy_model, REQUESTS)
+    assert_same(toy_model, before)
+    assert toy_model.edits == []
+
+
+def test_a_loaded_edit_gives_the_same_weights(toy_model: tracer.LanguageModel, editor: MEMIT | EMMET, tmp_path) -> None:
+    with editor.apply(toy_model, REQUESTS) as edit:
+        written = state(toy_model)
+        edit.save(tmp_path / "edit.safetensors")
+    with load_edit(tmp_path / "edit.safetensors").apply(toy_model) as loaded:
+        assert_same(toy_model, written)
+        assert loaded.kept.keys() == edit.kept.keys()
+
+
+def test_edits_made_one_by_one_equal_those_made_in_one_go(
+    toy_model: tracer.LanguageModel, editor: MEMIT | EMMET
+) -> None:
+    before = toy_model.fingerprint()
+    made = editor.each(toy_model, REQUESTS)
+    assert toy_model.fingerprint() == before and toy_model.edits == []
+    for request, edit in zip(REQUESTS, made, strict=True):
+        with editor.apply(toy_model, [request]) as alone:
+            expected = state(toy_model)
+        with edit.apply(toy_model):
+            for name, tensor in toy_model.torch.state_dict().items():
+                torch.testing.assert_close(tensor, expected[name], atol=1e-7, rtol=0)
+        assert edit.requests == (request,) and alone.diagnostics[0].keys() == edit.diagnostics[0].keys()
+
+
+def test_nothing_to_write_changes_nothing(toy_model: tracer.LanguageModel, editor: MEMIT | EMMET) -> None:
+    before = toy_model.fingerprint()
+    with editor.apply(toy_model, []) as edit:
+        assert toy_model.fingerprint() == before and edit.changes == ()
+
+
+def test_a_weak_ridge_in_one_layer_writes_the_whole_residual(family_model: tracer.LanguageModel) -> None:
+    """(W + D) K = W K + R, which in a layer whose output is added as it is closes the gap at the mean key."""
+    memit = MEMIT(layers=(2,), strength=1e-8, **{**QUICK, "context_plan": ()})
+    with memit.apply(family_model, REQUESTS) as edit:
+        for record in edit.diagnostics:
+            assert record["residual_after"] < 1e-6 * record["residual_before"]
+
+
+def test_every_layer_takes_its_share(family_model: tracer.LanguageModel) -> None:
+    with MEMIT(layers=(0, 1, 2), strength=1e-8, **{**QUICK, "context_plan": ()}).apply(family_model, REQUESTS) as edit:
+        assert all(record["residual_after"] < 0.5 * record["residual_before"] for record in edit.diagnostics)
+        assert len(edit.changes) == 3 and all(one["relative_change"] > 0 for one in edit.summary["layers"].values())
+
+
+def test_emmet_with_one_request_is_r_rome(family_model: tracer.LanguageModel) -> None:
+    same = {"context_plan": (), "tokens": 700, "steps": 6, "clamp": 4.0}
+    with ROME(layer=1, **same).apply(family_model, REQUESTS[:1]):
+        rome = state(family_model)
+    with EMMET(layer=1, **same).apply(family_model, REQUESTS[:1]):
+        for name, tensor in family_model.torch.state_dict().items():
+            torch.testing.assert_close(tensor, rome[name], atol=1e-10, rtol=0)
+
+
+def test_emmet_maps_every_key_to_its_value(toy_model: tracer.LanguageModel) -> None:
+    emmet = EMMET(layer=1, slack=0.0, **{**QUICK, "context_plan": ()})
+    with emmet.apply(toy_model, REQUESTS) as edit:
+        assert all(record["residual_after"] < 1e-9 * record["residual_before"] for record in edit.diagnostics)
+
+
+def test_pmet_with_the_attention_held_is_an_optimisation_of_the_mlp_alone(toy_model: tracer.LanguageModel) -> None:
+    rows = request_rows(toy_model, REQUESTS[:1], PREFIXES)
+    both = Suffix(toy_model, 2, rows, ("mlp", "attn"))
+    one = Suffix(toy_model, 2, rows, ("mlp",))
+    delta = torch.randn(1, 1, toy_model.d_model, dtype=torch.float64)
+    torch.testing.assert_close(both.logits(torch.cat((delta, 0 * delta), 1)), one.logits(delta), atol=1e-12, rtol=0)
+
+
+def test_pmet_stops_once_every_target_is_the_argmax_and_the_drift_is_small() -> None:
+    initial, nll = torch.ones(2, 4, dtype=torch.float64), torch.tensor(2.0)
+    for greedy, drift, ends in ((True, 0.005, True), (True, 0.5, False), (False, 0.005, False)):
+        path = _Path(initial, Search(greedy=True))
+        loss = path.loss(nll, torch.tensor(drift), torch.tensor(greedy))
+        assert (loss is None) == ends
+    assert _Path(initial, Search()).loss(nll, torch.tensor(0.005), torch.tensor(True)) is not None
+
+
+# Null space
+
+
+def test_alphaedit_keeps_the_keys_of_its_edits_and_forgets_them_with_undo(toy_model: tracer.LanguageModel) -> None:
+    editor, neurons = EDITORS["AlphaEdit"], 4 * toy_model.d_model
+    first = editor.apply(toy_model, REQUESTS[:1])
+    prefixes = contexts(toy_model, seed=0, plan=editor.context_plan, openings=editor.openings)
+    on_final = mean_keys(read_all(toy_model, REQUESTS[:1], prefixes, 2, 2, "block")).T
+    torch.testing.assert_close(earlier_keys(toy_model, 2, neurons), on_final, atol=1e-12, rtol=0)
+    second = editor.apply(toy_model, REQUESTS[1:])
+    assert earlier_keys(toy_model, 2, neurons).shape == (neurons, 3)
+    second.undo()
+    assert earlier_keys(toy_model, 2, neurons).shape == (neurons, 1)
+    first.undo()
+    assert earlier_keys(toy_model, 2, neurons).shape == (neurons, 0)
+
+
+def test_alphaedit_writes_nothing_outside_its_null_space(toy_model: tracer.LanguageModel) -> None:
+    editor = EDITORS["AlphaEdit"]
+    moments = editor.statistics(toy_model, 0, False)
+    with editor.apply(toy_model, REQUESTS) as edit:
+        for layer, change in zip(LAYERS_WRITTEN, edit.changes, strict=True):
+            kept = editor.null_space(moments[layer])
+            outside = change.into - kept @ (kept.T @ change.into)
+            assert outside.norm() < 1e-9 * change.into.norm()
+            share = edit.summary["null_space"][layer]
+            assert share["directions"] == kept.shape[1] < share["of"]
+
+
+def test_a_threshold_below_every_eigenvalue_is_refused(toy_model: tracer.LanguageModel) -> None:
+    before = state(toy_model)
+    with pytest.raises(CovarianceError, match="threshold=None"):
+        AlphaEdit(layers=(1,), threshold=1e-30, **QUICK).apply(toy_model, REQUESTS)
+    assert_same(toy_model, before)
+
+
+# Norms between W and the residual stream
+
+
+def test_the_wanted_output_of_w_gives_the_wanted_direction_after_its_norm(family_model: tracer.LanguageModel) -> None:
+    if family_model.anatomy.names.mlp_site == "mlp":
+        pytest.skip("nothing stands between W and the stream")
+    norm = family_model.anatomy.site_module("mlp", 1)
+    with torch.no_grad():
+        norm.weight.copy_(0.3 * torch.randn(family_model.d_model, dtype=torch.float64))
+        outputs = torch.randn(3, family_model.d_model, dtype=torch.float64)
+        residual = 0.5 * torch.randn(3, family_model.d_model, dtype=torch.float64)
+        wanted = norm(outputs) + residual
+        found = norm(outputs + before_norm(family_model, 1, outputs, residual))
+    torch.testing.assert_close(torch.cosine_similarity(found, wanted), torch.ones(3, dtype=torch.float64))
+    assert (found.norm(dim=1) / wanted.norm(dim=1) - 1).abs().max() < 0.5
+
+
+# Settings
+
+
+def test_keys_weigh_the_bare_prompt_as_much_as_all_prefixes(toy_model: tracer.LanguageModel) -> None:
+    reading = read_keys(toy_model, request_rows(toy_model, REQUESTS[:1], PREFIXES), 1)
+    keys = reading.keys[0]
+    torch.testing.assert_close(mean_keys(reading)[0], 0.5 * keys[0] + 0.25 * keys[1] + 0.25 * keys[2])
+
+
+@pytest.mark.parametrize(("model", "n"), [("gpt2-xl", 5), ("gpt-j-6b", 6)])
+def test_a_preset_has_the_published_settings(model: str, n: int) -> None:
+    memit = MEMIT.preset(model)
+    assert len(memit.layers) == n and memit.clamp == 0.75 and memit.strength in (20_000, 15_000)
+    assert MEMIT.preset(model, rate=0.1).rate == 0.1
+
+
+@pytest.mark.parametrize("method", PRESETS)
+def test_every_preset_makes_an_editor(method: str) -> None:
+    kind = {"ROME": ROME, "MEMIT": MEMIT, "PMET": PMET, "EMMET": EMMET, "AlphaEdit": AlphaEdit}[method]
+    assert all(kind.preset(model).written() for model in PRESETS[method])
+    with pytest.raises(RequestError, match="No .* settings were published for 'gpt5'"):
+        kind.preset("gpt5")
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: MEMIT(layers=()), "names no layers"),
+        (lambda: MEMIT(layers=3), "names no layers"),
+        (lambda: MEMIT(layers=(3, 3)), "twice"),
+        (lambda: MEMIT(layers=(3,), strength=0.0), "no weight"),
+        (lambda: EMMET(layer=3, slack=-1.0), "negative"),
+        (lambda: AlphaEdit(layers=(3,), threshold=0.0), "no directions"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(make, said: str) -> None:
+    with pytest.raises(RequestError, match=said):
+        make()
+
+
+def test_a_layer_that_is_not_there_is_refused(toy_model: tracer.LanguageModel) -> None:
+    with pytest.raises(SiteError, match="has layers 0 to 3"):
+        MEMIT(layers=(1, LAYERS)).apply(toy_model, REQUESTS)
+
+
+@pytest.mark.parametrize(
+    ("layer", "n_layers", "expected"),
+    [
+        (5, 30, (3, 4, 5, 6, 7)),
+        (0, 30, (0, 1, 2, 3, 4)),
+        (29, 30, (25, 26, 27, 28, 29)),
+        (2, 4, (2,)),
+        (1, 9, (0, 1, 2)),
+    ],
+)
+def test_layers_around_stay_inside(layer: int, n_layers: int, expected: tuple[int, ...]) -> None:
+    assert layers_around(layer, n_layers) == expected
