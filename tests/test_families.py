@@ -16,9 +16,9 @@ import tracer
 from editing import ROME, EditRequest
 from editing.generation import complete
 from editing.locate_then_edit.covariance import _accumulate
-from editing.locate_then_edit.keys import keys_and_outputs
+from editing.locate_then_edit.keys import read_keys
 from editing.locate_then_edit.rows import request_rows
-from editing.locate_then_edit.values import _answer_logits
+from editing.locate_then_edit.suffix import Suffix
 from tracer import anatomy
 from tracer.anatomy import anatomy_of, is_stored_transposed
 from tracer.errors import AnatomyError
@@ -162,21 +162,22 @@ def test_noise_has_the_width_of_the_embedding() -> None:
 @pytest.mark.parametrize("dense", DENSE)
 def test_the_value_matrix_maps_the_key_to_the_output(dense: str) -> None:
     model = opened(dense)
-    key, output = keys_and_outputs(model, 2, request_rows(model, REQUEST, ("", "Yes. ")))
+    reading = read_keys(model, request_rows(model, [REQUEST], ("", "Yes. ")), 2)
     module = model.anatomy.value_matrix(2)
     weight = module.weight.T if is_stored_transposed(module) else module.weight
     bias = 0 if getattr(module, "bias", None) is None else module.bias
-    torch.testing.assert_close(key @ weight.T + bias, output, atol=1e-12, rtol=0)
+    torch.testing.assert_close(reading.keys @ weight.T + bias, reading.outputs, atol=1e-12, rtol=0)
 
 
 @pytest.mark.parametrize("dense", DENSE)
 def test_a_delta_in_the_replay_equals_one_in_a_whole_pass(dense: str) -> None:
     """Rows of different lengths: positions, masks, ALiBi and built-in masks follow each row's own tokens."""
     model, layer = opened(dense), 1
-    rows = request_rows(model, REQUEST, ("", "Yes. ", "It is so: "))
+    rows = request_rows(model, [REQUEST], ("", "Yes. ", "It is so: "))
     delta = torch.randn(WIDTH, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        targets, essence = _answer_logits(model, layer, rows)(delta)
+        found = Suffix(model, layer, rows).logits(delta[None, None])
+        targets, essence = (logits.log_softmax(-1) for logits in found)
     each = torch.arange(len(rows.ids))
 
     def add(_module, _inputs, output):
@@ -192,7 +193,7 @@ def test_a_delta_in_the_replay_equals_one_in_a_whole_pass(dense: str) -> None:
         handle.remove()
     bound = 10 * FAMILIES[dense].bound
     torch.testing.assert_close(targets, logits[rows.target_rows, rows.target_places], atol=bound, rtol=0)
-    torch.testing.assert_close(essence, logits[-1, rows.lookup[-1]], atol=bound, rtol=0)
+    torch.testing.assert_close(essence[0], logits[-1, rows.lookup[-1]], atol=bound, rtol=0)
 
 
 def test_flattened_keys_are_counted_like_others() -> None:
