@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 import tracer
-from tracer.causal_trace import predicted_id
+from tracer.answer import predicted_id
 from tracer.facts import bundled, spread_over_relations
 from tracer.screen import rank_correlation
 from tracer.site import KINDS
@@ -52,7 +52,7 @@ def compared(
     model: tracer.LanguageModel, fact: tracer.TokenizedFact, samples: int, window: int, noise: tracer.GaussianNoise
 ) -> dict:
     """Rank correlation over the cells from the subject on, share of the exact largest 20 found, CPU seconds."""
-    options = {"samples": samples, "window": window, "noise": noise}
+    options = {"samples": samples, "window": window, "corruption": noise}
     model.fingerprint()  # read once, not on the first one's clock
     begun = time.process_time()
     estimate = tracer.attribute(model, fact, **options)

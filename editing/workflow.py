@@ -17,7 +17,8 @@ from editing.generation import complete
 from editing.locate_then_edit.rome import ROME
 from editing.request import EditRequest, check_requests
 from editing.scores import target_scores
-from tracer.causal_trace import noise_for, predicted_id
+from tracer.answer import predicted_id
+from tracer.corrupt import measured_corruption
 from tracer.effect import AverageTrace, TraceResult
 from tracer.facts import bundled, paraphrases, relation_of, spread_over_relations
 from tracer.model import LanguageModel
@@ -155,8 +156,8 @@ def locate_then_edit(
     make = editor or (lambda at: ROME(layer=at))
     make(layer or 0)  # settings that do not fit are refused now, not after the traces
     fact = tracer.Fact(request.prompt, request.subject, subject_at=request.subject_at)
-    noise = noise_for(model, None)
-    options: dict[str, Any] = {"samples": samples, "window": window, "noise": noise, "progress": progress}
+    corruption = measured_corruption(model, None)
+    options: dict[str, Any] = {"samples": samples, "window": window, "corruption": corruption, "progress": progress}
     before = tracer.trace(model, fact, severed=("mlp",), **options)
     average = None
     if layer is None:

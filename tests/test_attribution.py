@@ -35,7 +35,7 @@ def test_in_a_linear_model_the_estimate_is_the_exact_effect_on_the_logit(monkeyp
     """The network is linear; so that the metric is too, the answer's logit stands in for its probability."""
     model = toy(toys.linear_gpt2())
     monkeypatch.setattr("tracer.attribution.probability", lambda logits, answer: logits[..., answer])
-    found = attribute(model, TOY_FACT, samples=2, window=1, noise=NOISE)
+    found = attribute(model, TOY_FACT, samples=2, window=1, corruption=NOISE)
     effects = {kind: values - found.corrupted_samples for kind, values in found.restored.items()}
     draws = NOISE.draws(samples=2, n_subject=2, d_model=toys.WIDTH, seed=1)
     passes = Passes(model, toys.IDS, (1, 3), draws)
@@ -52,7 +52,7 @@ def test_in_a_linear_model_the_estimate_is_the_exact_effect_on_the_logit(monkeyp
 def test_the_error_falls_with_the_square_of_the_noise(kind: str) -> None:
     model, errors = toy(toys.gpt2()), []
     for sigma in (4e-4, 1e-4):
-        options = {"samples": 2, "window": 1, "noise": tracer.GaussianNoise(1.0, sigma)}
+        options = {"samples": 2, "window": 1, "corruption": tracer.GaussianNoise(1.0, sigma)}
         estimate, exact = attribute(model, TOY_FACT, **options), tracer.trace(model, TOY_FACT, **options)
         errors.append(abs(estimate.restored[kind] - exact.restored[kind]).max())
     assert 12 < errors[0] / errors[1] < 20
@@ -62,7 +62,7 @@ def test_the_error_falls_with_the_square_of_the_noise(kind: str) -> None:
 def test_every_family_has_a_first_order_map(name: str) -> None:
     """At little noise it is the exact map, but for what float32 softmaxes and curvature leave."""
     model, fact = tracer.load(FAMILIES[name].build(), check=False), tracer.TokenizedFact(tuple(IDS[0].tolist()), SPAN)
-    options = {"samples": 2, "window": 1, "noise": tracer.GaussianNoise(1.0, 1e-4)}
+    options = {"samples": 2, "window": 1, "corruption": tracer.GaussianNoise(1.0, 1e-4)}
     estimate, exact = attribute(model, fact, **options), tracer.trace(model, fact, **options)
     assert (estimate.answer_id, estimate.fact) == (exact.answer_id, exact.fact)
     np.testing.assert_allclose(estimate.corrupted_samples, exact.corrupted_samples, atol=1e-6)
@@ -130,7 +130,7 @@ def dropped_by_the_slow_definition(model: tracer.LanguageModel, layer: int) -> d
 
 def test_graddrop_is_the_mean_size_over_dropped_layers() -> None:
     model = toy(toys.gpt2().requires_grad_(True))
-    found = attribute(model, TOY_FACT, samples=2, window=1, noise=NOISE, method="graddrop")
+    found = attribute(model, TOY_FACT, samples=2, window=1, corruption=NOISE, method="graddrop")
     drops = [dropped_by_the_slow_definition(model, layer) for layer in range(model.n_layers)]
     for kind in KINDS:
         # A sub-layer's own drop leaves nothing of it, so it does not count (Kramar et al. 2024).
@@ -153,7 +153,7 @@ def test_graddrop_finds_what_cancels_in_the_plain_estimate() -> None:
             block.mlp.c_proj.weight.zero_()
     model.transformer.h[1].mlp.forward = lambda hidden: -hidden.relu()  # x + MLP(x) = min(x, 0)
     fact = dataclasses.replace(TOY_FACT, subject_span=(5, 6))
-    options = {"samples": 1, "kinds": ("state",), "noise": tracer.GaussianNoise(1.0, 1.0)}
+    options = {"samples": 1, "kinds": ("state",), "corruption": tracer.GaussianNoise(1.0, 1.0)}
     exact = tracer.trace(toy(model), fact, **options).indirect_effect["state"][5, 0]
     plain, dropped = (attribute(toy(model), fact, method=m, **options) for m in ("atp", "graddrop"))
     assert exact < -5e-3
@@ -165,14 +165,14 @@ def test_estimates_save_plot_and_average_but_never_with_exact_maps(
     toy_model: tracer.LanguageModel, tmp_path: Path
 ) -> None:
     other = tracer.Fact("The mother tongue of Angela Merkel is", subject="Angela Merkel")
-    first, second = (attribute(toy_model, fact, samples=2, noise=NOISE) for fact in (FACT, other))
+    first, second = (attribute(toy_model, fact, samples=2, corruption=NOISE) for fact in (FACT, other))
     assert first.settings.engine == "atp"
     first.save(tmp_path / "map.safetensors")
     loaded = TraceResult.load(tmp_path / "map.safetensors")
     assert loaded.settings == first.settings
     np.testing.assert_array_equal(loaded.restored["mlp"], first.restored["mlp"])
     assert len(tracer.plot_trace(first).axes) == 6 and tracer.average_of([first, second]).n == 2
-    exact = tracer.trace(toy_model, FACT, samples=2, noise=NOISE)
+    exact = tracer.trace(toy_model, FACT, samples=2, corruption=NOISE)
     assert dataclasses.replace(exact.settings, engine="atp") == first.settings
     with pytest.raises(FactError, match="average alike ones"):
         tracer.average_of([first, exact])
@@ -206,12 +206,12 @@ def test_bad_input_is_named_before_the_model_runs(toy_model, monkeypatch, option
 def test_facts_outside_the_model_and_numbers_that_overflow_are_errors() -> None:
     model = toy(toys.gpt2(1))
     with pytest.raises(FactError, match="outside the model's vocabulary of 50"):
-        attribute(model, tracer.TokenizedFact((1, 99), (0, 1)), noise=NOISE)
+        attribute(model, tracer.TokenizedFact((1, 99), (0, 1)), corruption=NOISE)
     with pytest.raises(AnatomyError, match='one. Write method="atp"'):
-        attribute(model, TOY_FACT, noise=NOISE, method="graddrop")
+        attribute(model, TOY_FACT, corruption=NOISE, method="graddrop")
     model.torch.transformer.wpe.weight.data[3] = float("nan")
     with pytest.raises(NumericsError, match="NaN or infinite"):
-        attribute(model, TOY_FACT, noise=NOISE)
+        attribute(model, TOY_FACT, corruption=NOISE)
 
 
 def test_a_site_cut_off_from_the_answer_is_an_error() -> None:
@@ -219,6 +219,6 @@ def test_a_site_cut_off_from_the_answer_is_an_error() -> None:
     cut = model.anatomy.blocks[1].register_forward_pre_hook(lambda _module, args: (args[0].detach(), *args[1:]))
     try:
         with pytest.raises(AnatomyError, match="No gradient of the answer reaches 'state' of layer 0"):
-            attribute(model, TOY_FACT, samples=1, noise=NOISE)
+            attribute(model, TOY_FACT, samples=1, corruption=NOISE)
     finally:
         cut.remove()

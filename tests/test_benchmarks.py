@@ -2,28 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from pathlib import Path
-from types import ModuleType
 
-import pytest
+import growth
+import operations
+import prompts
+import tracing
 from transformers import LlamaConfig
 
-FILE = Path(__file__).parents[1] / "benchmarks" / "tracing.py"
 
-
-@pytest.fixture(scope="module")
-def tracing() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("benchmarks_tracing", FILE)
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_both_procedures_give_the_same_numbers_and_the_counts_fit(tracing: ModuleType) -> None:
+def test_both_procedures_give_the_same_numbers_and_the_counts_fit() -> None:
     config = LlamaConfig(
         hidden_size=64,
         intermediate_size=160,
@@ -33,9 +21,9 @@ def test_both_procedures_give_the_same_numbers_and_the_counts_fit(tracing: Modul
         vocab_size=1200,
         initializer_range=0.2,
     )
-    model = tracing.random_model(config)
-    prompt = tracing.random_prompt(model, 7, (2, 4), 3)
-    recording = tracing.counted_operations(model, prompt, None)
+    model = prompts.random_model(config)
+    prompt = prompts.random_prompt(model, 7, (2, 4), 3)
+    recording = operations.counted_operations(model, prompt, None)
     for timing in tracing.compare(model, prompt, samples=3, sites=60, repeats=2):
         assert timing.difference < 1e-6, timing.map
         # Attention scores, a window's first block and the last block's keys come on top of the fewest.
@@ -43,14 +31,14 @@ def test_both_procedures_give_the_same_numbers_and_the_counts_fit(tracing: Modul
         assert timing.straightforward > 0 and timing.sweep > 0
 
 
-def test_the_growth_figure_is_drawn_from_its_table(tracing: ModuleType, tmp_path: Path) -> None:
+def test_the_growth_figure_is_drawn_from_its_table(tmp_path: Path) -> None:
     rows = [
         {"axis": axis, "tokens": 6, "layers": 6, "samples": 5, "straightforward": 8.0 * value, "sweep": 1.0 * value}
         | {axis: value}
         for axis in ("tokens", "layers", "samples")
         for value in (6, 12)
     ]
-    table = tracing.growth_table(rows)
+    table = growth.growth_table(rows)
     assert table.count("8.0x") == 6 and "| 12 | 6 | 5 | 96.0 s | 12.00 s | 8.0x |" in table
-    tracing.plot_growth(rows, tmp_path / "growth.png")
+    growth.plot_growth(rows, tmp_path / "growth.png")
     assert (tmp_path / "growth.png").stat().st_size > 5000

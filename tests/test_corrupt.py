@@ -57,7 +57,7 @@ def test_every_corruption_gives_the_definitions_numbers(
         torch.testing.assert_close(fast, slow, atol=1e-9, rtol=0)
     again = corruption.drawn(toy_model, [fact], 3, 1)
     assert torch.equal(draws.values, again.values)
-    result = tracer.trace(toy_model, fact, kinds=("state",), noise=corruption, samples=3)
+    result = tracer.trace(toy_model, fact, kinds=("state",), corruption=corruption, samples=3)
     np.testing.assert_allclose(result.restored["state"], sweep.state_map(result.answer_id, tokens).numpy(), atol=1e-12)
     assert result.settings.corruption == corruption.label()
 
@@ -83,7 +83,7 @@ def test_full_covariance_noise_has_the_covariance_of_the_subjects(toy_model: tra
 
 def test_replacing_a_subject_by_itself_has_no_effect(toy_model: tracer.LanguageModel) -> None:
     same = ReplaceSubject(others=(FACT.subject,))
-    result = tracer.trace(toy_model, FACT, severed=("mlp",), noise=same, samples=2)
+    result = tracer.trace(toy_model, FACT, severed=("mlp",), corruption=same, samples=2)
     assert result.total_effect == pytest.approx(0, abs=1e-12)
     for effect in result.indirect_effect.values():
         np.testing.assert_allclose(effect, 0, atol=1e-12)

@@ -17,7 +17,7 @@ from tracer.heads import FAMILIES as WITH_HEADS
 
 FACT = tracer.TokenizedFact(tuple(toys.IDS[0].tolist()), (1, 6), answer_ids=(5,))
 NOISE = tracer.GaussianNoise(3.0, 0.1)
-OPTIONS = {"samples": 2, "noise": NOISE}
+OPTIONS = {"samples": 2, "corruption": NOISE}
 EMBEDDING = Node("embedding")
 
 
@@ -53,7 +53,7 @@ def test_the_embeddings_edges_sum_to_the_total_effect_as_steps_grow(build) -> No
 def test_at_little_noise_every_edge_scores_what_its_path_does(name: str) -> None:
     """Queries, keys and values of grouped heads, MLPs and logits, each through its own norm."""
     model = opened(FAMILIES[name].build())
-    options = {"samples": 1, "noise": tracer.GaussianNoise(1.0, 1e-4)}
+    options = {"samples": 1, "corruption": tracer.GaussianNoise(1.0, 1e-4)}
     found = attribute_edges(model, FACT, steps=1, metric="logit", **options)
     edges = [edge for edge, _ in found.top(100_000)]
     assert {edge.target.kind for edge in edges} == {"q", "k", "v", "mlp", "logits"}
@@ -109,8 +109,10 @@ def test_a_path_from_the_embedding_is_patched_as_by_hand(kind: str) -> None:
         final = inner.ln_f(above + (change if patched == "logits" else 0))
         return float(torch_model.lm_head.weight[5] @ final)
 
-    target = {"mlp": Input("mlp", 0), "logits": Input("logits", 1)}.get(kind, Input(kind, 0, 1))  # type: ignore
-    found = path_patch(opened(torch_model), FACT, [Edge(EMBEDDING, target)], metric="logit", samples=1, noise=NOISE)
+    target = {"mlp": Input("mlp", 0), "logits": Input("logits", 1)}.get(kind, Input(kind, 0, 1))  # pyright: ignore - q, k or v
+    found = path_patch(
+        opened(torch_model), FACT, [Edge(EMBEDDING, target)], metric="logit", samples=1, corruption=NOISE
+    )
     by_hand = logit(kind) - logit("nothing")
     assert abs(by_hand) > 1e-3
     np.testing.assert_allclose(found, [[by_hand]], atol=1e-12)
@@ -129,7 +131,7 @@ def test_a_path_from_a_head_to_the_mlp_is_patched_as_by_hand() -> None:
 
     by_hand = float(logit(heads_clean[1] - heads[1]) - logit(torch.zeros(toys.WIDTH).double()))
     edge = Edge(Node("head", 0, 1), Input("mlp", 0))
-    found = path_patch(opened(torch_model), FACT, [edge], metric="logit", samples=1, noise=NOISE)
+    found = path_patch(opened(torch_model), FACT, [edge], metric="logit", samples=1, corruption=NOISE)
     assert abs(by_hand) > 1e-3
     np.testing.assert_allclose(found, [[by_hand]], atol=1e-12)
 

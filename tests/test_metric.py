@@ -72,7 +72,7 @@ def test_both_directions_agree_where_the_model_is_linear(linear_model: tracer.La
     fact = tracer.TokenizedFact((3, 9, 4, 17, 2), (1, 3), answer_ids=(7,))
     noise = tracer.GaussianNoise(3.0, 0.3)
     gained, lost = (
-        tracer.trace(linear_model, fact, noise=noise, direction=direction, **options).indirect_effect
+        tracer.trace(linear_model, fact, corruption=noise, direction=direction, **options).indirect_effect
         for direction in ("restore", "corrupt")
     )
     for kind, effect in gained.items():

@@ -180,7 +180,7 @@ def test_an_offloaded_model_is_traced_with_the_same_numbers(tmp_path: Path) -> N
     model, plain = tracer.load(parts), tracer.load(whole)
     assert model.sweep_fault is None and model.fingerprint() == plain.fingerprint()
     fact = tracer.TokenizedFact((11, 87, 254, 33, 480), (1, 3))
-    options = {"samples": 2, "noise": tracer.GaussianNoise(3, 0.3), "severed": ("mlp",)}
+    options = {"samples": 2, "corruption": tracer.GaussianNoise(3, 0.3), "severed": ("mlp",)}
     found, expected = tracer.trace(model, fact, **options), tracer.trace(plain, fact, **options)
     for name, values in expected.restored.items():
         np.testing.assert_allclose(found.restored[name], values, atol=1e-6, err_msg=name)

@@ -91,7 +91,7 @@ def test_a_saturated_query_is_missed_plainly_and_found_by_the_fix(monkeypatch) -
     fact = dataclasses.replace(FACT, subject_span=(5, 6))
     effect = exact(model, fact, noise, "query", 0, 0, 5, lambda logits: logits[5])
     plain, fixed = (
-        attribute_queries_and_keys(model, fact, method=method, samples=1, noise=noise).effects["query"][5, 0, 0, 0]
+        attribute_queries_and_keys(model, fact, method=method, samples=1, corruption=noise).effects["query"][5, 0, 0, 0]
         for method in ("atp", "atp*")
     )
     assert effect < -0.9
@@ -110,7 +110,7 @@ def test_a_saturated_key_is_missed_plainly_and_found_by_the_fix(monkeypatch) -> 
     fact = dataclasses.replace(FACT, subject_span=(0, 1))
     effect = exact(model, fact, draw, "key", 0, 0, 0, lambda logits: logits[5])
     plain, fixed = (
-        attribute_queries_and_keys(model, fact, method=method, samples=1, noise=draw).effects["key"][0, 0, 0, 0]
+        attribute_queries_and_keys(model, fact, method=method, samples=1, corruption=draw).effects["key"][0, 0, 0, 0]
         for method in ("atp", "atp*")
     )
     assert abs(effect) > 0.5
@@ -131,7 +131,7 @@ def test_at_little_noise_both_methods_give_the_exact_effect(monkeypatch, name: s
         scale = abs(by_hand).max()
         assert scale > 1e-6  # of which float32 norms and softmaxes blur about 1e-7
         for method in ("atp", "atp*"):
-            found = attribute_queries_and_keys(model, FACT, method=method, samples=1, noise=noise).effects[kind]
+            found = attribute_queries_and_keys(model, FACT, method=method, samples=1, corruption=noise).effects[kind]
             assert found.shape == (6, 4, 4, 1)
             estimates = [found[cell][0] for cell in cells]
             np.testing.assert_allclose(estimates, by_hand, atol=0.06 * scale + 1e-7, err_msg=f"{kind} {method}")
@@ -141,14 +141,14 @@ def test_at_little_noise_both_methods_give_the_exact_effect(monkeypatch, name: s
 def test_attention_that_cannot_be_reached_is_refused(name: str) -> None:
     model = tracer.load(FAMILIES[name].build(), check=False)
     with pytest.raises(AnatomyError, match=f"0 of 4 layers of model type '{model.anatomy.family}'.*sdpa"):
-        attribute_queries_and_keys(model, FACT, samples=1, noise=tracer.GaussianNoise(1.0, 0.1))
+        attribute_queries_and_keys(model, FACT, samples=1, corruption=tracer.GaussianNoise(1.0, 0.1))
 
 
 def test_methods_are_named_and_tables_hold_every_cell() -> None:
     model, noise = tracer.load(toys.llama(2), check=False), tracer.GaussianNoise(3.0, 0.1)
     with pytest.raises(SiteError, match="no method 'graddrop'. Choose from atp, atp"):
-        attribute_queries_and_keys(model, FACT, method="graddrop")  # type: ignore
-    found = attribute_queries_and_keys(model, FACT, samples=3, noise=noise)
+        attribute_queries_and_keys(model, FACT, method="graddrop")  # pyright: ignore[reportArgumentType] - the mistake
+    found = attribute_queries_and_keys(model, FACT, samples=3, corruption=noise)
     frame = found.to_frame().set_index(["kind", "token", "layer", "head"]).indirect_effect
     assert len(frame) == 2 * 6 * 2 * 4
     assert frame["key", 3, 1, 2] == pytest.approx(found.effects["key"][3, 1, 2].mean())

@@ -8,7 +8,7 @@ import tracer
 from editing import ROME, EditRequest
 from editing.evaluation import target_scores
 from editing.generation import complete
-from tracer.causal_trace import predicted_id
+from tracer.answer import predicted_id
 from tracer.facts import bundled, spread_over_relations
 
 pytestmark = pytest.mark.real_model

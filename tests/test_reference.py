@@ -56,7 +56,7 @@ def test_published_draws_are_an_option_of_a_trace(tiny: tracer.LanguageModel) ->
     begin, end = map(int, reference["subject_range"])
     fact = tracer.TokenizedFact(tuple(map(int, reference["token_ids"])), (begin, end))
     noise = GaussianNoise(3.0, float(reference["noise_std"]))
-    options = {"kinds": ("state",), "severed": ("mlp",), "noise": noise, "samples": int(reference["samples"])}
+    options = {"kinds": ("state",), "severed": ("mlp",), "corruption": noise, "samples": int(reference["samples"])}
     result = tracer.trace(tiny, fact, published_draws=True, **options)
     own = tracer.trace(tiny, fact, **options)
     severed = result.restored["state | mlp severed"].mean(-1)

@@ -14,7 +14,7 @@ from tracer.errors import SiteError
 from tracer.screen import exceeding_at_most, rank_correlation, screen
 
 FACT = tracer.TokenizedFact(tuple(toys.IDS[0].tolist()), (1, 3), answer_ids=(5,))
-OPTIONS = {"samples": 2, "window": 2, "noise": tracer.GaussianNoise(3.0, 0.1)}
+OPTIONS = {"samples": 2, "window": 2, "corruption": tracer.GaussianNoise(3.0, 0.1)}
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ from tracer.studies.paired import paired_tests
 from tracer.studies.table import average_frame
 
 LAST = ROLES.index("last subject token")
-PLAN = tracer.Plan(kinds=("mlp",), window=2, samples=3, noise=tracer.GaussianNoise(sigma=0.3))
+PLAN = tracer.Plan(kinds=("mlp",), window=2, samples=3, corruption=tracer.GaussianNoise(sigma=0.3))
 FACTS = [tracer.Fact(f"The city of {city} is located in", city) for city in ("Rome", "Paris", "Oslo", "Lima")]
 
 
@@ -106,7 +106,7 @@ def test_tests_say_what_they_cannot_do() -> None:
     with pytest.raises(SiteError, match="no 'state'; it has mlp, attn"):
         paired_tests(average, "state", "mlp")
     with pytest.raises(StudyError, match="no test 't'"):
-        paired_test(average, "mlp", "attn", method="t")  # type: ignore[arg-type]
+        paired_test(average, "mlp", "attn", method="t")  # pyright: ignore[reportArgumentType] - the mistake
     with pytest.raises(StudyError, match="needs two or more"):
         paired_test(average, "mlp", "attn", role="last token")
     assert set(paired_tests(average, "mlp", "attn").role) == {"last subject token"}

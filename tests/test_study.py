@@ -73,14 +73,14 @@ def test_a_study_holds_a_file_for_each_fact_and_says_what_became_of_all(whole: S
         f"{n:05d}.safetensors" for n in range(10)
     ]
     about = json.loads((whole.folder / "manifest.json").read_text())
-    assert about["settings"]["plan"]["window"] == 2 and "sigma=" in about["settings"]["plan"]["noise"]
+    assert about["settings"]["plan"]["window"] == 2 and "sigma=" in about["settings"]["plan"]["corruption"]
     assert {"python", "torch", "transformers", "locate-then-edit"} <= set(about["versions"][0])
     assert len(about["model"]["fingerprint"]) == len(about["facts"]["sha256"]) == 64
 
 
 def test_its_average_is_that_of_the_same_facts_traced_one_by_one(model, whole: Study) -> None:
     noise = GaussianNoise().measured(model, [fact.subject for fact in [*FACTS, WRONG]])
-    options = {"kinds": PLAN.kinds, "severed": PLAN.severed, "window": 2, "samples": 3, "noise": noise}
+    options = {"kinds": PLAN.kinds, "severed": PLAN.severed, "window": 2, "samples": 3, "corruption": noise}
     alone = [tracer.trace(model, fact, **options).by_role("mlp") for fact in FACTS]
     np.testing.assert_allclose(whole.average.effects["mlp"], alone, atol=1e-5)
     assert whole.average.skipped == ((WRONG.prompt, whole.left_out[0].reason),)

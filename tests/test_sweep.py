@@ -25,10 +25,12 @@ from transformers import (
 
 import tracer
 from tracer.answer import probability
+from tracer.budget import Budget
+from tracer.errors import OutOfMemoryError
 from tracer.passes import Passes, forward
 from tracer.self_test import self_test
 from tracer.site import Site
-from tracer.sweep import BatchSweep, Budget, Sweep
+from tracer.sweep import BatchSweep, Sweep
 
 IDS = torch.tensor([[11, 87, 254, 33, 480, 129, 64, 300]])
 TOKENS = list(range(IDS.shape[1]))
@@ -147,6 +149,17 @@ def test_less_is_held_at_once_when_memory_runs_out(toy_model: tracer.LanguageMod
     assert sweep.batch.budget.packed_tokens < Budget().packed_tokens
 
 
+def test_memory_that_runs_out_for_good_is_said_with_what_to_write(toy_model: tracer.LanguageModel, monkeypatch) -> None:
+    sweep = Sweep(toy_model, IDS, (1, 3), noise_of(3, 2))
+
+    def greedy(*_: object) -> None:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate many bytes.")
+
+    monkeypatch.setattr(sweep.batch, "block", greedy)
+    with pytest.raises(OutOfMemoryError, match="samples=1, or a smaller max_bytes"):
+        sweep.state_map(5, TOKENS)
+
+
 def test_another_error_is_not_taken_for_want_of_memory(toy_model: tracer.LanguageModel, monkeypatch) -> None:
     sweep, before = Sweep(toy_model, IDS, (1, 3), noise_of(3, 2)), torch.get_num_threads()
     monkeypatch.setattr(sweep.batch, "block", lambda *_: 1 / 0)
@@ -222,7 +235,7 @@ def test_the_self_test_names_the_site_and_traces_fall_back(toy_model: tracer.Lan
         model = tracer.load(toy_model.torch)
     ids = tuple(IDS[0].tolist())
     result = tracer.trace(
-        model, tracer.TokenizedFact(ids, (1, 3)), kinds=["mlp"], samples=2, noise=tracer.GaussianNoise(3, 0.02)
+        model, tracer.TokenizedFact(ids, (1, 3)), kinds=["mlp"], samples=2, corruption=tracer.GaussianNoise(3, 0.02)
     )
     assert result.settings.engine == "passes"
 

@@ -73,7 +73,7 @@ def test_sigma_is_the_standard_deviation_of_the_subjects_embeddings(toy_model: t
 
 
 def test_no_noise_has_no_effect(toy_model: tracer.LanguageModel) -> None:
-    found = tracer.trace(toy_model, FACT, noise=GaussianNoise(0.0, 1.0), samples=2, severed=("attn",))
+    found = tracer.trace(toy_model, FACT, corruption=GaussianNoise(0.0, 1.0), samples=2, severed=("attn",))
     assert found.total_effect == pytest.approx(0, abs=1e-12)
     for effect in found.indirect_effect.values():
         np.testing.assert_allclose(effect, 0, atol=1e-12)
@@ -140,6 +140,13 @@ def test_a_frame_has_a_row_for_every_site(result: TraceResult) -> None:
         ({"samples": 0}, SiteError, "draws no noise"),
         ({"engine": "fast"}, SiteError, "no engine 'fast'"),
         ({"roles": ("subject",)}, FactError, "no role 'subject'"),
+        ({"samples": 2.0}, SiteError, "samples=2.0 is no whole number. Write samples=10"),
+        ({"window": 2.5}, SiteError, "window=2.5 is no whole number"),
+        ({"seed": True}, SiteError, "seed=True is no whole number"),
+        ({"max_bytes": "1GB"}, SiteError, "max_bytes='1GB' is no whole number. Write max_bytes=1 << 30"),
+        ({"kinds": "state"}, SiteError, r"kinds is a sequence: write kinds=\('state',\)"),
+        ({"severed": "mlp"}, SiteError, r"severed is a sequence: write severed=\('mlp',\)"),
+        ({"roles": "last token"}, FactError, "roles is a sequence"),
     ],
 )
 def test_bad_settings_are_refused_before_the_model_runs(
@@ -152,7 +159,7 @@ def test_bad_settings_are_refused_before_the_model_runs(
 
 def test_an_average_is_the_mean_over_facts_by_role(toy_model: tracer.LanguageModel) -> None:
     noise = GaussianNoise(sigma=0.3)
-    options = {"window": 2, "samples": 2, "noise": noise}
+    options = {"window": 2, "samples": 2, "corruption": noise}
     average = tracer.average(toy_model, [FACT, OTHER], **options)
     traces = [tracer.trace(toy_model, fact, **options) for fact in (FACT, OTHER)]
     for row, role in enumerate(ROLES):
@@ -201,6 +208,15 @@ def test_an_interrupted_average_goes_on_and_ends_the_same(toy_model, tmp_path, m
     resumed = tracer.average(toy_model, [FACT, OTHER], folder=tmp_path, **options)
     assert traced == [OTHER.prompt]
     np.testing.assert_allclose(resumed.effects["state"], whole.effects["state"], atol=1e-12)
+
+
+def test_a_folder_never_mixes_engines(toy_model: tracer.LanguageModel, tmp_path) -> None:
+    options = {"kinds": ("state",), "samples": 2, "folder": tmp_path}
+    assert tracer.average(toy_model, [FACT], **options).settings.engine == "sweep"
+    toy_model.sweep_fault = "found at fault"
+    assert tracer.average(toy_model, [FACT], **options).settings.engine == "passes"
+    assert tracer.average(toy_model, [FACT], engine="passes", **options).settings.engine == "passes"
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 def test_traces_of_different_settings_are_not_averaged(toy_model: tracer.LanguageModel) -> None:

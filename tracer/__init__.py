@@ -2,7 +2,7 @@
 
 from tracer.anatomy import Names
 from tracer.attribution import attribute
-from tracer.causal_trace import Plan, trace
+from tracer.causal_trace import trace
 from tracer.corrupt import GaussianNoise, embedding_sigma
 from tracer.edges import Edge, EdgeScores, attribute_edges, path_patch
 from tracer.effect import AverageTrace, Estimate, TraceResult
@@ -13,6 +13,7 @@ from tracer.errors import (
     MissingPackageError,
     ModelSourceError,
     NumericsError,
+    OutOfMemoryError,
     SiteError,
     StudyError,
     SweepMismatchError,
@@ -23,6 +24,7 @@ from tracer.fact import ROLES, Fact, TokenizedFact
 from tracer.interactive import hover_average, hover_trace, save_html
 from tracer.model import LanguageModel, load
 from tracer.place import Place, RankedLayer, locate
+from tracer.plan import Plan
 from tracer.plot import plot_average, plot_lines, plot_severed, plot_trace, save_figure
 from tracer.query_key import QueryKeyMaps, attribute_queries_and_keys
 from tracer.report import save_report
@@ -62,6 +64,7 @@ __all__ = [
     "ModelSourceError",
     "Names",
     "NumericsError",
+    "OutOfMemoryError",
     "PairedTest",
     "Place",
     "Plan",

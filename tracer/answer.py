@@ -1,4 +1,4 @@
-"""The metric, from the last block's output.
+"""The answer: which token it is, and the metric from the last block's output.
 
 The unembedding of a large vocabulary is the widest product of a trace: it is done in blocks of
 rows and of the vocabulary that stay in the cache, each with its own log-sum-exp.
@@ -6,11 +6,15 @@ rows and of the vocabulary that stay in the cache, each with its own log-sum-exp
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
 from tracer.anatomy import Anatomy
+from tracer.fact import TokenizedFact
 from tracer.metric import Metric, wide
+from tracer.model import LanguageModel
 
 ROWS = 512
 VOCABULARY = 4096
@@ -21,6 +25,28 @@ def probability(logits: Tensor, token_id: int | Tensor) -> Tensor:
     of_rows = wide(logits)
     picked = of_rows[..., token_id] if isinstance(token_id, int) else of_rows.gather(-1, token_id[..., None])[..., 0]
     return (picked - of_rows.logsumexp(-1)).exp()
+
+
+def traced_answers(facts: Sequence[TokenizedFact], clean_logits: Tensor) -> Tensor:
+    """The token traced for each fact, [fact]: its answer, else what the clean run predicts.
+
+    Args:
+        facts: in the order of the logits.
+        clean_logits: where the answer is read, nothing corrupted, [fact, vocab].
+    """
+    predicted = clean_logits.argmax(-1)
+    given = [-1 if fact.answer_id is None else fact.answer_id for fact in facts]
+    wanted = torch.tensor(given, device=predicted.device)
+    return torch.where(wanted < 0, predicted, wanted)
+
+
+def predicted_id(model: LanguageModel, token_ids: Sequence[int]) -> int:
+    """The token that the model finds most probable after these."""
+    with torch.inference_mode():
+        ids = torch.tensor([list(token_ids)], device=model.device)
+        logits = model.torch(input_ids=ids, logits_to_keep=1).logits[0, -1]
+    model.check_finite(logits)
+    return int(logits.argmax())
 
 
 def values_at(

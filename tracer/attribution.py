@@ -26,13 +26,13 @@ import torch
 from torch import Tensor, nn
 
 from tracer.answer import probability
-from tracer.causal_trace import Plan
 from tracer.corrupt import Corruption
 from tracer.effect import TraceResult
 from tracer.errors import AnatomyError, SiteError
 from tracer.fact import Fact, TokenizedFact
 from tracer.hidden import by_token, hidden_of, with_hidden
 from tracer.model import LanguageModel
+from tracer.plan import Plan
 from tracer.prepared import Prepared, differentiable, prepare
 from tracer.site import KINDS, Kind, window_layers
 
@@ -48,19 +48,19 @@ def attribute(
     window: int = 10,
     samples: int = 10,
     seed: int = 1,
-    noise: Corruption | None = None,
+    corruption: Corruption | None = None,
     method: Method = "atp",
 ) -> TraceResult:
     """The map that `tracer.trace` would give, to first order, at the cost of about three forward passes.
 
     Args:
         model: from `tracer.load`.
-        fact: as in `tracer.trace`, as are samples, seed and noise: the same draws.
+        fact: as in `tracer.trace`, as are samples, seed and corruption: the same draws.
         kinds: maps of states, MLP outputs and attention outputs.
         window: layers restored together around each MLP or attention; estimates of the layers are summed.
         samples: see `fact`.
         seed: see `fact`.
-        noise: see `fact`.
+        corruption: see `fact`.
         method: "atp", or "graddrop" (a backward pass for each layer): magnitudes, never negative.
 
     Returns:
@@ -79,7 +79,7 @@ def attribute(
         raise SiteError(f"There is no method {method!r}. Choose from {', '.join(METHODS)}.")
     if method == "graddrop" and model.n_layers < 2:
         raise AnatomyError('GradDrop drops one layer of several; this model has one. Write method="atp".')
-    plan = Plan(kinds=tuple(kinds), window=window, samples=samples, seed=seed, noise=noise)
+    plan = Plan(kinds=tuple(kinds), window=window, samples=samples, seed=seed, corruption=corruption)
     prepared = prepare(model, fact, plan)
     with differentiable():
         logits, maps = _Sites(prepared).maps(method)

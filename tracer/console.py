@@ -37,7 +37,9 @@ Samples = Annotated[int, typer.Option(min=1, help="Noise draws.")]
 Window = Annotated[int, typer.Option(min=1, help="Layers restored together for MLP and attention.")]
 Out = Annotated[Path | None, typer.Option(help="Folder for figures and files; default runs/NAME.")]
 
-Noise = Annotated[str, typer.Option("--corruption", help=f"What is done to the subject: {', '.join(CORRUPTIONS)}.")]
+CorruptionOption = Annotated[
+    str, typer.Option("--corruption", help=f"What is done to the subject: {', '.join(CORRUPTIONS)}.")
+]
 MetricOption = Annotated[str, typer.Option("--metric", help=f"What is read: {', '.join(METRICS)}.")]
 DirectionOption = Annotated[Any, typer.Option("--direction", parser=str, metavar="NAME", help="restore or corrupt.")]
 

@@ -17,9 +17,9 @@ import numpy as np
 import pandas as pd
 import torch
 
-from tracer.errors import FileFormatError, SiteError
+from tracer.errors import SiteError
 from tracer.fact import ROLES, Fact, TokenizedFact, check_roles, token_roles
-from tracer.storage import read_tensors, write_tensors
+from tracer.storage import of_this_version, read_tensors, write_tensors
 
 
 @dataclass(frozen=True)
@@ -170,15 +170,7 @@ class TraceResult:
             "corrupted_samples": self.corrupted_samples,
             **{f"restored/{k}": v for k, v in self.restored.items()},
         }
-        about = {
-            "kind": "trace",
-            "fact": dataclasses.asdict(self.fact),
-            "answer_id": self.answer_id,
-            "answer": self.answer,
-            "clean": self.clean,
-            "maps": list(self.restored),
-            "settings": dataclasses.asdict(self.settings),
-        }
+        about = {"kind": "trace", "maps": list(self.restored), **about_measured(self)}
         write_tensors(path, {name: torch.from_numpy(np.asarray(value)) for name, value in tensors.items()}, about)
 
     @classmethod
@@ -189,18 +181,9 @@ class TraceResult:
             FileFormatError: the file is missing, truncated or something else.
         """
         tensors, about = read_tensors(path, "trace")
-        try:
-            return cls(
-                fact=fact_from(about["fact"]),
-                answer_id=about["answer_id"],
-                answer=about["answer"],
-                clean=about["clean"],
-                corrupted_samples=tensors.pop("corrupted_samples").numpy(),
-                restored={name: tensors[f"restored/{name}"].numpy() for name in about["maps"]},
-                settings=Settings(**about["settings"]),
-            )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise FileFormatError(f"{path} is a trace of another version: {error}. Trace again.") from error
+        with of_this_version(path, "a trace"):
+            restored = {name: tensors[f"restored/{name}"].numpy() for name in about["maps"]}
+            return cls(restored=restored, **measured_from(tensors, about))
 
 
 @dataclass(frozen=True, eq=False)
@@ -303,7 +286,7 @@ class AverageTrace:
     def load(cls, path: str | Path) -> AverageTrace:
         """Reads what `save` wrote; errors as `TraceResult.load`."""
         tensors, about = read_tensors(path, "average")
-        try:
+        with of_this_version(path, "an average"):
             return cls(
                 prompts=tuple(about["prompts"]),
                 skipped=tuple((prompt, reason) for prompt, reason in about["skipped"]),
@@ -312,8 +295,22 @@ class AverageTrace:
                 effects={name: tensors[f"effects/{name}"].numpy() for name in about["maps"]},
                 settings=Settings(**about["settings"]),
             )
-        except (KeyError, TypeError, ValueError) as error:
-            raise FileFormatError(f"{path} is an average of another version: {error}. Make it again.") from error
+
+
+def about_measured(result: Any) -> dict[str, Any]:
+    """What every result for one fact says of itself, as JSON values: fact, answer, clean metric, settings."""
+    plain = {name: getattr(result, name) for name in ("answer_id", "answer", "clean")}
+    return {**plain, "fact": dataclasses.asdict(result.fact), "settings": dataclasses.asdict(result.settings)}
+
+
+def measured_from(tensors: Mapping[str, torch.Tensor], about: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields that `about_measured` wrote, and the corrupted samples beside it."""
+    return {
+        **{name: about[name] for name in ("answer_id", "answer", "clean")},
+        "fact": fact_from(about["fact"]),
+        "corrupted_samples": tensors["corrupted_samples"].numpy(),
+        "settings": Settings(**about["settings"]),
+    }
 
 
 def fact_from(about: dict[str, Any]) -> TokenizedFact:

@@ -27,6 +27,10 @@ class NumericsError(TracerError):
     """NaN or infinite activations, where every number after them would be meaningless."""
 
 
+class OutOfMemoryError(TracerError, MemoryError):
+    """Memory ran out, and nothing was left to compute in smaller pieces."""
+
+
 class SweepMismatchError(TracerError):
     """The fast sweep and the definition disagree on this model, so the sweep must not be used."""
 

@@ -26,21 +26,18 @@ class HeadNames:
     Attributes:
         attention_norm, mlp_norm: what is applied to the residual stream before each sub-layer.
         projections: to queries, keys and values; one name three times where they are one matrix, in this order.
-        output: what takes the heads' values back to the residual stream.
     """
 
     attention_norm: str
     mlp_norm: str
     projections: tuple[str, str, str]
-    output: str
 
 
-GPT2 = HeadNames("ln_1", "ln_2", ("attn.c_attn", "attn.c_attn", "attn.c_attn"), "attn.c_proj")
+GPT2 = HeadNames("ln_1", "ln_2", ("attn.c_attn", "attn.c_attn", "attn.c_attn"))
 LLAMA = HeadNames(
     "input_layernorm",
     "post_attention_layernorm",
     ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
-    "self_attn.o_proj",
 )
 FAMILIES = {"gpt2": GPT2, **dict.fromkeys(("gemma", "llama", "mistral", "qwen2", "qwen3", "starcoder2"), LLAMA)}
 
@@ -66,7 +63,7 @@ class Heads:
                 f"a slice of a matrix. Families with edges: {', '.join(sorted(FAMILIES))}."
             )
         self.names = names
-        self.n_heads: int = config.num_attention_heads
+        self.n_heads = self.anatomy.n_heads
         self.n_key_heads: int = getattr(config, "num_key_value_heads", None) or self.n_heads
         self.d_head: int = getattr(config, "head_dim", None) or self.anatomy.d_model // self.n_heads
 
@@ -77,7 +74,7 @@ class Heads:
 
     def output(self, layer: int) -> nn.Module:
         """Takes the heads' values [row, token, head * d_head] back to the residual stream."""
-        return self.anatomy.blocks[layer].get_submodule(self.names.output)
+        return self.anatomy.head_matrix(layer)
 
     def projection(self, layer: int, role: Role) -> nn.Module:
         """To queries, keys or values."""

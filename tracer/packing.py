@@ -78,6 +78,7 @@ class Packing:
         groups: the restored tokens.
         n_diagonal: how many pairs are (i, i).
         last: the pair (i, T-1) of each group, by index.
+        key_positions: the token of each key that `mask` speaks of, [prefix + pair].
         clean_token: this group's own pair is not packed: the token is clean in every layer, its keys
             and values stand behind the prefix and only its group sees them.
     """
@@ -87,6 +88,7 @@ class Packing:
     groups: tuple[int, ...]
     n_diagonal: int
     last: Tensor
+    key_positions: Tensor
     clean_token: int | None = None
 
     @classmethod
@@ -104,7 +106,9 @@ class Packing:
         pairs = diagonal + [(i, j) for i in groups for j in range(i + 1, n_tokens)]
         restored, computed = torch.tensor(pairs, device=device).T
         last = torch.tensor([pairs.index((i, n_tokens - 1)) for i in groups], device=device)
-        return cls(restored, computed, tuple(groups), len(diagonal), last, clean_token)
+        prefix = [*range(n_tokens - 1), *([] if clean_token is None else [clean_token])]
+        key_positions = torch.cat((computed.new_tensor(prefix), computed))
+        return cls(restored, computed, tuple(groups), len(diagonal), last, key_positions, clean_token)
 
     def __len__(self) -> int:
         return len(self.computed)
@@ -112,12 +116,9 @@ class Packing:
     def diagonal(self) -> Packing:
         """The pairs (i, i) alone."""
         n = self.n_diagonal
-        return Packing(self.restored[:n], self.computed[:n], self.groups, n, self.last[:0])
-
-    def key_positions(self, n_tokens: int) -> Tensor:
-        """The token of each key that `mask` speaks of, [prefix + pair]."""
-        clean = [] if self.clean_token is None else [self.clean_token]
-        return torch.cat((self.computed.new_tensor([*range(n_tokens - 1), *clean]), self.computed))
+        n_prefix = len(self.key_positions) - len(self) - (self.clean_token is not None)
+        keys = torch.cat((self.key_positions[:n_prefix], self.computed[:n]))
+        return Packing(self.restored[:n], self.computed[:n], self.groups, n, self.last[:0], keys)
 
     def mask(self, visible: Tensor) -> Tensor:
         """Who sees whom: bool [pair, prefix + pair], the prefix being tokens 0 .. T-2 and then `clean_token`.

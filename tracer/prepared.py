@@ -14,13 +14,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tracer.answer import probability
-from tracer.causal_trace import Plan, check_ids, noise_for, settings_of
-from tracer.corrupt import Corruption, Draws
+from tracer.answer import probability, traced_answers
+from tracer.corrupt import Corruption, Draws, measured_corruption
 from tracer.effect import Settings, TraceResult
 from tracer.fact import Fact, TokenizedFact
 from tracer.model import LanguageModel
+from tracer.plan import Plan
 from tracer.replay import output_changed
+from tracer.runs import settings_of, settled
 from tracer.tokens import visible
 
 
@@ -30,13 +31,13 @@ class Prepared:
 
     Attributes:
         draws: what is done to the subject's embeddings in each sample.
-        noise: what they were drawn from, measured.
+        corruption: what they were drawn from, measured.
     """
 
     model: LanguageModel
     fact: TokenizedFact
     plan: Plan
-    noise: Corruption
+    corruption: Corruption
     draws: Draws
 
     @property
@@ -64,11 +65,11 @@ class Prepared:
 
     def answer_id(self, clean_logits: Tensor) -> int:
         """The token traced: the fact's answer, else what the clean run `clean_logits` [vocab] predicts."""
-        return int(clean_logits.argmax()) if self.fact.answer_id is None else self.fact.answer_id
+        return int(traced_answers([self.fact], clean_logits[None])[0])
 
     def settings(self, engine: str) -> Settings:
         """What the maps of this fact were made with."""
-        return settings_of(self.model, self.plan, self.noise, engine)
+        return settings_of(self.model, self.plan, self.corruption, engine)
 
     def result(self, logits: Tensor, effects: dict[str, Tensor], engine: str) -> TraceResult:
         """Estimated `effects` [token, layer, sample], as a trace; `logits` [1 + sample, vocab]."""
@@ -94,12 +95,9 @@ def prepare(model: LanguageModel, fact: Fact | TokenizedFact, plan: Plan) -> Pre
     Raises:
         FactError: a fact that cannot be traced.
     """
-    model.torch.eval()  # dropout would make every pass another one
-    tokenized = fact.preflight(model) if isinstance(fact, Fact) else fact
-    check_ids(model, tokenized)
-    noise = noise_for(model, plan.noise)
-    draws = noise.drawn(model, [tokenized], plan.samples, plan.seed)
-    return Prepared(model, tokenized, plan, noise, draws)
+    tokenized, corruption = settled(model, fact), measured_corruption(model, plan.corruption)
+    draws = corruption.drawn(model, [tokenized], plan.samples, plan.seed)
+    return Prepared(model, tokenized, plan, corruption, draws)
 
 
 @contextmanager

@@ -24,12 +24,12 @@ from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 
 from tracer.answer import probability
-from tracer.causal_trace import Plan
 from tracer.corrupt import GaussianNoise
 from tracer.effect import Settings
 from tracer.errors import AnatomyError, SiteError
 from tracer.fact import Fact, TokenizedFact
 from tracer.model import LanguageModel
+from tracer.plan import Plan
 from tracer.prepared import Prepared, differentiable, prepare
 
 Method = Literal["atp", "atp*"]
@@ -71,17 +71,17 @@ def attribute_queries_and_keys(
     method: Method = "atp*",
     samples: int = 10,
     seed: int = 1,
-    noise: GaussianNoise | None = None,
+    corruption: GaussianNoise | None = None,
 ) -> QueryKeyMaps:
     """Estimates what restoring each head's query or key at each token would do, after position rotation.
 
     Args:
         model: from `tracer.load`.
-        fact: as in `tracer.trace`, as are samples, seed and noise: the same draws.
+        fact: as in `tracer.trace`, as are samples, seed and corruption: the same draws.
         method: "atp*" recomputes attention weights exactly; "atp" is plain attribution patching.
         samples: see `fact`.
         seed: see `fact`.
-        noise: see `fact`.
+        corruption: see `fact`.
 
     Raises:
         FactError, SiteError: input that cannot be traced, before the model runs.
@@ -92,7 +92,7 @@ def attribute_queries_and_keys(
     """
     if method not in get_args(Method):
         raise SiteError(f"There is no method {method!r}. Choose from {', '.join(get_args(Method))}.")
-    prepared = prepare(model, fact, Plan(window=1, samples=samples, seed=seed, noise=noise))
+    prepared = prepare(model, fact, Plan(window=1, samples=samples, seed=seed, corruption=corruption))
     with differentiable():
         attentions, logits, answer = _differentiated(prepared)
     restored = {

@@ -19,13 +19,13 @@ import pandas as pd
 
 from tracer.answer import probability
 from tracer.attribution import Method, attribute
-from tracer.causal_trace import Plan
 from tracer.corrupt import Corruption
 from tracer.effect import TraceResult
 from tracer.errors import SiteError
 from tracer.fact import Fact, TokenizedFact
 from tracer.model import LanguageModel
 from tracer.passes import Passes
+from tracer.plan import Plan
 from tracer.prepared import prepare
 from tracer.progress import bar
 from tracer.site import Kind
@@ -102,7 +102,7 @@ def screen(
     window: int = 10,
     samples: int = 10,
     seed: int = 1,
-    noise: Corruption | None = None,
+    corruption: Corruption | None = None,
     method: Method = "atp",
     progress: bool | None = None,
 ) -> Screening:
@@ -114,7 +114,7 @@ def screen(
 
     Args:
         model: from `tracer.load`.
-        fact: as in `tracer.trace`, as are window, samples, seed and noise.
+        fact: as in `tracer.trace`, as are window, samples, seed and corruption.
         kind: "state", "mlp" or "attn".
         keep: cells computed exactly because of their estimates.
         check: cells of the rest computed exactly at random; they bound what was missed.
@@ -122,7 +122,7 @@ def screen(
         window: see `fact`.
         samples: see `fact`.
         seed: see `fact`; also draws the random cells.
-        noise: see `fact`.
+        corruption: see `fact`.
         method: what ranks the cells, as in `attribute`.
         progress: show a bar; None: in a terminal or notebook.
 
@@ -135,7 +135,7 @@ def screen(
         raise SiteError(f"keep={keep}, check={check} is no screening. Write keep=20, check=20.")
     if not 0 < confidence < 1:
         raise SiteError(f"confidence={confidence} is not between 0 and 1. Write confidence=0.95.")
-    options = {"window": window, "samples": samples, "seed": seed, "noise": noise}
+    options = {"window": window, "samples": samples, "seed": seed, "corruption": corruption}
     estimate = attribute(model, fact, kinds=(kind,), method=method, **options)
     prepared = prepare(model, estimate.fact, Plan(kinds=(kind,), **options))
     begin, n_tokens = estimate.fact.subject_span[0], len(estimate.fact.token_ids)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -66,8 +67,11 @@ def severed_name(sub_layer: str) -> str:
     return f"state | {sub_layer} severed"
 
 
-def check_kinds(kinds: tuple[str, ...], severed: tuple[str, ...]) -> None:
-    """Raises SiteError for a kind or severed path that does not exist."""
+def check_kinds(kinds: Sequence[str], severed: Sequence[str]) -> None:
+    """Raises SiteError for a kind or severed path that does not exist, or a bare string in place of a sequence."""
+    for name, value in (("kinds", kinds), ("severed", severed)):
+        if isinstance(value, str):
+            raise SiteError(f"{name} is a sequence: write {name}=({value!r},).")
     for kind in kinds:
         if kind not in KINDS:
             raise SiteError(f"There is no kind {kind!r}. Choose from {', '.join(KINDS)}.")

@@ -44,6 +44,15 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 
 
 @contextmanager
+def of_this_version(path: str | Path, what: str) -> Iterator[None]:
+    """Makes errors about missing or strange contents of a file say so: FileFormatError."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise FileFormatError(f"{path} holds {what} of another version: {error}. Make it again.") from error
+
+
+@contextmanager
 def atomic_folder(path: str | Path) -> Iterator[Path]:
     """As `atomic_path`, for a folder. A folder that another process finished first is kept."""
     path = Path(path)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import hashlib
 import json
 from collections.abc import Sequence
@@ -13,12 +12,15 @@ from typing import Any
 import numpy as np
 
 from tracer.anatomy import SubLayer
-from tracer.causal_trace import EngineName, Plan, at_once, noise_for, predicted_id, shape, trace_alike
-from tracer.corrupt import Corruption
+from tracer.answer import predicted_id
+from tracer.causal_trace import at_once, shape, trace_alike
+from tracer.corrupt import Corruption, measured_corruption
 from tracer.effect import AverageTrace, TraceResult
+from tracer.engine import EngineName
 from tracer.errors import FactError, FileFormatError
 from tracer.fact import Fact, TokenizedFact, token_roles
 from tracer.model import LanguageModel
+from tracer.plan import Plan
 from tracer.progress import bar
 from tracer.site import KINDS, Direction, Kind
 from tracer.storage import plain
@@ -34,7 +36,7 @@ def average(
     window: int = 10,
     samples: int = 10,
     seed: int = 1,
-    noise: Corruption | None = None,
+    corruption: Corruption | None = None,
     roles: Sequence[str] | None = None,
     known_only: bool = True,
     most: int | None = None,
@@ -50,13 +52,13 @@ def average(
 
     Args:
         model: from `tracer.load`.
-        facts: at least one; sigma is measured over their subjects unless `noise` gives it.
-        kinds: as in `tracer.trace`, as are severed, window, samples, seed, noise, roles and engine.
+        facts: at least one; sigma is measured over their subjects unless `corruption` gives it.
+        kinds: as in `tracer.trace`, as are severed, window, samples, seed, corruption, roles and engine.
         severed: see there.
         window: see there.
         samples: see there.
         seed: see there.
-        noise: see there.
+        corruption: see there.
         roles: see there.
         known_only: leave out facts whose answer is not the model's own prediction; they are listed in
             `skipped`. A fact without an answer is always known.
@@ -76,40 +78,30 @@ def average(
     if not facts or (most is not None and most < 1):
         raise FactError("No facts to average. Try tracer.facts.bundled(), and most=1 or more.")
     plan = Plan(
-        tuple(kinds),
-        tuple(severed),
-        window,
-        samples,
-        seed,
-        None,
-        None if roles is None else tuple(roles),
-        engine,
-        published_draws,
-        max_bytes,
-        metric,
-        direction,
+        kinds=kinds,
+        severed=severed,
+        window=window,
+        samples=samples,
+        seed=seed,
+        corruption=measured_corruption(model, corruption, [fact.subject for fact in facts]),
+        roles=roles,
+        engine=engine,
+        published_draws=published_draws,
+        max_bytes=max_bytes,
+        metric=metric,
+        direction=direction,
     )
-    plan = dataclasses.replace(plan, noise=noise_for(model, noise, [fact.subject for fact in facts]))
     model.torch.eval()  # dropout would make every pass another one
     wanted = len(facts) if most is None else min(most, len(facts))
-    skipped: list[tuple[str, str]] = []
     with bar(wanted, "tracing facts", show=progress, unit="fact") as steps:
         traces = _Traces(model, plan, folder, steps)
-        for fact in facts:
-            if traces.n == wanted:
-                break
-            tokenized, reason = usable(model, fact, roles, known_only)
-            if tokenized is None:
-                skipped.append((fact.prompt, reason))
-            else:
-                traces.add(tokenized)
-        results = traces.finish()
-    if not results:
+        skipped = traces.of(facts, wanted, known_only=known_only)
+    if not traces.n:
         raise FactError(
             f"The model predicts none of these {len(facts)} facts, e.g. {skipped[0][0]!r}: {skipped[0][1]}. "
             f"Give facts it knows, or known_only=False."
         )
-    return average_of(results, skipped)
+    return average_of(traces.finish(), skipped)
 
 
 def average_of(results: Sequence[TraceResult], skipped: Sequence[tuple[str, str]] = ()) -> AverageTrace:
@@ -165,6 +157,20 @@ class _Traces:
         self._done: dict[int, TraceResult] = {}
         self._waiting: dict[object, list[tuple[int, TokenizedFact]]] = {}
 
+    def of(self, facts: Sequence[Fact], wanted: int, *, known_only: bool) -> list[tuple[str, str]]:
+        """Traces the first `wanted` facts that can be; returns the others on the way, and why they were left out."""
+        skipped: list[tuple[str, str]] = []
+        for fact in facts:
+            if self.n == wanted:
+                break
+            tokenized, reason = usable(self.model, fact, self.plan.roles, known_only)
+            if tokenized is None:
+                skipped.append((fact.prompt, reason))
+            else:
+                self.add(tokenized)
+        self.finish()
+        return skipped
+
     def add(self, fact: TokenizedFact) -> None:
         """Takes the fact's trace from the folder, or has it traced as soon as there are enough like it."""
         number, self.n = self.n, self.n + 1
@@ -201,7 +207,8 @@ class _Traces:
         """Named by the model, the fact and everything that a number depends on."""
         if self.folder is None:
             return None
-        settings = self.plan.record()
+        # A folder never mixes engines: where the sweep was found at fault, the definition is what runs.
+        settings = {**self.plan.record(), "engine": self.plan.engine_for(self.model)}
         about = [self.fingerprint, fact.token_ids, fact.subject_span, fact.answer_ids, fact.other_ids, settings]
         digest = hashlib.sha256(json.dumps(about, default=plain).encode()).hexdigest()
         return self.folder / f"{digest[:24]}.safetensors"

@@ -15,23 +15,22 @@ change, from facts that hold exactly:
 One walk up the layers serves all columns of a map: rows join when their layer is reached (a
 staircase), so a weight is read once a layer, not once a site. `tracer.packing` says how the rows
 are laid out; the blocks that run are the model's own (`tracer.replay`). Facts of the same length
-whose subjects start at the same token are walked together.
+whose subjects span the same tokens are walked together.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from itertools import groupby, product
+from itertools import product
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from tracer.anatomy import SubLayer
-from tracer.answer import values_at
+from tracer.budget import Budget
 from tracer.corrupt import Draws
 from tracer.hold import Hold, UnitHold
 from tracer.metric import METRICS, Metric, wide
@@ -40,35 +39,10 @@ from tracer.packing import Packing, Row, bundles, severed_rows, state_rows, wind
 from tracer.parallel import Check, in_threads, is_out_of_memory, thread_count
 from tracer.replay import Recording, record
 from tracer.site import Direction, Unit
+from tracer.staircase import Join, Staircase
 from tracer.units import matrices_of
 
 PROBABILITY = METRICS["probability"]
-Join = Callable[[Row, Packing, Tensor, "Tensor | None"], Tensor]
-
-
-@dataclass(frozen=True)
-class Budget:
-    """How much is computed at once. Results do not depend on it beyond rounding.
-
-    Attributes:
-        state_bytes: states of one walk, all threads together; more draws than fit are walked one chunk after the other.
-        packed_tokens: tokens in one call of a block: enough for a good matrix product, few enough for the cache.
-        bundle_pairs: pairs packed into one sequence: attention is quadratic in them.
-    """
-
-    state_bytes: int = 1 << 30
-    packed_tokens: int = 1024
-    bundle_pairs: int = 512
-
-    @classmethod
-    def of(cls, device: torch.device, state_bytes: int | None = None) -> Budget:
-        """For this device; a GPU wants large calls."""
-        packed = 1024 if device.type == "cpu" else 32768
-        return cls(state_bytes or cls.state_bytes, packed)
-
-    def halved(self) -> Budget:
-        """Half of everything."""
-        return Budget(self.state_bytes // 2, max(1, self.packed_tokens // 2), max(1, self.bundle_pairs // 2))
 
 
 class BatchSweep:
@@ -128,7 +102,7 @@ class BatchSweep:
             return record(self.model, rows, embedded=corrupt, matrices=matrices)
 
     def state_maps(self, answer_ids: Sequence[int], tokens: list[int]) -> Tensor:
-        """Restored probabilities of every state, [fact, token, layer, sample]."""
+        """The metric with every state restored, [fact, token, layer, sample]."""
         # The last token's own restored state is what the answer is read from, so it stays packed.
         clean_token = self.first if self.first < self.n_tokens - 1 else None
         rows = state_rows(self.model.n_layers)
@@ -136,7 +110,7 @@ class BatchSweep:
         return self._last_column(restored, answer_ids, tokens)
 
     def severed_maps(self, path: SubLayer, answer_ids: Sequence[int], tokens: list[int]) -> Tensor:
-        """Restored probabilities of every state with `path` severed, [fact, token, layer, sample]."""
+        """The metric with every state restored and `path` severed, [fact, token, layer, sample]."""
         hold = Hold(self.model.anatomy, path, self.frozen[path])
         own = self.frozen is self.run.added
         rows = severed_rows(self.model.n_layers, from_below=not own)
@@ -144,7 +118,7 @@ class BatchSweep:
         return self._last_column(restored, answer_ids, tokens)
 
     def window_maps(self, kind: SubLayer, answer_ids: Sequence[int], tokens: list[int], window: int) -> Tensor:
-        """Restored probabilities of every window of MLPs or attentions, [fact, token, layer, sample]."""
+        """The metric with every window of MLPs or attentions restored, [fact, token, layer, sample]."""
         hold = Hold(self.model.anatomy, kind, self.run.added[kind])
         rows = window_rows(window, self.model.n_layers)
         join = partial(self._join_window, hold)
@@ -222,26 +196,22 @@ class BatchSweep:
         clean_token: int | None = None,
     ) -> Tensor:
         """The metric [fact, token, column, sample]; that of the base run where no row answers for a cell."""
-        ordered = sorted(set(tokens))
-        if tokens != ordered:
-            options = {"hold": hold, "held_rows": held_rows, "hooks": hooks, "n_columns": n_columns}
-            found = self._walk(rows, answer_ids, ordered, join, clean_token=clean_token, **options)
-            return found[:, [ordered.index(token) for token in tokens]]
+        places = {token: place for place, token in enumerate(sorted(set(tokens)))}
         logits = torch.cat((self.clean_logits, self.corrupted_logits))
         base = self._measured(logits[self._base(self.draws)], answer_ids)
-        result = base.expand(len(tokens), n_columns or self.model.n_layers, -1).clone()
+        result = base.expand(len(places), n_columns or self.model.n_layers, -1).clone()
         answers = torch.tensor(list(answer_ids), device=self.draws.device)
 
         def climb(bundle: list[int], draws: Tensor, check: Check) -> None:
             packing = Packing.of(bundle, self.n_tokens, clean_token, device=draws.device)
-            staircase = _Staircase(self, packing, draws, len(rows), hold, held_rows)
+            staircase = Staircase(self, packing, draws, len(rows), hold, held_rows)
             staircase.climb(rows, join, check)
-            places = torch.tensor([tokens.index(token) for token in bundle], device=draws.device)
+            at = torch.tensor([places[token] for token in bundle], device=draws.device)
             for row, found in staircase.values(answers):
                 for column in row.columns:
-                    result[places[:, None], column, draws] = found
+                    result[at[:, None], column, draws] = found
 
-        groups = [token for token in tokens if token >= self.first]
+        groups = [token for token in places if token >= self.first]
         while rows and groups:
             # Offloaded weights come and go with each call: one thread alone may use them.
             workers = 1 if self.model.is_offloaded else thread_count(self.draws.device, len(self.draws))
@@ -252,10 +222,11 @@ class BatchSweep:
                     in_threads([partial(climb, *job) for job in product(cut, chunks)], workers)
                 break
             except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error) or self.budget.packed_tokens == 1:
+                if not is_out_of_memory(error):
                     raise
-                self.budget = self.budget.halved()
-        return result.unflatten(-1, (self.n_facts, self.samples)).movedim(-2, 0)
+                self.budget = self.budget.halved()  # or an error that says what to write
+        found = result[[places[token] for token in tokens]]
+        return found.unflatten(-1, (self.n_facts, self.samples)).movedim(-2, 0)
 
     def _chunks(self, n_rows: int, workers: int) -> tuple[Tensor, ...]:
         """The draws of each job: as many jobs as workers, more where their states do not fit."""
@@ -275,14 +246,13 @@ class BatchSweep:
     def block(self, layer: int, packing: Packing, draws: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
         """Block `layer` as a function of packed rows [row, pair, d_model] and, for each row, the index of its draw."""
         keys, values, mask = self._context(layer, packing, draws)
-        key_positions = packing.key_positions(self.n_tokens)
 
         def run(hidden: Tensor, which: Tensor) -> Tensor:
             return self.run.run_block(
                 layer,
                 hidden,
                 positions=packing.computed,
-                key_positions=key_positions,
+                key_positions=packing.key_positions,
                 mask=mask,
                 keys=keys[which],
                 values=values[which],
@@ -294,7 +264,6 @@ class BatchSweep:
         """The last block, as `block`, but for the last position alone: [row, group, d_model]."""
         layer, last = self.model.n_layers - 1, packing.last
         keys, values, mask = self._context(layer, packing, draws)
-        key_positions = packing.key_positions(self.n_tokens)
 
         def run(hidden: Tensor, which: Tensor) -> Tensor:
             own = self.run.keys_and_values(layer, hidden, positions=packing.computed)
@@ -303,7 +272,7 @@ class BatchSweep:
                 layer,
                 hidden[:, last],
                 positions=packing.computed[last],
-                key_positions=key_positions,
+                key_positions=packing.key_positions,
                 mask=mask[..., last, :],
                 keys=whole[0],
                 values=whole[1],
@@ -322,118 +291,35 @@ class BatchSweep:
                 prefix = torch.cat((prefix, clean), dim=2)
             stores.append(prefix)
         seen = packing.mask(self.run.visible[layer][0])[None]
-        mask = self.run.attention_mask(layer, seen, packing.computed, packing.key_positions(self.n_tokens))
+        mask = self.run.attention_mask(layer, seen, packing.computed, packing.key_positions)
         return stores[0], stores[1], mask
 
 
 class Sweep:
-    """All maps of one prompt. Has the methods of `tracer.passes.Passes`, with the same results."""
+    """A `BatchSweep` of one prompt: the methods of `tracer.passes.Passes`, with the same results.
 
-    def __init__(
-        self,
-        model: LanguageModel,
-        ids: Tensor,
-        subject_span: tuple[int, int],
-        noise: Draws | Tensor,
-        **options: Any,
-    ) -> None:
-        self.batch = BatchSweep(model, ids, subject_span, noise, **options)
+    Attributes:
+        batch: what does the work.
+        clean_logits: [vocab].
+        corrupted_logits: [sample, vocab].
+    """
 
-    @property
-    def clean_logits(self) -> Tensor:
-        """[vocab]."""
-        return self.batch.clean_logits[0]
-
-    @property
-    def corrupted_logits(self) -> Tensor:
-        """[sample, vocab]."""
-        return self.batch.corrupted_logits
+    def __init__(self, *run: Any, **options: Any) -> None:
+        self.batch = BatchSweep(*run, **options)
+        self.clean_logits, self.corrupted_logits = self.batch.clean_logits[0], self.batch.corrupted_logits
 
     def state_map(self, answer_id: int, tokens: list[int]) -> Tensor:
-        """Restored probabilities of every state, [token, layer, sample]."""
+        """See `BatchSweep.state_maps`, without its first axis, as for the others."""
         return self.batch.state_maps([answer_id], tokens)[0]
 
     def severed_map(self, path: SubLayer, answer_id: int, tokens: list[int]) -> Tensor:
-        """Restored probabilities of every state with `path` severed, [token, layer, sample]."""
+        """See `state_map`."""
         return self.batch.severed_maps(path, [answer_id], tokens)[0]
 
     def window_map(self, kind: SubLayer, answer_id: int, tokens: list[int], window: int) -> Tensor:
-        """Restored probabilities of every window of MLPs or attentions, [token, layer, sample]."""
+        """See `state_map`."""
         return self.batch.window_maps(kind, [answer_id], tokens, window)[0]
 
     def unit_map(self, units: Sequence[Unit], answer_id: int, tokens: list[int]) -> Tensor:
-        """The metric with each head or neuron set alone, [token, unit, sample]."""
+        """See `state_map`."""
         return self.batch.unit_maps(units, [answer_id], tokens)[0]
-
-
-class _Staircase:
-    """The rows that have joined so far, for some draws: states [row, draw, pair, d_model]."""
-
-    def __init__(
-        self,
-        sweep: BatchSweep,
-        packing: Packing,
-        draws: Tensor,
-        n_rows: int,
-        hold: Hold | None,
-        held_rows: Callable[[Tensor], Tensor] | None,
-    ) -> None:
-        self.sweep, self.packing, self.draws, self.hold = sweep, packing, draws, hold
-        self.rows: list[Row] = []
-        d_model, like = sweep.model.d_model, sweep.run.outputs[0]
-        self.states = like.new_empty((n_rows, len(draws), len(packing), d_model))
-        self.final = like.new_empty((n_rows, len(draws), len(packing.groups), d_model))
-        self.which = torch.arange(len(draws), device=draws.device).repeat(n_rows)
-        self.held_rows = None if held_rows is None else held_rows(draws).repeat(n_rows)
-
-    def climb(self, rows: list[Row], join: Join, check: Check) -> None:
-        """From layer 0 to the top; a row joins just below its first block."""
-        n_layers = self.sweep.model.n_layers
-        for layer in range(n_layers + 1):
-            for row in rows:
-                if row.start == layer:
-                    below = self.states[self.rows.index(row.parent)] if row.parent else None
-                    self.states[len(self.rows)] = join(row, self.packing, self.draws, below)
-                    self.rows.append(row)
-            if layer == n_layers:  # these joined above the last block
-                for at in (n for n, row in enumerate(self.rows) if row.start == n_layers):
-                    self.final[at] = self.states[at][:, self.packing.last]
-            elif self.rows:
-                self._run(layer, check)
-
-    def _run(self, layer: int, check: Check) -> None:
-        """One block over all rows; the last one goes from `states` to `final`."""
-        packing, is_last = self.packing, layer == self.sweep.model.n_layers - 1
-        states, target = self.states.flatten(0, 1), (self.final if is_last else self.states).flatten(0, 1)
-        block = self.sweep.last_block if is_last else partial(self.sweep.block, layer)
-        run, restored = block(packing, self.draws), packing.diagonal().computed
-        for calls, held in self._calls(layer):
-            check()
-            with ExitStack() as stack:
-                if held and self.hold is not None and self.held_rows is not None:
-                    if not is_last:
-                        place = (restored, 0)
-                    elif packing.groups[-1] == self.sweep.n_tokens - 1:  # of the restored tokens it alone is computed
-                        place = (restored[-1:], len(packing.groups) - 1)
-                    else:
-                        place = None
-                    if place:
-                        stack.enter_context(self.hold.writing(layer, self.held_rows[calls], *place))
-                target[calls] = run(states[calls], self.which[calls])
-
-    def _calls(self, layer: int) -> Iterator[tuple[slice, bool]]:
-        """Slices of `states` with its first two axes flattened, about `packed_tokens` tokens each, and if they hold."""
-        together = max(1, self.sweep.budget.packed_tokens // len(self.packing))
-        for held, alike in groupby(range(len(self.rows)), key=lambda at: layer in self.rows[at].held):
-            found = list(alike)
-            begin, end = found[0] * len(self.draws), (found[-1] + 1) * len(self.draws)
-            for at in range(begin, end, together):
-                yield slice(at, min(at + together, end)), held
-
-    def values(self, answers: Tensor) -> Iterator[tuple[Row, Tensor]]:
-        """For each row, the metric [group, draw]; `answers` [fact]."""
-        sweep, final = self.sweep, self.final[: len(self.rows)].transpose(1, 2)  # [row, group, draw, d_model]
-        of = (self.draws // sweep.samples).expand(final.shape[:3]).flatten()
-        anatomy, clean = sweep.model.anatomy, sweep.clean_logits
-        found = values_at(anatomy, final.flatten(0, 2), sweep.metric, answers, sweep.others, clean, of)
-        yield from zip(self.rows, found.unflatten(0, final.shape[:3]), strict=True)

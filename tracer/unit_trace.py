@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Unpack
 
 import numpy as np
 import pandas as pd
 import torch
 
-from tracer.causal_trace import EngineName, Plan, Runs, check_ids, noise_for, on_all_tokens, settings_of, traced_tokens
-from tracer.corrupt import Corruption
-from tracer.effect import Settings, fact_from
-from tracer.errors import FileFormatError, SiteError
+from tracer.corrupt import measured_corruption
+from tracer.effect import Settings, about_measured, measured_from
+from tracer.errors import SiteError
 from tracer.fact import Fact, TokenizedFact, token_roles
 from tracer.model import LanguageModel
-from tracer.site import Direction, Unit
-from tracer.storage import read_tensors, write_tensors
+from tracer.plan import Plan, RunOptions
+from tracer.runs import Runs, on_all_tokens, settings_of, settled, traced_tokens
+from tracer.site import Unit
+from tracer.storage import of_this_version, read_tensors, write_tensors
 from tracer.tokens import visible
 from tracer.units import heads, neurons
 
@@ -96,10 +97,7 @@ class UnitTrace:
 
     def save(self, path: str | Path) -> None:
         """Writes one safetensors file, atomically."""
-        skipped = ("corrupted_samples", "restored", "kind", "fact", "settings")
-        plain = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in skipped}
-        about = {"kind": "unit trace", "unit_kind": self.kind, **plain}
-        about |= {"fact": dataclasses.asdict(self.fact), "settings": dataclasses.asdict(self.settings)}
+        about = {"kind": "unit trace", "unit_kind": self.kind, "units": self.units, **about_measured(self)}
         arrays = {"corrupted_samples": self.corrupted_samples, "restored": self.restored}
         write_tensors(path, {name: torch.from_numpy(value) for name, value in arrays.items()}, about)
 
@@ -111,20 +109,13 @@ class UnitTrace:
             FileFormatError: the file is missing, truncated or something else.
         """
         tensors, about = read_tensors(path, "unit trace")
-        try:
+        with of_this_version(path, "a trace"):
             return cls(
-                fact=fact_from(about["fact"]),
                 kind=about["unit_kind"],
                 units=tuple((layer, number) for layer, number in about["units"]),
-                answer_id=about["answer_id"],
-                answer=about["answer"],
-                clean=about["clean"],
-                corrupted_samples=tensors["corrupted_samples"].numpy(),
                 restored=tensors["restored"].numpy(),
-                settings=Settings(**about["settings"]),
+                **measured_from(tensors, about),
             )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise FileFormatError(f"{path} is a trace of another version: {error}. Trace again.") from error
 
 
 def trace_heads(
@@ -133,12 +124,7 @@ def trace_heads(
     *,
     layers: Sequence[int] | None = None,
     roles: Sequence[str] | None = ("last subject token", "last token"),
-    samples: int = 10,
-    seed: int = 1,
-    noise: Corruption | None = None,
-    metric: str = "probability",
-    direction: Direction = "restore",
-    engine: EngineName = "sweep",
+    **options: Unpack[RunOptions],
 ) -> UnitTrace:
     """The effect of every attention head alone: its output, before the output matrix, set at one token.
 
@@ -147,12 +133,7 @@ def trace_heads(
         fact: as in `tracer.trace`.
         layers: whose heads; default all.
         roles: at which tokens; None: at all of them.
-        samples: see `tracer.trace`, as for seed, noise, metric, direction and engine.
-        seed: see there.
-        noise: see there.
-        metric: see there.
-        direction: see there.
-        engine: see there.
+        **options: samples, seed, corruption, metric, direction and engine, as in `tracer.trace`.
 
     Raises:
         AnatomyError: where the heads come together is not known for this family.
@@ -160,8 +141,7 @@ def trace_heads(
     """
     units = heads(model, layers)
     names = [(unit.layer, unit.begin // (unit.end - unit.begin)) for unit in units]
-    plan = _plan(roles, samples, seed, noise, metric, direction, engine)
-    return _trace(model, fact, units, names, plan)
+    return _trace(model, fact, units, names, Plan(roles=roles, **options))
 
 
 def trace_neurons(
@@ -170,12 +150,7 @@ def trace_neurons(
     chosen: Sequence[tuple[int, int]],
     *,
     roles: Sequence[str] | None = ("last subject token",),
-    samples: int = 10,
-    seed: int = 1,
-    noise: Corruption | None = None,
-    metric: str = "probability",
-    direction: Direction = "restore",
-    engine: EngineName = "sweep",
+    **options: Unpack[RunOptions],
 ) -> UnitTrace:
     """The effect of single MLP neurons: an activation, before the output matrix, set at one token.
 
@@ -184,12 +159,7 @@ def trace_neurons(
         fact: as in `tracer.trace`.
         chosen: (layer, neuron), at least one.
         roles: at which tokens; None: at all of them.
-        samples: see `tracer.trace`, as for seed, noise, metric, direction and engine.
-        seed: see there.
-        noise: see there.
-        metric: see there.
-        direction: see there.
-        engine: see there.
+        **options: samples, seed, corruption, metric, direction and engine, as in `tracer.trace`.
 
     Raises:
         AnatomyError: this family's MLPs have no single output matrix.
@@ -197,38 +167,14 @@ def trace_neurons(
     """
     if not chosen:
         raise SiteError("No neurons to trace: give chosen=[(layer, neuron), ...].")
-    plan = _plan(roles, samples, seed, noise, metric, direction, engine)
-    return _trace(model, fact, neurons(model, chosen), list(chosen), plan)
-
-
-def _plan(
-    roles: Sequence[str] | None,
-    samples: int,
-    seed: int,
-    noise: Corruption | None,
-    metric: str,
-    direction: Direction,
-    engine: EngineName,
-) -> Plan:
-    return Plan(
-        samples=samples,
-        seed=seed,
-        noise=noise,
-        roles=None if roles is None else tuple(roles),
-        engine=engine,
-        metric=metric,
-        direction=direction,
-    )
+    return _trace(model, fact, neurons(model, chosen), list(chosen), Plan(roles=roles, **options))
 
 
 def _trace(
     model: LanguageModel, fact: Fact | TokenizedFact, units: Sequence[Unit], names: list[tuple[int, int]], plan: Plan
 ) -> UnitTrace:
-    model.torch.eval()  # dropout would make every pass another one
-    tokenized = fact.preflight(model) if isinstance(fact, Fact) else fact
-    check_ids(model, tokenized)
-    noise = noise_for(model, plan.noise)
-    runs = Runs(model, [tokenized], noise, plan)
+    tokenized, corruption = settled(model, fact), measured_corruption(model, plan.corruption)
+    runs = Runs(model, [tokenized], corruption, plan)
     tokens = traced_tokens(tokenized, plan.roles)
     found = runs.main.unit_maps(units, runs.answer_ids, tokens)
     return UnitTrace(
@@ -240,5 +186,5 @@ def _trace(
         clean=float(runs.measured(runs.main.clean_logits)[0]),
         corrupted_samples=runs.measured(runs.main.corrupted_logits).double().cpu().numpy(),
         restored=on_all_tokens(found, tokens, len(tokenized.token_ids))[0],
-        settings=settings_of(model, plan, noise, runs.engine),
+        settings=settings_of(model, plan, corruption, runs.engine),
     )

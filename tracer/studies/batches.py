@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from tracer.causal_trace import Plan, at_once, shape, trace_alike
+from tracer.causal_trace import at_once, shape, trace_alike
 from tracer.effect import TraceResult
 from tracer.errors import TracerError
 from tracer.fact import TokenizedFact
 from tracer.model import LanguageModel
+from tracer.plan import Plan
 
 Batch = tuple[int, ...]
 

@@ -7,15 +7,14 @@ from typing import Annotated, Any
 
 import typer
 
-from tracer.causal_trace import Plan
 from tracer.console import (
     AsJson,
+    CorruptionOption,
     Device,
     DirectionOption,
     Dtype,
     MetricOption,
     Model,
-    Noise,
     Out,
     Quiet,
     Samples,
@@ -28,6 +27,7 @@ from tracer.console import (
     show_progress,
 )
 from tracer.facts import bundled, read_facts, spread_over_relations
+from tracer.plan import Plan
 from tracer.storage import atomic_path
 from tracer.studies.compare import compare as side_by_side
 from tracer.studies.components import sample_components
@@ -52,7 +52,7 @@ def study(
     window: Window = 10,
     samples: Samples = 10,
     seed: Annotated[int, typer.Option(help="Of the noise.")] = 1,
-    corruption: Noise = "gaussian",
+    corruption: CorruptionOption = "gaussian",
     metric: MetricOption = "probability",
     direction: DirectionOption = "restore",
     engine: Annotated[
@@ -79,7 +79,7 @@ def study(
             window=window,
             samples=samples,
             seed=seed,
-            noise=corruption_named(corruption),
+            corruption=corruption_named(corruption),
             engine=engine,
             metric=metric,
             direction=direction,

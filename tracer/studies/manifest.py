@@ -18,9 +18,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 
-from tracer.causal_trace import Plan
 from tracer.errors import FileFormatError, StudyError
 from tracer.fact import Fact
+from tracer.plan import Plan
 from tracer.storage import to_json, write_json
 
 NAME = "manifest.json"

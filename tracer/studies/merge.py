@@ -18,7 +18,7 @@ def merge(studies: Sequence[Study], out: str | Path) -> Study:
     """Writes a new study that has the facts of all, each once (the first study that traced it gives its trace).
 
     Noise is scaled by the subjects of a study's own facts unless it was given: studies to be merged need
-    the same, e.g. `Plan(noise=GaussianNoise(sigma=0.1))`.
+    the same, e.g. `Plan(corruption=GaussianNoise(sigma=0.1))`.
 
     Raises:
         StudyError: no studies, other models or settings, or a folder that is there already.

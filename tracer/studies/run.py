@@ -18,10 +18,11 @@ from warnings import warn
 
 import torch
 
-from tracer.causal_trace import Plan, noise_for
+from tracer.corrupt import measured_corruption
 from tracer.errors import FactError, FileFormatError, StudyError, TracerWarning
 from tracer.fact import Fact, TokenizedFact
 from tracer.model import LanguageModel
+from tracer.plan import Plan
 from tracer.progress import bar
 from tracer.studies.batches import Batch, batches_of
 from tracer.studies.manifest import NAME, Entry, Manifest, plan_record, software
@@ -81,24 +82,12 @@ def run_study(
     before = Manifest.load(out) if (out / NAME).is_file() else None
     settings: dict[str, Any] = {} if before is None else before.settings
     plan = plan or Plan()
-    plan = dataclasses.replace(plan, noise=noise_for(model, plan.noise, [fact.subject for fact in facts]))
+    subjects = [fact.subject for fact in facts]
+    plan = dataclasses.replace(plan, corruption=measured_corruption(model, plan.corruption, subjects))
     threads = int(threads or settings.get("threads") or max(1, torch.get_num_threads() // max(1, workers)))
-    manifest = Manifest(
-        model={
-            "name": model.name,
-            "fingerprint": model.fingerprint(),
-            "device": model.device.type,
-            "n_layers": model.n_layers,
-        },
-        settings={
-            "plan": plan_record(plan),
-            "known_only": known_only,
-            "round": round_size or settings.get("round") or ROUND,
-            "threads": threads,
-        },
-        facts=[Entry(fact) for fact in facts],
-        source=source,
-    )
+    size = round_size or settings.get("round") or ROUND
+    decided = {"plan": plan_record(plan), "known_only": known_only, "round": size, "threads": threads}
+    manifest = _manifest_of(model, facts, decided, source)
     if before is not None:
         before.check_same(manifest, out)
         manifest = before
@@ -111,6 +100,16 @@ def run_study(
         with bar(total, "tracing facts", show=progress, unit="fact") as steps:
             _Run(model, plan, manifest, out, team, steps).to_the_end()
     return Study.open(out)
+
+
+def _manifest_of(model: LanguageModel, facts: Sequence[Fact], settings: dict[str, Any], source: str) -> Manifest:
+    about = {
+        "name": model.name,
+        "fingerprint": model.fingerprint(),
+        "device": model.device.type,
+        "n_layers": model.n_layers,
+    }
+    return Manifest(model=about, settings=settings, facts=[Entry(fact) for fact in facts], source=source)
 
 
 @contextmanager

@@ -15,11 +15,11 @@ from typing import Literal, Protocol, cast
 
 import torch
 
-from tracer.causal_trace import Plan
 from tracer.effect import TraceResult
 from tracer.errors import StudyError
 from tracer.fact import TokenizedFact
 from tracer.model import LanguageModel, load
+from tracer.plan import Plan
 from tracer.studies.batches import trace_batch
 
 Backend = Literal["local", "ray"]

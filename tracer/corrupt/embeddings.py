@@ -1,0 +1,42 @@
+"""Token embeddings, and what corruptions measure on those of the subjects studied."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+from tracer.errors import FactError
+from tracer.facts import bundled
+from tracer.model import LanguageModel
+
+
+def embeddings(model: LanguageModel, ids: Tensor) -> Tensor:
+    """What the embedding module gives for token ids [...]: float64 [..., width] on the CPU."""
+    with torch.inference_mode():
+        found = model.anatomy.embedding(ids.to(model.device)).cpu().double()
+    return found.clone()
+
+
+def subject_embeddings(model: LanguageModel, subjects: Iterable[str]) -> Tensor:
+    """Embeddings of the subjects' tokens, without special tokens; float64 [token, width]."""
+    if model.tokenizer is None:
+        raise FactError("This model has no tokenizer, so sigma cannot be measured: give GaussianNoise(sigma=...).")
+    ids = [token for s in subjects for token in model.tokenizer(s, add_special_tokens=False)["input_ids"]]
+    if not ids:
+        raise FactError("No subjects to measure the noise from. Give at least one fact.")
+    return embeddings(model, torch.tensor(ids))
+
+
+def embedding_sigma(model: LanguageModel, subjects: Iterable[str]) -> float:
+    """Standard deviation of all embedding entries of the subjects' tokens, without special tokens.
+
+    Source: Meng et al. 2022, appendix B.1 (there over the subjects of the facts traced).
+    """
+    return float(subject_embeddings(model, subjects).std())
+
+
+def subjects_or_bundled(subjects: Sequence[str] | None) -> Sequence[str]:
+    """These subjects, or those of the bundled facts."""
+    return [fact.subject for fact in bundled()] if subjects is None else subjects

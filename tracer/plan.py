@@ -1,0 +1,94 @@
+"""What to trace and how: every option of a trace as one frozen, checked value."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from numbers import Integral
+from typing import Any, TypedDict, get_args
+
+from tracer.anatomy import SubLayer
+from tracer.corrupt import Corruption
+from tracer.engine import EngineName
+from tracer.errors import SiteError
+from tracer.fact import check_roles
+from tracer.metric import metric_named
+from tracer.model import LanguageModel
+from tracer.site import KINDS, Direction, Kind, check_kinds, severed_name
+
+
+class RunOptions(TypedDict, total=False):
+    """Options of `tracer.trace` that say how the runs are made and measured."""
+
+    samples: int
+    seed: int
+    corruption: Corruption | None
+    metric: str
+    direction: Direction
+    engine: EngineName
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to trace and how, checked; the arguments of `tracer.trace`, which says what each one means.
+
+    Raises:
+        SiteError, FactError: options that cannot be; the message says what to write instead.
+    """
+
+    kinds: Sequence[Kind] = KINDS
+    severed: Sequence[SubLayer] = ()
+    window: int = 10
+    samples: int = 10
+    seed: int = 1
+    corruption: Corruption | None = None
+    roles: Sequence[str] | None = None
+    engine: EngineName = "sweep"
+    published_draws: bool = False
+    max_bytes: int | None = None
+    metric: str = "probability"
+    direction: Direction = "restore"
+
+    def __post_init__(self) -> None:
+        check_kinds(self.kinds, self.severed)
+        check_roles(self.roles or ())
+        for name in ("kinds", "severed", "roles"):  # frozen, and the key of a dict: tuples
+            value = getattr(self, name)
+            object.__setattr__(self, name, None if value is None else tuple(value))
+        self._check_numbers()
+        if self.engine not in get_args(EngineName):
+            raise SiteError(f'There is no engine {self.engine!r}. Write engine="sweep" or engine="passes".')
+        metric_named(self.metric)
+        if self.direction not in get_args(Direction):
+            raise SiteError(f'There is no direction {self.direction!r}. Write "restore" or "corrupt".')
+        if self.published_draws and self.direction != "restore":
+            raise SiteError('The published severed trace restores: write direction="restore" with published_draws.')
+
+    def _check_numbers(self) -> None:
+        for name, example in (("window", "10"), ("samples", "10"), ("seed", "1"), ("max_bytes", "1 << 30")):
+            value = getattr(self, name)
+            if value is None and name == "max_bytes":
+                continue
+            if not isinstance(value, Integral) or isinstance(value, bool):
+                raise SiteError(f"{name}={value!r} is no whole number. Write {name}={example}.")
+        if self.window < 1:
+            raise SiteError(f"A window of {self.window} layers restores nothing. Write window=1 or more.")
+        if self.samples < 1:
+            raise SiteError(f"samples={self.samples} draws no noise. Write samples=10.")
+        if self.max_bytes is not None and self.max_bytes < 1:
+            raise SiteError(f"max_bytes={self.max_bytes} holds nothing. Write max_bytes=1 << 30, or None.")
+
+    def record(self) -> dict[str, Any]:
+        """Everything that a number depends on, for JSON."""
+        skipped = ("corruption", "max_bytes")
+        plain = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in skipped}
+        return {**plain, "corruption": None if self.corruption is None else self.corruption.label()}
+
+    def engine_for(self, model: LanguageModel) -> EngineName:
+        """The engine that is really used: the definition where the sweep was found at fault on this model."""
+        return "passes" if model.sweep_fault else self.engine
+
+    @property
+    def names(self) -> list[str]:
+        """Of the maps."""
+        return [*self.kinds, *map(severed_name, self.severed)]
