@@ -1,0 +1,204 @@
+"""How much faster edits are made than by the straightforward procedure, in one run on the same requests.
+
+python -m benchmarks.editing --model smollm2 --layer 5 --n 8
+
+Straightforward: one request at a time, every gradient step runs every layer on every token of every context
+row, and the head on every position, as the published code does. Both find the same values.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import tracer
+from editing import MEMIT, ROME, EditRequest, layers_around
+from editing.locate_then_edit.covariance import second_moments
+from editing.locate_then_edit.rows import Rows, request_rows
+from editing.locate_then_edit.settings import LocateThenEdit, editable
+from editing.locate_then_edit.suffix import Part
+from editing.locate_then_edit.values import Search, Value
+from tracer.facts import bundled, spread_over_relations
+from tracer.hidden import by_token, hidden_of, with_hidden
+from tracer.model import LanguageModel
+from tracer.storage import write_json
+
+
+class _NoBar:
+    def update(self, _n: int = 1) -> None:
+        pass
+
+
+def main() -> None:
+    """Prints one line a comparison and writes all of them as JSON."""
+    options = arguments()
+    torch.set_num_threads(options.threads)
+    model = tracer.load(options.model)
+    requests = made_up_requests(options.n)
+    layers = layers_around(options.layer, model.n_layers)
+    rome = ROME(layer=options.layer, corpus=options.corpus, tokens=options.tokens)
+    memit = MEMIT(layers=layers, corpus=options.corpus, tokens=options.tokens)
+    records = [values_compared(model, editor, requests, options.slow) for editor in (rome, memit)]
+    records.append(statistics_compared(model, layers, 4096))
+    for record in records:
+        print(
+            ", ".join(
+                f"{key} {value:.3g}" if isinstance(value, float) else f"{key} {value}" for key, value in record.items()
+            )
+        )
+    about = {"model": options.model, "layer": options.layer, "requests": options.n, "threads": options.threads}
+    write_json(Path(options.out) / f"{options.model}-layer{options.layer}.json", {**about, "records": records})
+
+
+def values_compared(
+    model: LanguageModel, editor: LocateThenEdit, requests: Sequence[EditRequest], n_slow: int
+) -> dict[str, Any]:
+    """Seconds an edit: straightforward, with cached states one by one, and all requests together."""
+    (layer, parts), prefixes = editor.target(model), editor.prefixes(model, 0)
+    editor.statistics(model, 0, None)  # one-off, as the contexts are
+
+    def slow() -> list[Value]:
+        rows = [request_rows(model, [request], prefixes) for request in requests[:n_slow]]
+        return [straightforward_value(model, layer, one, editor.search(), parts[0]) for one in rows]
+
+    def alone() -> list[Value]:
+        return [editor.values(model, [request], 0, _NoBar())[0] for request in requests[:n_slow]]
+
+    def together() -> list[Value]:
+        return editor.values(model, requests, 0, _NoBar())
+
+    def insert() -> None:
+        editor.apply(model, requests, progress=False).undo()
+
+    with editable(model):
+        slow_seconds, slow_values = timed(slow)
+        alone_seconds, _ = timed(alone)
+        seconds, values = timed(together)
+    whole, _ = timed(insert)
+    per_edit = {"straightforward": slow_seconds / n_slow, "cached": alone_seconds / n_slow}
+    # `apply` writes ROME's requests one after the other: what it does beside the values is the same either way.
+    rest = max(0.0, whole / len(requests) - (per_edit["cached"] if editor.one_by_one else seconds / len(requests)))
+    together_seconds = seconds / len(requests)
+    return {
+        "what": type(editor).__name__,
+        **per_edit,
+        "together": together_seconds,
+        "rest_of_the_edit": rest,
+        "ratio_of_values": per_edit["straightforward"] / together_seconds,
+        "ratio_of_edits": (per_edit["straightforward"] + rest) / (together_seconds + rest),
+        "relative_difference": max(_apart(one, other) for one, other in zip(slow_values, values, strict=False)),
+        "steps": [value.steps for value in values[:n_slow]],
+    }
+
+
+def straightforward_value(model: LanguageModel, layer: int, rows: Rows, search: Search, part: Part) -> Value:
+    """One request's value with whole forward passes."""
+    each = torch.arange(len(rows.ids), device=rows.ids.device)
+    site = model.anatomy.value_matrix(layer) if part == "mlp" else model.anatomy.blocks[layer]
+    state: dict[str, Tensor] = {}
+
+    def add(_module: object, _inputs: object, output: Any) -> Any:
+        hidden = hidden_of(output)
+        tokens = by_token(hidden, len(rows.ids)).clone()
+        state.setdefault("initial", tokens[0, rows.lookup[0]].detach().clone())
+        if "delta" in state:
+            tokens[each, rows.lookup] = tokens[each, rows.lookup] + state["delta"]
+        return with_hidden(output, tokens.reshape(hidden.shape))
+
+    handle = site.register_forward_hook(add)
+    try:
+        with torch.no_grad():
+            model.torch(input_ids=rows.ids, attention_mask=rows.attention_mask)
+        state["delta"] = torch.zeros_like(state["initial"], requires_grad=True)
+        return _descended(model, rows, search, state["initial"], state["delta"])
+    finally:
+        handle.remove()
+
+
+def _descended(model: LanguageModel, rows: Rows, search: Search, initial: Tensor, delta: Tensor) -> Value:
+    optimiser, base, clamped, losses = torch.optim.Adam([delta], lr=search.rate), None, 0, []
+    for step in range(search.steps):
+        logits = model.torch(input_ids=rows.ids, attention_mask=rows.attention_mask).logits.float()
+        scores = logits.log_softmax(-1)
+        found = scores[rows.target_rows, rows.target_places].gather(1, rows.target_ids[:, None])[:, 0]
+        nll = -(found / rows.target_lengths[rows.target_rows]).sum() / (rows.each - 1)
+        essence = scores[-1, rows.lookup[-1]]
+        base = essence.detach() if base is None else base
+        drift = search.kl * (essence.exp() * (essence - base)).sum()
+        shrink = search.decay * delta.norm() / initial.norm() ** 2
+        loss = nll + drift + shrink
+        losses.append({"nll": nll.item(), "kl": drift.item(), "decay": shrink.item()})
+        if loss.item() < 0.05 or step == search.steps - 1:
+            break
+        (delta.grad,) = torch.autograd.grad(loss, delta)
+        optimiser.step()
+        with torch.no_grad():
+            most = search.clamp * initial.norm()
+            if delta.norm() > most:
+                delta.mul_(most / delta.norm())
+                clamped += 1
+    reached = float(torch.tensor(-losses[-1]["nll"]).exp())
+    return Value(delta.detach()[None], initial[None], (0.0, reached), losses[-1], len(losses) - 1, clamped)
+
+
+def statistics_compared(model: LanguageModel, layers: Sequence[int], tokens: int) -> dict[str, Any]:
+    """Seconds for the key statistics of some layers over the bundled facts: a pass for each, and one for all."""
+    with tempfile.TemporaryDirectory() as folder:
+        corpus = Path(folder) / "facts.txt"
+        corpus.write_text("\n".join(f"{fact.prompt} {fact.answer}." for fact in bundled()), encoding="utf-8")
+        options: dict[str, Any] = {"corpus": corpus, "tokens": tokens, "cache": False, "progress": False}
+        each, _ = timed(lambda: [second_moments(model, [layer], **options) for layer in layers])
+        once, _ = timed(lambda: second_moments(model, layers, **options))
+    return {"what": "statistics", "layers": len(layers), "a_pass_each": each, "one_pass": once, "ratio": each / once}
+
+
+def timed(work: Callable[[], Any]) -> tuple[float, Any]:
+    """Seconds of CPU time (the machine may be shared), and what came of it."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    begun = time.perf_counter() if torch.cuda.is_available() else time.process_time()
+    found = work()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+        return time.perf_counter() - begun, found
+    return time.process_time() - begun, found
+
+
+def made_up_requests(n: int) -> list[EditRequest]:
+    """Bundled facts, each asked to become the answer of the next of its relation."""
+    facts = [fact for fact in spread_over_relations(bundled()) if fact.answer]
+    chosen, requests = facts[: 6 * n], []
+    for fact in chosen:
+        other = next((o for o in facts if o.relation == fact.relation and o.answer != fact.answer), None)
+        if other is not None and len(requests) < n:
+            requests.append(EditRequest(fact.prompt, fact.subject, other.answer or "", subject_at=fact.subject_at))
+    return requests
+
+
+def _apart(one: Value, other: Value) -> float:
+    return float((one.delta - other.delta).norm() / one.delta.norm())
+
+
+def arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="smollm2")
+    parser.add_argument("--layer", type=int, default=5)
+    parser.add_argument("--n", type=int, default=8, help="requests")
+    parser.add_argument("--slow", type=int, default=2, help="of them are edited straightforwardly")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--corpus", help="text file for the key statistics")
+    parser.add_argument("--tokens", type=int)
+    parser.add_argument("--out", default="runs/editing")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
