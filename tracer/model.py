@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tracer.anatomy import Anatomy, Names, anatomy_of
 from tracer.embedded import DEFAULT
-from tracer.errors import AnatomyError, FactError, NumericsError, SweepMismatchError, TracerWarning
+from tracer.errors import AnatomyError, FactError, NumericsError, TracerError, TracerWarning
 from tracer.foreign import foreign_hooks
 from tracer.hidden import hidden_of
 from tracer.parallel import is_out_of_memory
@@ -192,9 +192,10 @@ class LanguageModel:
         except Exception as error:  # whatever a model does whose parts do not fit together
             if is_out_of_memory(error):
                 raise
+            said = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
             raise AnatomyError(
-                f"{self.name} does not run on three tokens ({type(error).__name__}: {(str(error).splitlines() or [''])[0]})"
-                f". Try model(input_ids=...) by itself: are all its parts of one dtype and where their inputs are?"
+                f"{self.name} does not run on three tokens ({said}). Try model(input_ids=...) by itself: are all its "
+                f"parts of one dtype and where their inputs are?"
             ) from error
         finally:
             handle.remove()
@@ -262,7 +263,7 @@ def _checked(model: LanguageModel, check: bool, *, names_given: bool) -> Languag
     except Exception as error:  # a block of a family that nobody tried may fail in any way
         if is_out_of_memory(error):
             raise
-        known = isinstance(error, (SweepMismatchError, AnatomyError))
+        known = isinstance(error, TracerError)
         model.sweep_fault = str(error) if known else f"The sweep cannot run {model.name}: {error!r}."
         warnings.warn(
             f"{model.sweep_fault} Traces of this model use the definition, which is slow. Please report it.",

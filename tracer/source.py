@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from nnsight import NNsight
+from nnsight.intervention.envoy import Envoy
 from safetensors import SafetensorError
 from torch import nn
 from torch._dynamo.eval_frame import OptimizedModule
@@ -37,7 +37,7 @@ def loaded_model(
     """
     if isinstance(source, str | Path):
         return None
-    if isinstance(source, NNsight):
+    if isinstance(source, Envoy):
         source, tokenizer = source._module, tokenizer or vars(source).get("tokenizer")
     if not isinstance(source, PreTrainedModel):
         raise ModelSourceError(f"{type(source).__name__} is no transformers model. {_inside(source)}")
