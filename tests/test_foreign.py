@@ -21,7 +21,7 @@ OPTIONS = {"samples": 2, "noise": tracer.GaussianNoise(3, 0.3), "kinds": ("mlp",
 
 def steer_token_three(_module, _args, output: torch.Tensor) -> torch.Tensor:
     at_three = torch.arange(output.shape[1])[None, :, None] == 3
-    return output + at_three.to(output)
+    return output * (1 + at_three)  # a constant added to a whole state would not outlast the next norm
 
 
 @pytest.mark.parametrize("place", ["transformer.h.1.mlp", "transformer.h.2.attn.c_proj", "transformer.ln_f"])
