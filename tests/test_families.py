@@ -69,14 +69,9 @@ REFUSED = {
 }
 
 
-SIZES = {"vocab_size": 600, "max_position_embeddings": 96, "init_std": 0.3}
 # The sweep cannot run these blocks on some of their tokens: they count positions or keys by themselves.
 BY_DEFINITION = {
     "MPT": (Family("MptForCausalLM", {"vocab_size": 600, "d_model": 32, "n_heads": 4, "n_layers": 2}), "MptBlock"),
-    "XGLM": (
-        Family("XGLMForCausalLM", {**SIZES, "d_model": 32, "ffn_dim": 48, "num_layers": 3, "attention_heads": 4}),
-        "XGLMDecoderLayer",
-    ),
     "Llama 4": (
         Family("Llama4ForCausalLM", {**llama_like(), "num_local_experts": 2, "intermediate_size_mlp": 48}),
         "Llama4TextDecoderLayer",
@@ -161,6 +156,16 @@ def test_a_family_that_the_definition_cannot_reach_is_refused() -> None:
     megatron = Family("MegatronBertForCausalLM", {"vocab_size": 600, **sizes, "is_decoder": True})
     with pytest.raises(AnatomyError, match=r"'megatron-bert'\) cannot be traced: nnsight does not reach its sites"):
         tracer.load(megatron.build())
+
+
+def test_xglm_which_does_not_run_in_float64_is_traced_in_float32() -> None:
+    sizes = {"vocab_size": 600, "d_model": 32, "ffn_dim": 48, "num_layers": 3, "attention_heads": 4, "init_std": 0.3}
+    xglm = Family("XGLMForCausalLM", {**sizes, "max_position_embeddings": 96})
+    with pytest.raises(AnatomyError, match=r"does not run on 5 tokens \(RuntimeError"):
+        tracer.load(xglm.build())
+    model = tracer.load(xglm.build().float())
+    assert model.sweep_fault is None
+    assert max(differences(model).values()) <= SINGLE
 
 
 @pytest.mark.parametrize("refused", REFUSED)

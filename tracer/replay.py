@@ -146,7 +146,7 @@ class Recording:
             elif name in _CACHE_NAMES:
                 arguments[name] = cache
             elif name == "attention_mask":
-                arguments[name] = mask
+                arguments[name] = None if mask is None else mask.expand(len(hidden), -1, -1, -1)  # XGLM insists
             elif name == "position_ids" and value is not None:
                 arguments[name] = _at(value, positions)
             elif name == "position_embeddings" and value is not None:
