@@ -143,11 +143,11 @@ def test_blocks_that_cannot_be_run_again_are_traced_by_the_definition(unlisted: 
     with pytest.warns(tracer.TracerWarning, match=rf"{block} of .* cannot be run again.*Traces .* use the definition"):
         model = tracer.load(family.build().float())
     fact, noise = tracer.TokenizedFact((11, 87, 254, 33), (1, 2)), tracer.GaussianNoise(3, 0.3)
-    result = tracer.trace(model, fact, samples=2, noise=noise, kinds=("mlp",), window=1)
+    result = tracer.trace(model, fact, samples=2, corruption=noise, kinds=("mlp",), window=1)
     assert result.settings.engine == "passes" and result.restored["mlp"].std() > 0
     again = tracer.load(model.torch, check=False)
     with pytest.raises(AnatomyError, match=rf'{block} of .* cannot be run again.*engine="passes"'):
-        tracer.trace(again, fact, samples=2, noise=noise, kinds=("mlp",), window=1)
+        tracer.trace(again, fact, samples=2, corruption=noise, kinds=("mlp",), window=1)
 
 
 @pytest.mark.filterwarnings("ignore:Module .* has a submodule named 'output'")  # nnsight's

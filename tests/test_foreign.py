@@ -16,7 +16,7 @@ from tracer.sweep import Sweep
 from tracer.units import heads
 
 FACT = tracer.TokenizedFact((11, 87, 254, 33, 480), (1, 3))
-OPTIONS = {"samples": 2, "noise": tracer.GaussianNoise(3, 0.3), "kinds": ("mlp",)}
+OPTIONS = {"samples": 2, "corruption": tracer.GaussianNoise(3, 0.3), "kinds": ("mlp",)}
 
 
 def steer_token_three(_module, _args, output: torch.Tensor) -> torch.Tensor:

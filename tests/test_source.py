@@ -58,7 +58,7 @@ def test_an_adapter_beside_the_weights_is_traced_as_one_merged_into_them() -> No
     for model in (adapted().get_base_model(), adapted().merge_and_unload()):
         loaded = tracer.load(model)
         assert loaded.sweep_fault is None
-        traces.append(tracer.trace(loaded, FACT, samples=2, noise=tracer.GaussianNoise(3, 0.3)))
+        traces.append(tracer.trace(loaded, FACT, samples=2, corruption=tracer.GaussianNoise(3, 0.3)))
     for name, restored in traces[0].restored.items():
         assert abs(restored - traces[1].restored[name]).max() < 1e-9
 
