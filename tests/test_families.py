@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import types
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from conftest import LAYERS, WIDTH, llama_like, make_tokenizer, noise_of
-from families import COMMON, EXACT, EXPERTS, FAMILIES, GPT, IDS, SPAN, Family, differences, row, rows_of
+from families import COMMON, EXACT, EXPERTS, FAMILIES, GPT, IDS, SINGLE, SPAN, Family, differences, row, rows_of
 
 import tracer
 from editing import ROME, EditRequest
@@ -67,6 +69,16 @@ REFUSED = {
 }
 
 
+# The sweep cannot run these blocks on some of their tokens: they count positions or keys by themselves.
+BY_DEFINITION = {
+    "MPT": (Family("MptForCausalLM", {"vocab_size": 600, "d_model": 32, "n_heads": 4, "n_layers": 2}), "MptBlock"),
+    "Llama 4": (
+        Family("Llama4ForCausalLM", {**llama_like(), "num_local_experts": 2, "intermediate_size_mlp": 48}),
+        "Llama4TextDecoderLayer",
+    ),
+}
+
+
 @pytest.fixture(params=FAMILIES)
 def name(request: pytest.FixtureRequest) -> str:
     return request.param
@@ -85,6 +97,8 @@ def test_the_readme_says_what_sweep_and_definition_differ_by(name: str) -> None:
     assert found[:6] == written[name][:6]
     assert found[5] == "sweep" and float(found[6]) <= FAMILIES[name].bound
     assert float(written[name][6]) <= FAMILIES[name].bound
+    measured, said = float(found[6]), float(written[name][6])
+    assert measured <= 100 * said and (said <= 100 * measured or FAMILIES[name].bound == SINGLE)
 
 
 def test_the_two_sites_are_what_a_block_adds(name: str) -> None:
@@ -121,6 +135,37 @@ def test_a_type_that_is_not_listed_is_searched_and_traced(unlisted: str) -> None
     model = tracer.load(UNLISTED[unlisted].build())
     assert model.torch.config.model_type not in anatomy.FAMILIES
     assert max(differences(model).values()) <= UNLISTED[unlisted].bound
+
+
+@pytest.mark.parametrize("unlisted", BY_DEFINITION)
+def test_blocks_that_cannot_be_run_again_are_traced_by_the_definition(unlisted: str) -> None:
+    family, block = BY_DEFINITION[unlisted]
+    with pytest.warns(tracer.TracerWarning, match=rf"{block} of .* cannot be run again.*Traces .* use the definition"):
+        model = tracer.load(family.build().float())
+    fact, noise = tracer.TokenizedFact((11, 87, 254, 33), (1, 2)), tracer.GaussianNoise(3, 0.3)
+    result = tracer.trace(model, fact, samples=2, corruption=noise, kinds=("mlp",), window=1)
+    assert result.settings.engine == "passes" and result.restored["mlp"].std() > 0
+    again = tracer.load(model.torch, check=False)
+    with pytest.raises(AnatomyError, match=rf'{block} of .* cannot be run again.*engine="passes"'):
+        tracer.trace(again, fact, samples=2, corruption=noise, kinds=("mlp",), window=1)
+
+
+@pytest.mark.filterwarnings("ignore:Module .* has a submodule named 'output'")  # nnsight's
+def test_a_family_that_the_definition_cannot_reach_is_refused() -> None:
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48}
+    megatron = Family("MegatronBertForCausalLM", {"vocab_size": 600, **sizes, "is_decoder": True})
+    with pytest.raises(AnatomyError, match=r"'megatron-bert'\) cannot be traced: nnsight does not reach its sites"):
+        tracer.load(megatron.build())
+
+
+def test_xglm_which_does_not_run_in_float64_is_traced_in_float32() -> None:
+    sizes = {"vocab_size": 600, "d_model": 32, "ffn_dim": 48, "num_layers": 3, "attention_heads": 4, "init_std": 0.3}
+    xglm = Family("XGLMForCausalLM", {**sizes, "max_position_embeddings": 96})
+    with pytest.raises(AnatomyError, match=r"does not run on 5 tokens \(RuntimeError"):
+        tracer.load(xglm.build())
+    model = tracer.load(xglm.build().float())
+    assert model.sweep_fault is None
+    assert max(differences(model).values()) <= SINGLE
 
 
 @pytest.mark.parametrize("refused", REFUSED)
@@ -221,6 +266,38 @@ def test_a_mask_inside_the_model_is_left_alone_while_threads_replay() -> None:
             torch.testing.assert_close(one.result(), alone, atol=1e-15, rtol=0)
         for one in passes:
             torch.testing.assert_close(one.result(), plain, atol=1e-12, rtol=0)
+
+
+def gpt_neo_at_half_attention(*, as_a_method: bool) -> transformers.PreTrainedModel:
+    """Every attention gives half of what it gave, by a method put in place of its forward, or a plain function."""
+    model = FAMILIES["GPT-Neo"].build()
+    for block in model.transformer.h:
+        original = block.attn.forward
+
+        def halved(module, *args, **kwargs):
+            output, *rest = type(module).forward(module, *args, **kwargs)
+            return 0.5 * output, *rest
+
+        def halved_here(*args, original=original, **kwargs):
+            output, *rest = original(*args, **kwargs)
+            return 0.5 * output, *rest
+
+        block.attn.forward = types.MethodType(halved, block.attn) if as_a_method else halved_here
+    return model
+
+
+def test_a_replaced_forward_stays_where_a_block_masks_in_a_buffer() -> None:
+    plain, model = opened("GPT-Neo"), tracer.load(gpt_neo_at_half_attention(as_a_method=True))
+    assert model.sweep_fault is None
+    assert max(differences(model).values()) <= SINGLE
+    assert (model.torch(IDS).logits - plain.torch(IDS).logits).abs().max() > 1e-3
+
+
+def test_a_forward_bound_to_a_block_that_masks_in_a_buffer_is_not_passed_over() -> None:
+    with pytest.warns(tracer.TracerWarning, match=r"GPTNeoAttention masks in a buffer.*types.MethodType"):
+        model = tracer.load(gpt_neo_at_half_attention(as_a_method=False))
+    with pytest.raises(AnatomyError, match="its forward was replaced"):
+        Sweep(model, IDS, SPAN, noise_of(2, SPAN[1] - SPAN[0]))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

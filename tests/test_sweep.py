@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -99,6 +100,53 @@ def test_two_traces_at_once_do_not_meet(toy_model: tracer.LanguageModel) -> None
             for found, expected in zip(made, alone, strict=True):
                 for one, other in zip(found, expected, strict=True):
                     torch.testing.assert_close(one, other, atol=1e-12, rtol=0)
+
+
+def test_a_plain_pass_in_another_thread_is_not_recorded(toy_model: tracer.LanguageModel) -> None:
+    """One runs inside the recorded pass, at every block: neither sees the other's hooks."""
+    plain = toy_model.torch(IDS.flip(1)).logits
+    noise, passes = noise_of(3, 2), []
+    alone = Sweep(toy_model, IDS, (1, 3), noise)
+    recording = threading.get_ident()
+    with ThreadPoolExecutor(1) as pool:
+
+        def meanwhile(_module, _args) -> None:
+            if threading.get_ident() == recording:
+                passes.append(pool.submit(lambda: toy_model.torch(IDS.flip(1)).logits).result(60))
+
+        handles = [block.register_forward_pre_hook(meanwhile) for block in toy_model.anatomy.blocks]
+        try:
+            beside = Sweep(toy_model, IDS, (1, 3), noise)
+        finally:
+            for handle in handles:
+                handle.remove()
+    assert len(passes) == LAYERS
+    for logits in passes:
+        torch.testing.assert_close(logits, plain, atol=1e-12, rtol=0)
+    for one, other in zip(maps_of(beside, 5), maps_of(alone, 5), strict=True):
+        torch.testing.assert_close(one, other, atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize(("path", "computed"), [("mlp", 5), ("attn", 6)])
+def test_a_held_mlp_is_not_computed_where_it_is_held(
+    family_model: tracer.LanguageModel, path: str, computed: int
+) -> None:
+    """A row for each block below, with the 5 tokens after the restored one, and it unless held; the last needs one."""
+    sweep, counts = Sweep(family_model, IDS, (2, 4), noise_of(1, 2)), [0] * LAYERS
+
+    def count(layer: int):
+        def hook(_module, args) -> None:
+            counts[layer] += args[0].shape[:-1].numel()
+
+        return hook
+
+    handles = [family_model.anatomy.value_matrix(n).register_forward_pre_hook(count(n)) for n in range(LAYERS)]
+    try:
+        sweep.severed_map(path, 5, [2])
+    finally:
+        for handle in handles:
+            handle.remove()
+    assert counts == [0, computed, 2 * computed, 3]
 
 
 def test_a_head_whose_forward_was_replaced_is_called(toy_model: tracer.LanguageModel) -> None:

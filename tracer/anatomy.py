@@ -248,16 +248,22 @@ def is_stored_transposed(module: nn.Module) -> bool:
 
 
 def _missing_roles(model: PreTrainedModel, names: Names) -> list[str]:
-    """The roles whose dotted path leads nowhere in this model."""
+    """The roles whose dotted path leads nowhere in this model, or to something else."""
     outside = (("embedding", names.embedding), ("blocks", names.blocks))
     missing = [f"{role} ({path})" for role, path in outside if not _has(model, path)]
+    own = model.get_input_embeddings()
+    if _has(model, names.embedding) and model.get_submodule(names.embedding) is not own:
+        path = next((path for path, module in model.named_modules() if module is own), "no module of it")
+        missing.append(f"embedding ({names.embedding} does not embed the tokens; get_input_embeddings() is {path})")
     if model.get_output_embeddings() is None:
         missing.append("head (get_output_embeddings() is None)")
-    blocks = list(model.get_submodule(names.blocks).children()) if _has(model, names.blocks) else []
+    blocks = dict(model.get_submodule(names.blocks).named_children()) if _has(model, names.blocks) else {}
+    if _has(model, names.blocks) and not blocks:
+        missing.append(f"blocks ({names.blocks} holds no modules)")
     sites = (("MLP", names.mlp), ("attention site", names.attention_site), ("MLP site", names.mlp_site))
-    for role, path in (*sites, ("value matrix", names.value_matrix)):
-        absent = [index for index, block in enumerate(blocks) if path and not _has(block, path)]
-        missing += [f"{role} ({names.blocks}.{index}.{path})" for index in absent[:1]]
+    for role, path in (*sites, ("value matrix", names.value_matrix), ("head matrix", names.head_matrix)):
+        absent = [name for name, block in blocks.items() if path and not _has(block, path)]
+        missing += [f"{role} ({names.blocks}.{name}.{path})" for name in absent[:1]]
     return missing
 
 

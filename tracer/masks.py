@@ -8,9 +8,13 @@ Falcon also a bias by head), an `alibi` argument (Bloom), and a buffer inside th
 from __future__ import annotations
 
 import copy
+import inspect
+from collections.abc import Callable
+from types import MethodType
 from typing import Any
 
 import torch
+from nnsight.intervention.source import Controller
 from torch import Tensor, nn
 
 from tracer.errors import AnatomyError
@@ -99,7 +103,8 @@ def without_built_in(block: nn.Module) -> nn.Module:
     A twin, so that nothing has to be put back, and other threads may run the block meanwhile.
 
     Raises:
-        AnatomyError: accelerate moves the block's inputs between devices, which a twin would not do.
+        AnatomyError: accelerate moves the block's inputs between devices, or a forward was replaced by a
+            function that is bound to the block's own modules: a twin would not do that.
     """
     twin = block
     for path, name, buffer in _built_in(block):
@@ -124,10 +129,28 @@ def _with_buffer(module: nn.Module, path: list[str], name: str, buffer: Tensor) 
             f'sweep cannot run it again. Load on one device, or trace with engine="passes".'
         )
     twin = copy.copy(module)
-    twin.__dict__.pop("forward", None)  # nnsight puts one there that is bound to `module`
+    if "forward" in vars(module):
+        twin.__dict__["forward"] = MethodType(_unbound_forward(module), twin)
     if path:
         child = _with_buffer(module.get_submodule(path[0]), path[1:], name, buffer)
         twin.__dict__["_modules"] = {**module._modules, path[0]: child}
     else:
         twin.__dict__["_buffers"] = {**module._buffers, name: buffer}
     return twin
+
+
+def _unbound_forward(module: nn.Module) -> Callable[..., Any]:
+    """The function behind a forward that stands in the module itself: nnsight's, or one that replaced the class's."""
+    forward = vars(module)["forward"]
+    if isinstance(forward, Controller):
+        forward = forward.state.original  # which takes the module, unless it wraps a function that does not
+        if forward.__module__ != Controller.__module__:
+            return forward
+    elif inspect.ismethod(forward) and forward.__self__ is module:
+        return forward.__func__
+    name = type(module).__name__
+    raise AnatomyError(
+        f"{name} masks in a buffer of its own, and its forward was replaced by a function that does not take the "
+        f"module, so the sweep cannot run it with another mask. Before tracer.load write module.forward = "
+        f'types.MethodType(function, module), the function calling {name}.forward(module, ...); or engine="passes".'
+    )

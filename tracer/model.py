@@ -6,19 +6,21 @@ import copy
 import hashlib
 import warnings
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from nnsight import NNsight, TransformersModel
-from safetensors import SafetensorError
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tracer.anatomy import Anatomy, Names, anatomy_of
-from tracer.embedded import DEFAULT, EMBEDDED, dequantise, embedded_folder
-from tracer.errors import AnatomyError, FactError, ModelSourceError, NumericsError, SweepMismatchError, TracerWarning
+from tracer.embedded import DEFAULT
+from tracer.errors import AnatomyError, FactError, NumericsError, TracerError, TracerWarning
+from tracer.foreign import foreign_hooks
 from tracer.hidden import hidden_of
-from tracer.storage import cache_folder
+from tracer.parallel import is_out_of_memory
+from tracer.parts import check_parts
+from tracer.source import from_pretrained, loaded_model
 
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -31,7 +33,6 @@ class LanguageModel:
         tokenizer: its fast tokenizer, or None for a model traced by token ids alone.
         anatomy: its modules by role.
         name: what it was loaded from.
-        sweep_fault: why the sweep must not be used on this model, if its self-test failed; traces use the definition.
         edits: what `editing` has written into the weights and not undone, oldest first.
         remembered: what was measured on this model and need not be measured again, by what it depends on.
     """
@@ -48,7 +49,9 @@ class LanguageModel:
         self.tokenizer = tokenizer
         self.name = name
         self.anatomy: Anatomy = anatomy_of(torch_model, names)
-        self.sweep_fault: str | None = None
+        self._sweep_fault: str | None = None
+        self._known_hooks = set(foreign_hooks(torch_model))
+        self._warned_hooks: set[int] = set()
         # Kept on the torch model, so that two wrappers of it know of each other's edits.
         self.edits: list[Any] = torch_model.__dict__.setdefault("_applied_edits", [])
         self.remembered: dict[Any, Any] = {}
@@ -63,6 +66,37 @@ class LanguageModel:
             own = copy.deepcopy(self.tokenizer)
             self._nnsight = NNsight(self.torch) if own is None else TransformersModel(self.torch, tokenizer=own)
         return self._nnsight
+
+    @property
+    def sweep_fault(self) -> str | None:
+        """Why the sweep must not be used on this model as it is now; traces then use the definition.
+
+        Its self-test failed, or modules carry hooks that were not there when it was opened: of those
+        TracerWarning says once where they are.
+        """
+        if self._sweep_fault is not None:
+            return self._sweep_fault
+        late = {number: path for number, path in foreign_hooks(self.torch).items() if number not in self._known_hooks}
+        if not late:
+            return None
+        first = next(iter(late.values()))
+        fault = (
+            f"{self.name} carries hooks that it did not have when it was opened, first on {first}. "
+            f"The sweep packs tokens anew, so a hook that goes by position would change others."
+        )
+        if not late.keys() <= self._warned_hooks:
+            self._warned_hooks |= late.keys()
+            warnings.warn(
+                f"{fault} Traces use the definition, which is slow. Take the hooks off; if they treat all tokens "
+                f"alike, open the model with them: tracer.load(model.torch, tokenizer=model.tokenizer).",
+                TracerWarning,
+                stacklevel=3,
+            )
+        return fault
+
+    @sweep_fault.setter
+    def sweep_fault(self, fault: str | None) -> None:
+        self._sweep_fault = fault
 
     @property
     def n_layers(self) -> int:
@@ -131,21 +165,40 @@ class LanguageModel:
             raise FactError(f"The text has {n_tokens} tokens; {self.name} takes {self.context_length}. Shorten it.")
 
     def check_unembedding(self) -> None:
-        """Raises AnatomyError where `anatomy.unembed` does not give the model's own logits (a scaled head, say)."""
+        """Raises AnatomyError where the model does not run, or `anatomy.unembed` does not give its own logits."""
+        logits, last = self._logits_and_last_state()
+        if last is None or not torch.isfinite(logits).all():
+            return  # `check_parts` says which parts do not run, each trace which logits are not finite
+        try:
+            with torch.inference_mode():
+                same = torch.allclose(self.anatomy.unembed(last), logits, rtol=0.02, atol=0.02)
+        except (RuntimeError, TypeError, IndexError):  # modules that take something else
+            same = False
+        if not same:
+            raise AnatomyError(
+                f"{self.name}: after_blocks={self.anatomy.names.after_blocks!r} and the head do not give the model's "
+                f"own logits from its last block's output. If these names are yours, write the final norm and all "
+                f"else between; else its head does more (a scale, a bias?), and this family is not supported yet."
+            )
+
+    def _logits_and_last_state(self) -> tuple[Tensor, Tensor | None]:
+        """Of three tokens: [1, token, vocab], and the last block's output if it runs, [1, token, d_model]."""
         ids = torch.arange(1, 4, device=self.device)[None]
         last: list[Tensor] = []
         handle = self.anatomy.blocks[-1].register_forward_hook(lambda _m, _a, output: last.append(hidden_of(output)))
         try:
             with torch.inference_mode():
-                logits = self.torch(input_ids=ids).logits
-                found = self.anatomy.unembed(last[0])
+                return self.torch(input_ids=ids).logits, last[0] if last else None
+        except Exception as error:  # whatever a model does whose parts do not fit together
+            if is_out_of_memory(error):
+                raise
+            said = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+            raise AnatomyError(
+                f"{self.name} does not run on three tokens ({said}). Try model(input_ids=...) by itself: are all its "
+                f"parts of one dtype and where their inputs are?"
+            ) from error
         finally:
             handle.remove()
-        if torch.isfinite(logits).all() and not torch.allclose(found, logits, rtol=0.02, atol=0.02):
-            raise AnatomyError(
-                f"{self.name}: final norm and head do not give the model's own logits. Its head does more than these "
-                f"names say (a scale, a bias?), so this family is not supported yet."
-            )
 
     def check_finite(self, logits: Tensor) -> None:
         """Raises NumericsError where logits hold NaN or infinity."""
@@ -178,100 +231,43 @@ def load(
         device: "cpu", "cuda", "cuda:1"; "auto" spreads the model over all devices. Default: the first GPU, else CPU.
         dtype: "float32" (the default), "bfloat16", "float64" or "float16" (which many models overflow).
         names: module paths, for a family that `tracer.anatomy` does not list and `tracer.structure` does not find.
-        check: compare the sweep with the definition on a made-up prompt; where they disagree, or the sweep
-            cannot run, say so and trace by the definition.
+        check: whether names given are of the parts they say; compare the sweep with the definition on a
+            made-up prompt, and where they disagree, or the sweep cannot run, say so and trace by the definition.
         **options: passed on to `AutoModelForCausalLM.from_pretrained`.
 
     Raises:
         ModelSourceError: nothing loadable there.
-        AnatomyError: a model type whose parts are not known.
+        AnatomyError: a model type whose parts are not known, names of other parts, or a model that
+            the definition cannot trace.
     """
-    if isinstance(source, PreTrainedModel):
-        if device is not None or dtype is not None or options:
-            raise ModelSourceError(
-                "A loaded model stays on its device and in its dtype: write load(model.to(...)) without those options."
-            )
-        name = source.config._name_or_path or type(source).__name__
-        return _checked(LanguageModel(source, tokenizer, name=name, names=names), check)
-    kind = _dtype("float32" if dtype is None else dtype)
-    if kind is torch.float16:
-        warnings.warn("float16 overflows in many models; bfloat16 does not.", TracerWarning, stacklevel=2)
-    where = _device(device)
-    if where == "auto":
-        options["device_map"] = "auto"
-    try:
-        place = _folder(str(source))
-        model = AutoModelForCausalLM.from_pretrained(place, dtype=kind, **options)
-        tokenizer = tokenizer or AutoTokenizer.from_pretrained(place)
-    except ModelSourceError:
-        raise
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise ModelSourceError(
-            f"Could not load {str(source)!r}: {(str(error).splitlines() or [type(error).__name__])[0]}\n"
-            f"Write one of {', '.join(sorted(EMBEDDED))}, a hub name such as 'openai-community/gpt2-xl', "
-            f"a folder with config.json, or a .gguf file."
-        ) from error
-    if isinstance(where, torch.device):
-        model.to(where)  # pyright: ignore[reportArgumentType]
-    model.requires_grad_(False)
-    return _checked(LanguageModel(model, tokenizer, name=str(source), names=names), check)
+    opened = loaded_model(source, tokenizer, device=device, dtype=dtype, options=options)
+    if opened is None:
+        opened = from_pretrained(str(source), tokenizer, device=device, dtype=dtype, options=options)
+    model, own_tokenizer, name = opened
+    return _checked(LanguageModel(model, own_tokenizer, name=name, names=names), check, names_given=names is not None)
 
 
-def _checked(model: LanguageModel, check: bool) -> LanguageModel:
+def _checked(model: LanguageModel, check: bool, *, names_given: bool) -> LanguageModel:
     model.check_unembedding()
-    if check:
-        from tracer.self_test import self_test  # which traces models
+    check_parts(model.torch, model.anatomy.names, given=names_given and check)
+    if not check:
+        return model
+    from tracer.self_test import by_definition, self_test  # which traces models
 
-        try:
-            self_test(model)
-        except NumericsError:
-            pass  # each trace checks its own logits and says what to do
-        except MemoryError:
-            raise
-        except Exception as error:  # a block of a family that nobody tried may fail in any way
-            known = isinstance(error, (SweepMismatchError, AnatomyError))
-            model.sweep_fault = str(error) if known else f"The sweep cannot run {model.name}: {error!r}."
-            warnings.warn(
-                f"{model.sweep_fault} Traces of this model use the definition, which is slow. Please report it.",
-                TracerWarning,
-                stacklevel=3,
-            )
-    return model
-
-
-def _device(device: str | torch.device | None) -> torch.device | Literal["auto"]:
-    """The device to load on; raises ModelSourceError where this machine does not have it."""
-    if device == "auto":
-        return "auto"
     try:
-        found = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        torch.empty(0, device=found)
-    except (RuntimeError, AssertionError) as error:
-        said = str(error).splitlines()[0]
-        raise ModelSourceError(f"There is no device {str(device)!r} here ({said}). Write 'cpu' or 'cuda:0'.") from error
-    return found
-
-
-def _dtype(dtype: str | torch.dtype) -> torch.dtype:
-    found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
-    if found not in (torch.float32, torch.bfloat16, torch.float64, torch.float16):
-        raise ModelSourceError(f"{dtype!r} is no floating-point type. Write 'float32', 'bfloat16' or 'float64'.")
-    assert isinstance(found, torch.dtype)
-    return found
-
-
-def _folder(source: str) -> str:
-    """What `from_pretrained` takes for this source; GGUF files are dequantised once into the cache."""
-    if source in EMBEDDED:
-        return str(embedded_folder(source))
-    path = Path(source).expanduser()
-    if path.suffix != ".gguf":
-        return str(path) if path.is_dir() else source
-    if not path.is_file():
-        raise ModelSourceError(f"There is no file {path}.")
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    folder = cache_folder() / "models" / f"gguf-{digest[:24]}"
-    if not folder.is_dir():
-        dequantise(path, folder)
-    return str(folder)
+        passes = by_definition(model)
+    except NumericsError:
+        return model  # each trace checks its own logits and says what to do
+    try:
+        self_test(model, passes)
+    except Exception as error:  # a block of a family that nobody tried may fail in any way
+        if is_out_of_memory(error):
+            raise
+        known = isinstance(error, TracerError)
+        model.sweep_fault = str(error) if known else f"The sweep cannot run {model.name}: {error!r}."
+        warnings.warn(
+            f"{model.sweep_fault} Traces of this model use the definition, which is slow. Please report it.",
+            TracerWarning,
+            stacklevel=3,
+        )
+    return model

@@ -117,6 +117,28 @@ class Recording:
         mask: Tensor | None = None,
         key_positions: Tensor | None = None,
     ) -> Any:
+        try:
+            arguments = self._arguments(layer, hidden, positions, cache, mask, key_positions)
+            _ROWS.set(len(hidden))
+            return self.blocks[layer](**arguments)
+        except AnatomyError:
+            raise
+        except (AttributeError, IndexError, TypeError, ValueError) as error:  # it wants what it had in a whole pass
+            raise AnatomyError(
+                f"{type(self.blocks[layer]).__name__} of {self.model.name} cannot be run again on some of its tokens "
+                f'({type(error).__name__}: {error}). Trace with engine="passes".'
+            ) from error
+
+    def _arguments(
+        self,
+        layer: int,
+        hidden: Tensor,
+        positions: Tensor,
+        cache: object,
+        mask: Tensor | None,
+        key_positions: Tensor | None,
+    ) -> dict[str, Any]:
+        """What the block was called with, for these tokens."""
         arguments = dict(self.arguments[layer])
         for name, value in arguments.items():
             if name == "hidden_states":
@@ -124,15 +146,14 @@ class Recording:
             elif name in _CACHE_NAMES:
                 arguments[name] = cache
             elif name == "attention_mask":
-                arguments[name] = mask
+                arguments[name] = None if mask is None else mask.expand(len(hidden), -1, -1, -1)  # XGLM insists
             elif name == "position_ids" and value is not None:
                 arguments[name] = _at(value, positions)
             elif name == "position_embeddings" and value is not None:
                 arguments[name] = tuple(_at(table, positions) for table in value)
             elif name == "alibi" and value is not None and key_positions is not None:
                 arguments[name] = masks.alibi_at(value, key_positions, len(self.inputs[layer]), len(hidden))
-        _ROWS.set(len(hidden))
-        return self.blocks[layer](**arguments)
+        return arguments
 
 
 def record(

@@ -8,15 +8,12 @@ in every block, A being the one that belongs to the attention: the part that sto
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from itertools import combinations
-
 import torch
 from torch import nn
 from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
 from tracer.anatomy import Names
+from tracer.block import Block
 from tracer.errors import AnatomyError
 from tracer.watch import N_TOKENS, Watched, watch
 
@@ -38,7 +35,7 @@ def names_by_structure(model: PreTrainedModel) -> Names:
     if head is None:
         missing["head"] = "get_output_embeddings() is no module of this model"
     blocks = _blocks(model, watched)
-    each = [] if blocks is None else [_Block(model, watched, f"{blocks}.{n}") for n in range(_length(model, blocks))]
+    each = [] if blocks is None else [Block(model, watched, f"{blocks}.{n}") for n in range(_length(model, blocks))]
     if not each:
         missing["blocks"] = "no list of modules hands one hidden state from each to the next"
     without = [block for block in each if block.attention is None]
@@ -111,66 +108,7 @@ def _length(model: PreTrainedModel, blocks: str) -> int:
     return len(list(model.get_submodule(blocks).children()))
 
 
-class _Block:
-    """One block: its modules by their path inside it.
-
-    Attributes:
-        attention: the module that stores keys and values; None if none does.
-    """
-
-    def __init__(self, model: PreTrainedModel, watched: Watched, path: str) -> None:
-        self.path, self.watched, self.module = path, watched, model.get_submodule(path)
-        inside = [path for path in sorted(watched.caches) if path.startswith(f"{self.path}.")]
-        self.attention = inside[0].removeprefix(f"{self.path}.") if inside else None
-
-    def pairs(self) -> Iterator[tuple[str, str]]:
-        """Pairs (attention site, MLP site): their outputs add up to what the block adds to its input."""
-        watched, before = self.watched, self.watched.inputs[self.path]
-        after = watched.outputs[self.path]
-        names = [
-            name
-            for name, module in self.module.named_modules()
-            if watched.once(self.full(name)) and not isinstance(module, nn.Dropout | nn.Identity)
-        ]
-        added = {name: watched.outputs[self.full(name)] for name in names if name}
-        added = {name: one for name, one in added.items() if one.shape == before.shape and one.any()}
-        for one, other in combinations(added, 2):
-            parts = (before, added[one], added[other])
-            rounding = 8 * torch.finfo(after.dtype).eps * sum(part.abs() for part in (*parts, after))
-            if bool(((after - sum(parts)).abs() <= rounding).all()):
-                yield (one, other) if self._is_attention(one, other) else (other, one)
-
-    def _is_attention(self, one: str, other: str) -> bool:
-        """Whether `one`, rather than `other`, is what the attention adds."""
-        first, second = self.in_attention(one), self.in_attention(other)
-        if first != second:
-            return first
-        return self.watched.ended[self.full(one)] < self.watched.ended[self.full(other)]
-
-    def in_attention(self, name: str) -> bool:
-        """Whether the module stands in the same part of the block as the one that stores keys and values."""
-        return name.split(".")[0] == str(self.attention).split(".")[0]
-
-    def value_matrix(self, mlp_site: str) -> str | None:
-        """The matrix whose output is the MLP site's, or goes into the norm that is the site; None if none is."""
-        site = self.full(mlp_site)
-        wanted = [store[site] for store in (self.watched.outputs, self.watched.inputs) if site in store]
-        found = [
-            name
-            for name, module in self.module.named_modules()
-            if isinstance(module, nn.Linear | Conv1D)
-            and self.watched.once(self.full(name))
-            and not self.in_attention(name)
-            and any(torch.equal(self.watched.outputs[self.full(name)], one) for one in wanted)
-        ]
-        return found[-1] if found else None
-
-    def full(self, name: str) -> str:
-        """The path from the model of a module inside this block."""
-        return f"{self.path}.{name}" if name else self.path
-
-
-def _common_pair(blocks: list[_Block]) -> tuple[str, str] | None:
+def _common_pair(blocks: list[Block]) -> tuple[str, str] | None:
     """The outermost pair of sites that all blocks have."""
     common = set.intersection(*(set(block.pairs()) for block in blocks))
     return min(common, key=lambda pair: (sum(name.count(".") for name in pair), pair), default=None)
