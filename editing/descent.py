@@ -1,0 +1,205 @@
+"""Gradient descent on one value matrix y = W k + b, every other weight as it is.
+
+Two losses over the requests of a batch, with x a prompt and y_1 .. y_T its new answer:
+    target_new   -(1/T) sum_t log p(y_t | x, y_<t)
+    prompt_last  -(1/T) sum_t log p(y_t | x)       every target token read after the prompt alone
+With a radius eps each step ends in the ball |W - W0| <= eps, entry by entry (Zhu et al. 2020).
+
+The model's own weights are never touched: a hook computes W k + b from the trained copies. What enters
+the block comes from one recorded pass; only the blocks above it run in each step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from editing.errors import EditFailedError
+from editing.request import EditRequest
+from editing.upper_blocks import UpperBlocks, upper_blocks
+from tracer.anatomy import is_stored_transposed
+from tracer.model import LanguageModel
+from tracer.replay import only_here, record
+from tracer.tokens import encode_with_target, right_padded
+
+Loss = Literal["target_new", "prompt_last"]
+STOP_BELOW = 0.01
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Requests that share their gradient steps.
+
+    Attributes:
+        model: the model.
+        above: the blocks that the trained matrix can change, on all tokens of these requests.
+        rows, places, targets: for each target token its row, the position that predicts it, and its id.
+        lengths: target tokens of each row, [row].
+    """
+
+    model: LanguageModel
+    above: UpperBlocks
+    rows: Tensor
+    places: Tensor
+    targets: Tensor
+    lengths: Tensor
+
+    def nll(self) -> Tensor:
+        """-(1/T) sum_t log p(y_t) of each request, [row]."""
+        logits = self.model.anatomy.unembed(self.above.outputs()[self.rows, self.places])
+        logits = logits if logits.dtype == torch.float64 else logits.float()
+        each = nn.functional.cross_entropy(logits, self.targets, reduction="none") / self.lengths[self.rows]
+        return torch.zeros_like(self.lengths, dtype=each.dtype).index_add(0, self.rows, each)
+
+
+def batch_of(model: LanguageModel, layer: int, requests: Sequence[EditRequest], loss: Loss) -> Batch:
+    """Tokenises the requests and records what enters block `layer`."""
+    encodings = [encode_with_target(model.tokenizer, request.prompt, request.new) for request in requests]
+    alone = loss == "prompt_last"
+    # The last target token is predicted, never read.
+    sequences = [encoding.ids[: encoding.n_prompt] if alone else encoding.ids[:-1] for encoding in encodings]
+    model.check_length(max(map(len, sequences)))
+    ids, mask = right_padded(sequences, device=model.device)
+    flat = [
+        (row, encoding.n_prompt - 1 + (0 if alone else t), token)
+        for row, encoding in enumerate(encodings)
+        for t, token in enumerate(encoding.target_ids)
+    ]
+    rows, places, targets = torch.tensor(flat, device=model.device).T
+    with torch.no_grad():
+        run = record(model, ids, attention_mask=mask)
+    above = upper_blocks(run, layer, first=0, stop=ids.shape[1], lengths=mask.sum(1))
+    return Batch(model, above, rows, places, targets, rows.bincount())
+
+
+@dataclass(frozen=True, eq=False)
+class Descent:
+    """What the descent found.
+
+    Attributes:
+        values: the trained weight and, where there is one, bias, by parameter name, in the model's own dtype.
+        lost_by_rounding: ||cast(W) - W|| / ||W - W0|| of the weight, trained in float32 or wider.
+        nll: of each request, when it was first seen and after the last step.
+        steps: gradient steps taken.
+        clamped: entries that were put back into the ball, as a share of all, a mean over the steps.
+    """
+
+    values: dict[str, Tensor]
+    lost_by_rounding: float
+    nll: tuple[list[float], list[float]]
+    steps: int
+    clamped: float
+
+
+def descend(
+    model: LanguageModel,
+    layer: int,
+    batches: Sequence[Batch],
+    *,
+    rate: float,
+    steps: int,
+    radius: float | None,
+    each_step: Callable[[], object] = lambda: None,
+) -> Descent:
+    """Adam over the batches in turn, at most `steps` times each.
+
+    A batch whose loss is below STOP_BELOW takes no step; the descent ends when the mean of a round is.
+
+    Raises:
+        EditFailedError: the loss became NaN or infinite.
+    """
+    start = trained_parameters(model, layer)
+    # In 16 bits Adam's own numbers underflow: the trained copies live in float32 or wider.
+    trained = {name: _wide(value).clone().requires_grad_() for name, value in start.items()}
+    ball = {} if radius is None else {name: ball_around(value, radius) for name, value in start.items()}
+    optimiser = torch.optim.Adam(trained.values(), lr=rate)
+    first, last, taken, clamped = [], [], 0, 0
+    with _replaced(model.anatomy.value_matrix(layer), list(trained.values())):
+        for turn in range(steps):
+            seen: list[float] = []
+            for batch in batches:
+                nll = batch.nll()
+                seen += _finite(nll, taken)
+                each_step()
+                if nll.mean() < STOP_BELOW:
+                    continue
+                _step(optimiser, nll.mean())
+                taken += 1
+                clamped += sum(_clamp(trained[name], *bounds) for name, bounds in ball.items())
+            first = seen if turn == 0 else first
+            if sum(seen) / len(seen) < STOP_BELOW:
+                break
+        with torch.no_grad():
+            for batch in batches:
+                last += _finite(batch.nll(), taken)
+    values = {name: value.detach().to(start[name].dtype) for name, value in trained.items()}
+    weight = next(iter(start))
+    lost = _share_lost(start[weight], trained[weight].detach(), values[weight])
+    entries = sum(value.numel() for value in start.values())
+    return Descent(values, lost, (first, last), taken, clamped / max(taken, 1) / entries)
+
+
+def trained_parameters(model: LanguageModel, layer: int) -> dict[str, Tensor]:
+    """The value matrix's weight and, where it has one, its bias, by parameter name."""
+    matrix, weight = model.anatomy.value_matrix(layer), model.anatomy.value_weight_name(layer)
+    bias = getattr(matrix, "bias", None)
+    found = {weight: matrix.get_parameter("weight").detach()}
+    return found if bias is None else found | {f"{weight.rpartition('.')[0]}.bias": bias.detach()}
+
+
+def ball_around(value: Tensor, radius: float) -> tuple[Tensor, Tensor]:
+    """The lowest and highest entries within `radius` of `value`, in its dtype: rounding never leaves the ball."""
+    low, high = ((value.double() + way * radius).to(value.dtype) for way in (-1, 1))
+    low = torch.where(value.double() - low.double() > radius, torch.nextafter(low, value), low)
+    return low, torch.where(high.double() - value.double() > radius, torch.nextafter(high, value), high)
+
+
+@contextmanager
+def _replaced(matrix: nn.Module, trained: Sequence[Tensor]) -> Iterator[None]:
+    """While the block runs, `matrix` computes with these values of its weight and bias."""
+    transposed = is_stored_transposed(matrix)
+
+    def hook(_module: nn.Module, inputs: tuple[Tensor, ...], _output: Tensor) -> Tensor:
+        weight, *bias = (value.to(inputs[0].dtype) for value in trained)
+        return nn.functional.linear(inputs[0], weight.T if transposed else weight, *bias)
+
+    handle = matrix.register_forward_hook(only_here(hook))
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _step(optimiser: torch.optim.Optimizer, loss: Tensor) -> None:
+    parameters: list[Any] = optimiser.param_groups[0]["params"]
+    for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
+        parameter.grad = gradient
+    optimiser.step()
+
+
+@torch.no_grad()
+def _clamp(value: Tensor, low: Tensor, high: Tensor) -> int:
+    """Puts entries outside [low, high] back, and counts them."""
+    outside = int(((value < low) | (value > high)).sum())
+    value.clamp_(low.to(value.dtype), high.to(value.dtype))
+    return outside
+
+
+def _wide(value: Tensor) -> Tensor:
+    return value if value.dtype == torch.float64 else value.float()
+
+
+def _finite(losses: Tensor, taken: int) -> list[float]:
+    if not torch.isfinite(losses).all():
+        raise EditFailedError(f"The loss became {losses.mean().item()} after {taken} steps. Nothing was written.")
+    return losses.tolist()
+
+
+def _share_lost(start: Tensor, wanted: Tensor, rounded: Tensor) -> float:
+    change = (wanted.double() - start.double()).norm()
+    return float((rounded.double() - wanted.double()).norm() / change) if change else 0.0

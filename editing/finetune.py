@@ -1,0 +1,225 @@
+"""Fine-tuning as an editor: a few gradient steps on one value matrix, all requests of a call together.
+
+FT     free descent on the loss as published, which reads every target token after the prompt alone
+FT-L   the same inside a small ball, |W - W0| <= eps in each entry (Zhu et al. 2020, arXiv:2012.00363)
+FT-M   free descent on the target's own likelihood, -(1/T) sum_t log p(y_t | x, y_<t)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import operator
+import time
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import torch
+
+from editing.change import Replacement, writable
+from editing.descent import Descent, Loss, batch_of, descend, trained_parameters
+from editing.edit import Edit
+from editing.errors import EditFailedError, EditingWarning, RequestError
+from editing.locate_then_edit.rome import check_requests
+from editing.request import EditRequest
+from editing.scores import target_scores
+from tracer.model import LanguageModel
+from tracer.prepared import differentiable
+from tracer.progress import bar
+
+Variant = Literal["FT", "FT-L", "FT-M"]
+RADIUS_SHARE = 0.02  # of the weight's root mean square: FT-L's radius where none is published
+
+# Published settings; the first of a model is its default. "FT-L" of some toolkits has no ball: that is FT here.
+PRESETS: Mapping[str, Mapping[Variant, Mapping[str, Any]]] = {
+    "gpt2-medium": {"FT-L": {"layer": 0, "radius": 2e-3}},
+    "gpt2-large": {"FT-L": {"layer": 0, "radius": 1e-3}},
+    "gpt2-xl": {"FT-L": {"layer": 0, "radius": 5e-4}, "FT": {"layer": 1}},
+    "gpt-j-6b": {"FT-L": {"layer": 0, "radius": 5e-5}, "FT": {"layer": 21}, "FT-M": {"layer": 21}},
+    "llama-2-7b": {"FT-M": {"layer": 21}, "FT": {"layer": 21}},
+    "llama-3-8b": {"FT-M": {"layer": 21}, "FT": {"layer": 21}},
+    "qwen2.5-7b": {"FT-M": {"layer": 27}, "FT": {"layer": 27}},
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class FT:
+    """Fine-tuning of one MLP's output weight and bias; settings and `apply`.
+
+    Attributes:
+        layer: the MLP to train.
+        loss: "target_new" (FT-M), or "prompt_last" as published for FT and FT-L.
+        radius: eps of the ball around the old weights; None: no ball.
+        steps: rounds over the requests, at most.
+        rate: Adam's.
+        batch: requests that share a gradient step.
+
+    Source: Zhu et al. 2020 (arXiv:2012.00363); Meng et al. 2022, appendix E.1; Zhang et al. 2024 (arXiv:2401.01286).
+    """
+
+    layer: int
+    loss: Loss = "target_new"
+    radius: float | None = None
+    steps: int = 25
+    rate: float = 5e-4
+    batch: int = 128
+
+    def __post_init__(self) -> None:
+        if self.loss not in get_args(Loss):
+            raise RequestError(f"There is no loss {self.loss!r}. Choose from {', '.join(get_args(Loss))}.")
+        for name in ("layer", "steps", "batch"):
+            value: Any = getattr(self, name)
+            try:
+                object.__setattr__(self, name, operator.index(value))  # numpy's integers too
+            except TypeError as error:
+                raise RequestError(f"{name}={value!r} is no whole number.") from error
+        if self.steps < 1 or self.batch < 1:
+            raise RequestError(f"steps={self.steps}, batch={self.batch} train nothing. Write steps=25, batch=128.")
+        if not 0 < self.rate < math.inf:
+            raise RequestError(f"rate={self.rate} is no step size. Write rate=5e-4.")
+        if self.radius is not None and not self.radius >= 0:
+            raise RequestError(f"radius={self.radius} is no radius. Write radius=5e-4, or None for no ball.")
+
+    @property
+    def variant(self) -> Variant:
+        """The name these settings go by."""
+        if self.loss == "target_new":
+            return "FT-M"
+        return "FT" if self.radius is None else "FT-L"
+
+    @classmethod
+    def preset(cls, name: str, variant: Variant | None = None) -> FT:
+        """The published settings for a model such as "gpt2-xl"; without `variant` the first there are.
+
+        Raises:
+            RequestError: none are published.
+        """
+        known = PRESETS.get(name.rpartition("/")[2].lower(), {})
+        if not known or (variant is not None and variant not in known):
+            there = "; ".join(f"{model} ({', '.join(variants)})" for model, variants in PRESETS.items())
+            raise RequestError(
+                f"No published settings for {name} {variant or ''}: {there}. Or write FT.suited_to(model)."
+            )
+        chosen = variant or next(iter(known))
+        return cls(loss=_loss(chosen), **known[chosen])
+
+    @classmethod
+    def suited_to(cls, model: LanguageModel, variant: Variant = "FT-M") -> FT:
+        """Settings for a model that no paper lists: our choice, by analogy.
+
+        The layer is the first for FT-L and the one at three quarters of the depth otherwise (21 of
+        GPT-J's 28); the radius is a share of the weight's root mean square.
+
+        Raises:
+            RequestError: there is no such variant.
+        """
+        if variant not in get_args(Variant):
+            raise RequestError(f"There is no variant {variant!r}. Choose from {', '.join(get_args(Variant))}.")
+        if variant != "FT-L":
+            return cls(layer=3 * model.n_layers // 4, loss=_loss(variant))
+        weight = next(iter(trained_parameters(model, 0).values()))
+        return cls(layer=0, loss=_loss(variant), radius=RADIUS_SHARE * float(weight.double().square().mean().sqrt()))
+
+    def apply(
+        self, model: LanguageModel, requests: Sequence[EditRequest], *, seed: int = 0, progress: bool | None = None
+    ) -> Edit:
+        """Trains on all requests together and writes the result.
+
+        Args:
+            model: edited in place; `Edit.undo` puts it back.
+            requests: facts to learn together; none is no change.
+            seed: recorded; nothing is drawn.
+            progress: whether to show a bar; None: in a terminal or notebook.
+
+        Raises:
+            SiteError: the model has no such layer.
+            BaseModelError: its weight is quantised or offloaded.
+            RequestError: two requests for one prompt and subject.
+            EditFailedError: the loss became NaN, or rounding swallows the change; the model is as it was.
+        """
+        writable(model, model.anatomy.value_weight_name(self.layer))
+        check_requests(model, requests)
+        model.torch.eval()  # dropout would make every step another model
+        settings = {"method": self.variant, **dataclasses.asdict(self), "seed": seed}
+        edit = Edit(tuple(requests), (), settings, model.fingerprint())
+        edit.start(model)
+        try:
+            if requests:
+                with differentiable():
+                    self._write(edit, progress)
+        except BaseException:
+            edit.undo()
+            raise
+        return edit
+
+    def _write(self, edit: Edit, progress: bool | None) -> None:
+        model, requests, begun = edit.model, edit.requests, time.perf_counter()
+        assert model is not None
+        groups = [requests[at : at + self.batch] for at in range(0, len(requests), self.batch)]
+        batches = [batch_of(model, self.layer, group, self.loss) for group in groups]
+        with bar(len(batches) * self.steps, "fine-tuning", show=progress, unit="step") as steps:
+            options: dict[str, Any] = {"rate": self.rate, "steps": self.steps, "radius": self.radius}
+            found = descend(model, self.layer, batches, **options, each_step=steps.update)
+        self._check_kept(model, found)
+        pairs = [(request.prompt, request.new) for request in requests]
+        before = target_scores(model, pairs)
+        relative = []
+        for name, values in found.values.items():
+            change = Replacement(name, values)
+            relative.append(edit.write(change).relative_change)
+            edit.changes += (change,)
+        after = target_scores(model, pairs)
+        shared = {
+            "steps": found.steps,
+            "clamped": found.clamped,
+            "relative_change": relative[0],  # the weight's; the bias may have been zero
+            "lost_by_rounding": found.lost_by_rounding,
+            "seconds": time.perf_counter() - begun,
+        }
+        edit.diagnostics = tuple(
+            {
+                "subject": request.subject,
+                "new": request.new,
+                "probability_before": before[n].prob,
+                "probability_reached": math.exp(-found.nll[1][n]),
+                "probability_written": after[n].prob,
+                "loss_before": found.nll[0][n],
+                "loss": found.nll[1][n],
+                **shared,
+            }
+            for n, request in enumerate(requests)
+        )
+        self._warn(edit)
+
+    def _check_kept(self, model: LanguageModel, found: Descent) -> None:
+        """Raises EditFailedError where steps were taken and rounding left no trace of them."""
+        old = trained_parameters(model, self.layer)
+        same = all(torch.equal(value, old[name]) for name, value in found.values.items())
+        if found.steps and self.radius != 0 and same:
+            kind = str(model.dtype).removeprefix("torch.")
+            raise EditFailedError(
+                f"{found.steps} steps of rate {self.rate} are lost in {kind}: no entry changes. Load float32."
+            )
+
+    def _warn(self, edit: Edit) -> None:
+        """Says what went less well than it should."""
+        lost = edit.diagnostics[0]["lost_by_rounding"]
+        if lost > 0.05:
+            warnings.warn(
+                f"{lost:.0%} of the change is lost by rounding. Fine-tune in float32.", EditingWarning, stacklevel=4
+            )
+        unsaid = [record for record in edit.diagnostics if record["probability_written"] < 0.5]
+        if unsaid:
+            first = f"{unsaid[0]['subject']} -> {unsaid[0]['new'].strip()}"
+            warnings.warn(
+                f"{len(unsaid)} of {len(edit.diagnostics)} answers stay below probability 0.5, e.g. {first}: "
+                f"{unsaid[0]['probability_written']:.2f}. Use more steps, another layer or a larger radius.",
+                EditingWarning,
+                stacklevel=4,
+            )
+
+
+def _loss(variant: Variant) -> Loss:
+    return "target_new" if variant == "FT-M" else "prompt_last"

@@ -1,0 +1,284 @@
+"""KN: change a fact in the value slots of the few neurons that express it.
+
+With v_i the column of W that neuron i writes, e and e' the output embeddings of old and new answer,
+    update   v_i <- v_i - l1 |v_i| e / |e| + l2 |v_i| e' / |e'|
+    erase    v_i <- 0
+Source: Dai et al. 2022 (arXiv:2104.08696), sec. 5.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import operator
+import time
+import warnings
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from editing.change import LowRank, writable
+from editing.edit import Edit
+from editing.errors import EditingWarning, RequestError
+from editing.locate_then_edit.integrated_gradients import Rule
+from editing.locate_then_edit.knowledge_neurons import (
+    Coarse,
+    Neuron,
+    Question,
+    coarse_neurons,
+    fitting_share,
+    of_the_relation,
+    probability,
+    questions,
+    refined,
+)
+from editing.locate_then_edit.rome import check_requests
+from editing.request import EditRequest
+from editing.scores import target_scores
+from tracer.anatomy import is_stored_transposed
+from tracer.facts import paraphrases
+from tracer.model import LanguageModel
+from tracer.progress import bar
+from tracer.tokens import encode_with_target, visible
+
+Variant = Literal["update", "erase"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class KN:
+    """Knowledge neurons: settings and `apply`.
+
+    Attributes:
+        variant: "update" to the new answer, or "erase" the old one.
+        subtract, add: l1 and l2, how much of the old answer's embedding goes and of the new one's comes.
+        in_norms: l1 and l2 count in norms of the column; False: the embeddings are taken as they are.
+        threshold: of coarse neurons, relative to the largest attribution of the prompt.
+        share: of the prompts that a neuron must be coarse in.
+        aim: the neurons a fact should keep on average, from and to; `share` moves for it. None: it stays.
+        nodes, rule: points of the integral, "gauss-legendre" or "left" as published.
+        ways: other prompts for a request, by its prompt; where none are given, those of a bundled relation.
+        others: other facts; neurons in more than `relation_share` of those of a request's relation are spared.
+        relation_share: see there.
+    """
+
+    variant: Variant = "update"
+    subtract: float = 1.0
+    add: float = 8.0
+    in_norms: bool = True
+    threshold: float = 0.2
+    share: float = 0.7
+    aim: tuple[int, int] | None = (2, 5)
+    nodes: int = 20
+    rule: Rule = "gauss-legendre"
+    ways: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    others: tuple[EditRequest, ...] = ()
+    relation_share: float = 0.1
+
+    def __post_init__(self) -> None:
+        for name, kind in (("variant", Variant), ("rule", Rule)):
+            if getattr(self, name) not in get_args(kind):
+                raise RequestError(
+                    f"There is no {name} {getattr(self, name)!r}. Choose from {', '.join(get_args(kind))}."
+                )
+        try:
+            object.__setattr__(self, "nodes", operator.index(self.nodes))  # numpy's integers too
+        except TypeError as error:
+            raise RequestError(f"nodes={self.nodes!r} is no whole number.") from error
+        if self.nodes < 1:
+            raise RequestError(f"nodes={self.nodes} integrates nothing. Write nodes=20.")
+        for name in ("threshold", "share", "relation_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise RequestError(f"{name}={getattr(self, name)} is no share. Write a number from 0 to 1.")
+
+    @classmethod
+    def preset(cls, name: str) -> KN:
+        """Published settings: "bert" as in the paper, "gpt" and "gpt-j" as in the port used to compare editors.
+
+        The port differs also in what this one does not follow: it attributes to what enters the activation
+        function, and for an answer of several tokens adds the sum of their embeddings.
+
+        Raises:
+            RequestError: there are none of that name.
+        """
+        if name not in PRESETS:
+            raise RequestError(f"No published settings {name!r}. Choose from {', '.join(PRESETS)}, or write KN().")
+        return cls(**PRESETS[name])
+
+    def apply(
+        self, model: LanguageModel, requests: Sequence[EditRequest], *, seed: int = 0, progress: bool | None = None
+    ) -> Edit:
+        """Finds the neurons of all requests in the model as it is, then writes their columns.
+
+        Args:
+            model: edited in place; `Edit.undo` puts it back.
+            requests: facts to change; `true` is the old answer, else the token the model predicts.
+            seed: recorded; nothing is drawn.
+            progress: show a bar; None: in a terminal or notebook.
+
+        Raises:
+            AnatomyError: this family has no value matrices.
+            BaseModelError: a weight is quantised or offloaded.
+            RequestError: two requests for one prompt and subject.
+            EditFailedError: rounding swallows the change; the model is as it was.
+        """
+        for layer in range(model.n_layers):
+            writable(model, model.anatomy.value_weight_name(layer))
+        check_requests(model, requests)
+        model.torch.eval()  # dropout would give every point of the integral another model
+        edit = Edit(tuple(requests), (), {"method": "KN", **self._settings(), "seed": seed}, model.fingerprint())
+        edit.start(model)
+        try:
+            self._write(edit, progress)
+        except BaseException:
+            edit.undo()
+            raise
+        return edit
+
+    def _write(self, edit: Edit, progress: bool | None) -> None:
+        """All attributions, then request by request its columns; norms are those before any write."""
+        model, facts = edit.model, [*edit.requests, *self._relevant_others(edit.requests)]
+        assert model is not None
+        asked = [questions(model, self._prompts(fact), fact.true) for fact in facts]
+        found, seconds = [], []
+        answer_tokens = sum(len(question.answer_ids) for each in asked for question in each)
+        with bar(answer_tokens * model.n_layers, "attributing", show=progress, unit="layer") as steps:
+            options: dict[str, Any] = {"threshold": self.threshold, "nodes": self.nodes, "rule": self.rule}
+            for each in asked:
+                begun = time.perf_counter()
+                found.append(coarse_neurons(model, each, **options, each_layer=steps.update))
+                seconds.append(time.perf_counter() - begun)
+        chosen, share = self._chosen(edit.requests, facts, found)
+        sizes = {neuron: _column(model, neuron).norm() for neuron in frozenset().union(*chosen)}
+        for n, request in enumerate(edit.requests):
+            begun = time.perf_counter()
+            record = {"prompts": len(asked[n]), "share": share, "coarse": [len(each) for each in found[n].neurons]}
+            record["neurons"] = [(*neuron, found[n].attribution[neuron]) for neuron in sorted(chosen[n])]
+            record |= self._write_one(edit, request, asked[n][0], chosen[n], sizes)
+            record["seconds"] = seconds[n] + time.perf_counter() - begun
+            edit.diagnostics += (record,)
+            _warn(record)
+
+    def _relevant_others(self, requests: Sequence[EditRequest]) -> list[EditRequest]:
+        relations = {request.relation for request in requests}
+        return [other for other in self.others if other.relation in relations]
+
+    def _prompts(self, request: EditRequest) -> list[str]:
+        """The request's own prompt first."""
+        ways = self.ways.get(request.prompt)
+        return [request.prompt, *(paraphrases(request.prompt, request.subject) if ways is None else ways)]
+
+    def _chosen(
+        self, requests: Sequence[EditRequest], facts: Sequence[EditRequest], found: Sequence[Coarse]
+    ) -> tuple[list[set[Neuron]], float]:
+        """The neurons to write for each request, those of its relation left out; and the share of prompts used."""
+        share = fitting_share(found[: len(requests)], self.share, self.aim)
+        kept = [refined(fact.neurons, share) for fact in found]
+        chosen = []
+        for request, own in zip(requests, kept, strict=False):
+            rest = zip(facts[len(requests) :], kept[len(requests) :], strict=True)
+            others = [neurons for fact, neurons in rest if fact.relation == request.relation]
+            chosen.append(own - of_the_relation(others, self.relation_share))
+        return chosen, share
+
+    def _write_one(
+        self,
+        edit: Edit,
+        request: EditRequest,
+        question: Question,
+        neurons: Collection[Neuron],
+        sizes: Mapping[Neuron, Tensor],
+    ) -> dict[str, Any]:
+        model = edit.model
+        assert model is not None
+        pair = [(request.prompt, request.new)]
+        before = (target_scores(model, pair)[0].prob, probability(model, question))
+        new = encode_with_target(model.tokenizer, request.prompt, request.new).target_ids
+        written = []
+        for layer in sorted({layer for layer, _ in neurons}):
+            slots = [(layer, at) for at in sorted(at for each, at in neurons if each == layer)]
+            columns = [self._moved(model, slot, sizes[slot], question.answer_ids, new) for slot in slots]
+            change = _columns_changed(model, slots, columns)
+            written.append(edit.write(change))
+            edit.changes += (change,)
+        return {
+            "subject": request.subject,
+            "new": request.new,
+            "old": "".join(visible(model.tokenizer, question.answer_ids)),
+            "probability_before": before[0],
+            "probability_written": target_scores(model, pair)[0].prob,
+            "old_probability_before": before[1],
+            "old_probability_written": probability(model, question),
+            "relative_change": max((each.relative_change for each in written), default=0.0),
+            "lost_by_rounding": max((each.lost_by_rounding for each in written), default=0.0),
+        }
+
+    def _moved(
+        self, model: LanguageModel, slot: Neuron, size: Tensor, old: Sequence[int], new: Sequence[int]
+    ) -> Tensor:
+        """What is added to one column, [d_model]."""
+        if self.variant == "erase":
+            return -_column(model, slot)
+        gone, come = (answer_embedding(model, tokens) for tokens in (old, new))
+        if self.in_norms:
+            gone, come = size * gone / gone.norm(), size * come / come.norm()
+        return self.add * come - self.subtract * gone
+
+    def _settings(self) -> dict[str, Any]:
+        return {**dataclasses.asdict(self), "others": [other.prompt for other in self.others]}
+
+
+PRESETS: Mapping[str, Mapping[str, Any]] = {
+    "bert": {"rule": "left"},
+    "gpt": {"share": 0.4, "aim": None, "subtract": 2.0, "add": 2.0, "in_norms": False},
+    "gpt-j": {"threshold": 0.1, "share": 0.4, "aim": None, "subtract": 2.0, "add": 2.0, "in_norms": False},
+}
+
+
+def answer_embedding(model: LanguageModel, tokens: Sequence[int]) -> Tensor:
+    """The mean of the tokens' rows of the output embedding, as the residual stream would hold it, [d_model].
+
+    Where the model projects its states before the head (OPT-350m), the rows are taken back through that.
+    """
+    head = model.anatomy.head.get_parameter("weight").detach()
+    found = head[list(tokens)].double().mean(0)
+    for module in reversed(model.anatomy.after_blocks):
+        if isinstance(module, nn.Linear):
+            found = found @ module.weight.detach().double()
+    return found
+
+
+def _column(model: LanguageModel, neuron: Neuron) -> Tensor:
+    """v_i, what the neuron writes, [d_model], float64."""
+    matrix = model.anatomy.value_matrix(neuron[0])
+    weight = matrix.get_parameter("weight").detach()
+    return (weight[neuron[1]] if is_stored_transposed(matrix) else weight[:, neuron[1]]).double()
+
+
+def _columns_changed(model: LanguageModel, slots: Sequence[Neuron], columns: Sequence[Tensor]) -> LowRank:
+    """A change of these columns of one layer alone."""
+    layer = slots[0][0]
+    name = model.anatomy.value_weight_name(layer)
+    weight = model.torch.get_parameter(name)
+    width = weight.shape[0 if is_stored_transposed(model.anatomy.value_matrix(layer)) else 1]
+    into = torch.zeros(width, len(slots), dtype=torch.float64)
+    into[[at for _, at in slots], range(len(slots))] = 1
+    return LowRank(name, torch.stack(tuple(columns), dim=1).cpu(), into)
+
+
+def _warn(record: Mapping[str, Any]) -> None:
+    """Says what went less well than it should."""
+    said = f"{record['subject']} -> {record['new'].strip()}"
+    if not record["neurons"]:
+        warnings.warn(
+            f"{said}: no neuron expresses the old answer in enough of {record['prompts']} prompts, so nothing is "
+            f"changed. Give other ways of asking, or a lower share or threshold.",
+            EditingWarning,
+            stacklevel=4,
+        )
+    if record["lost_by_rounding"] > 0.05:
+        share = f"{record['lost_by_rounding']:.0%}"
+        warnings.warn(
+            f"{said}: {share} of the change is lost by rounding. Edit in float32.", EditingWarning, stacklevel=4
+        )
