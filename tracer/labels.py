@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from tracer.effect import AverageTrace, Estimate, TraceResult
+from tracer.effect import AverageTrace, Estimate, Settings, TraceResult
 from tracer.errors import SiteError
 from tracer.metric import UNITS
 from tracer.site import KINDS, SEVERABLE, severed_name
@@ -20,7 +20,6 @@ METRIC_WORDS = {
     "kl": "KL from the clean run",
     "rank": "the answer's rank",
 }
-FALLING = ("kl", "rank")  # the better, the smaller
 
 
 def chosen_maps(maps: Mapping[str, np.ndarray], kind: str | None) -> list[str]:
@@ -62,10 +61,14 @@ def shown_values(result: TraceResult) -> tuple[dict[str, np.ndarray], float, str
     if (settings.metric, settings.direction) == ("probability", "restore"):
         restored = {name: values.mean(-1) for name, values in result.restored.items()}
         return restored, result.corrupted, "p(answer) when restored"
-    sign = -1 if settings.metric in FALLING else 1
+    effects = {name: settings.sense * effect for name, effect in result.indirect_effect.items()}
+    return effects, 0.0, effect_words(settings)
+
+
+def effect_words(settings: Settings) -> str:
+    """What an effect is on, with its unit."""
     unit = "" if settings.metric == "probability" else f" ({UNITS[settings.metric]})"
-    meaning = f"effect on {metric_words(result)}{unit}"
-    return {name: sign * effect for name, effect in result.indirect_effect.items()}, 0.0, meaning
+    return f"effect on {METRIC_WORDS[settings.metric]}{unit}"
 
 
 def metric_words(result: TraceResult) -> str:
