@@ -18,6 +18,7 @@ from tracer.effect import AverageTrace, TraceResult
 from tracer.errors import FileFormatError
 from tracer.fact import ROLES
 from tracer.labels import (
+    action,
     average_caption,
     chosen_maps,
     count_facts,
@@ -27,6 +28,7 @@ from tracer.labels import (
     metric_words,
     prompt_text,
     scale_end,
+    shown_average,
     shown_values,
     token_labels,
     trace_caption,
@@ -51,12 +53,12 @@ def hover_trace(result: TraceResult) -> go.Figure:
 
 def hover_average(average: AverageTrace) -> go.Figure:
     """Many facts: the average indirect effect by role and layer; hover for its 95 % interval and n."""
-    aie, rows = average.indirect_effect, traced_roles(average)
+    (aie, meaning), rows = shown_average(average), traced_roles(average)
     maps = {}
     for name in chosen_maps(aie, None):
         hover = _average_hover(average, name, rows)
-        maps[f"restoring {map_words(name, average.settings.window)}"] = _heatmap(
-            aie[name][rows], name, hover, 0.0, scale_end(aie, name), "average<br>indirect<br>effect"
+        maps[f"{action(average.settings)} {map_words(name, average.settings.window)}"] = _heatmap(
+            aie[name][rows], name, hover, 0.0, scale_end(aie, name), meaning.replace(" ", "<br>", 2)
         )
     headline = f"Average indirect effects over {count_facts(average.n)}"
     return _figure(maps, [ROLES[row] for row in rows], headline, average_caption(average))
@@ -93,7 +95,7 @@ def _trace_hover(result: TraceResult, name: str, labels: Sequence[str]) -> list[
 
 
 def _average_hover(average: AverageTrace, name: str, rows: Sequence[int]) -> list[list[str]]:
-    aie, error = average.indirect_effect[name], 1.96 * average.standard_error[name]
+    aie, error = shown_average(average)[0][name], 1.96 * average.standard_error[name]
     counts = (~np.isnan(average.effects[name])).sum(0)
     return [
         [

@@ -65,6 +65,19 @@ def shown_values(result: TraceResult) -> tuple[dict[str, np.ndarray], float, str
     return effects, 0.0, effect_words(settings)
 
 
+def shown_average(average: AverageTrace) -> tuple[dict[str, np.ndarray], str]:
+    """AIE of each map [role, layer] with the sign of `shown_values`, and what it means."""
+    aie = {name: average.settings.sense * values for name, values in average.indirect_effect.items()}
+    if average.settings.metric == "probability":
+        return aie, "average indirect effect"
+    return aie, f"average {effect_words(average.settings)}"
+
+
+def action(settings: Settings) -> str:
+    """What is done to a site."""
+    return "corrupting" if settings.direction == "corrupt" else "restoring"
+
+
 def effect_words(settings: Settings) -> str:
     """What an effect is on, with its unit."""
     unit = "" if settings.metric == "probability" else f" ({UNITS[settings.metric]})"
@@ -78,9 +91,8 @@ def metric_words(result: TraceResult) -> str:
 
 def map_title(result: TraceResult, name: str) -> str:
     """What is done in a map."""
-    if result.settings.direction == "corrupt":
-        return f"corrupting {map_words(name, result.settings.window)} in the clean run"
-    return f"restoring {map_words(name, result.settings.window)} after corrupted input"
+    where = "in the clean run" if result.settings.direction == "corrupt" else "after corrupted input"
+    return f"{action(result.settings)} {map_words(name, result.settings.window)} {where}"
 
 
 def token_labels(result: TraceResult) -> list[str]:
@@ -115,14 +127,14 @@ def trace_caption(result: TraceResult) -> str:
 
 def average_caption(average: AverageTrace) -> str:
     """What the averages are to be read against: the total effect with its 95 % interval."""
-    effect = with_interval(average.total_effect)
+    effect = with_interval(average.total_effect, average.settings.sense)
     return f"Average total effect {effect} (95 %, {count_facts(average.n)}). {average.settings.model}."
 
 
-def with_interval(estimate: Estimate) -> str:
-    """The mean, ± 1.96 standard errors where there are any."""
+def with_interval(estimate: Estimate, sense: int = 1) -> str:
+    """The mean times `sense`, ± 1.96 standard errors where there are any."""
     spread = "" if np.isnan(estimate.standard_error) else f" ± {1.96 * estimate.standard_error:.3f}"
-    return f"{estimate.mean:.3f}{spread}"
+    return f"{sense * estimate.mean:.3f}{spread}"
 
 
 def count_facts(n: int) -> str:

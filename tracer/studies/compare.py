@@ -26,7 +26,8 @@ def compare(studies: Mapping[str, Study | AverageTrace], *, shared: bool = False
     Returns:
         A row a map and role that all have; for each study the columns layer, depth (0 the first layer, 1 the
         last), effect (AIE there; of kl and rank the lowest), low and high (its 95 % percentile interval; the
-        layer was chosen for its large effect, so it lies somewhat high) and n. Effects are differences of each model's own metric.
+        layer was chosen for its large effect, so it lies somewhat high) and n. Effects are differences of each
+        model's own metric.
 
     Raises:
         StudyError: fewer than two studies, or nothing in common.
