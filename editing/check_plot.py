@@ -35,7 +35,7 @@ def plot_check(check: LayerCheck) -> Figure:
     margins = [name for name in MAGNITUDES if name in check.scores]
     with matplotlib.rc_context(STYLE):
         figure = NotebookFigure(figsize=(7.0, 5.4), layout="constrained")
-        above, below = figure.subfigures(2, 1, height_ratios=(1.08, 1))
+        above, below = np.ravel(figure.subfigures(2, 1, height_ratios=(1.08, 1)))
         left, right = above.subplots(1, 2)
         _effects(left, check)
         _scores(right, check, scores)

@@ -17,6 +17,7 @@ import plotly.graph_objects as go
 from tracer.effect import AverageTrace, TraceResult
 from tracer.errors import FileFormatError
 from tracer.fact import ROLES
+from tracer.figure_data import agreement, head_grids, tokens_by_role
 from tracer.labels import (
     action,
     average_caption,
@@ -34,8 +35,10 @@ from tracer.labels import (
     trace_caption,
     traced_roles,
 )
-from tracer.plot import COLOURS, NOT_TRACED
+from tracer.plot import COLOURS, NOT_TRACED, ROLE_COLOURS, TWO_SIDED
+from tracer.site import Kind
 from tracer.storage import atomic_path
+from tracer.unit_trace import UnitTrace
 
 
 def hover_trace(result: TraceResult) -> go.Figure:
@@ -62,6 +65,44 @@ def hover_average(average: AverageTrace) -> go.Figure:
         )
     headline = f"Average indirect effects over {count_facts(average.n)}"
     return _figure(maps, [ROLES[row] for row in rows], headline, average_caption(average))
+
+
+def hover_heads(trace: UnitTrace) -> go.Figure:
+    """One fact: what each head alone does, by layer and head, a map for each role traced; as `tracer.plot_heads`."""
+    grids = head_grids(trace)
+    most = max(float(np.nanmax(np.abs(grid))) for grid in grids.values())
+    maps = {}
+    for title, grid in grids.items():
+        hover = [
+            [f"layer {layer}, head {head}<br>effect {grid[layer, head]:+.4f}" for layer in range(grid.shape[0])]
+            for head in range(grid.shape[1])
+        ]
+        drawn = _heatmap(grid.T, "state", hover, -most, most, "effect")
+        maps[escape(title)] = drawn.update(colorscale=TWO_SIDED, zmid=0)
+    rows = [f"head {head}" for head in range(next(iter(grids.values())).shape[1])]
+    headline = f"{escape(prompt_text(trace))} → {escape(trace.answer.strip())}"
+    return _figure(maps, rows, headline, f"{trace.settings.model}, {trace.settings.samples} noise samples.")
+
+
+def hover_agreement(estimate: TraceResult, exact: TraceResult, kind: Kind) -> go.Figure:
+    """A first-order map over the exact one, a point a site, its token and layer under the pointer."""
+    found, labels = agreement(estimate, exact, kind), token_labels(exact)
+    figure = go.Figure()
+    for row, (role, tokens) in enumerate(tokens_by_role(exact).items()):
+        if not tokens:
+            continue
+        layers = range(found.exact.shape[1])
+        hover = [f"{escape(labels[token])}, layer {layer}" for token in tokens for layer in layers]
+        across, up = found.exact[tokens].ravel(), found.estimate[tokens].ravel()
+        marks = {"color": ROLE_COLOURS[row], "size": 6}
+        figure.add_scatter(x=across, y=up, text=hover, mode="markers", name=role, marker=marks)
+    ends = [float(np.nanmin(found.exact)), float(np.nanmax(found.exact))]
+    figure.add_scatter(x=ends, y=ends, mode="lines", line={"color": "#888888", "width": 1}, showlegend=False)
+    title = f"{map_words(kind, exact.settings.window)}: ρ = {found.correlation:.2f}, n = {found.n} sites"
+    figure.update_layout(template="plotly_white", title=title, width=760, height=560)
+    figure.update_xaxes(title="exact effect")
+    figure.update_yaxes(title=f"first order ({estimate.settings.engine})")
+    return figure
 
 
 def save_html(figure: go.Figure, path: str | Path) -> Path:

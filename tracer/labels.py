@@ -10,6 +10,7 @@ from tracer.effect import AverageTrace, Estimate, Settings, TraceResult
 from tracer.errors import SiteError
 from tracer.metric import UNITS
 from tracer.site import KINDS, SEVERABLE, severed_name
+from tracer.unit_trace import UnitTrace
 
 WORDS = {"state": "state", "mlp": "MLP", "attn": "attention"}
 METRIC_WORDS = {
@@ -108,11 +109,11 @@ def traced_roles(average: AverageTrace) -> list[int]:
     return [int(row) for row in np.flatnonzero(known)]
 
 
-def prompt_text(result: TraceResult) -> str:
+def prompt_text(result: TraceResult | UnitTrace) -> str:
     """The prompt as the user wrote it, or its tokens."""
     if result.fact.fact:
         return result.fact.fact.prompt
-    return "".join(text for n, text in enumerate(result.tokens) if n not in result.fact.special).strip()
+    return "".join(text for n, text in enumerate(result.fact.tokens) if n not in result.fact.special).strip()
 
 
 def trace_caption(result: TraceResult) -> str:

@@ -87,12 +87,12 @@ def label_rows(panels: Sequence[Axes], labels: Sequence[str], grey: Sequence[int
             axes.get_yticklabels()[row].set_color(SPECIAL)
 
 
-def colour_bar(axes: Axes, mesh: QuadMesh, meaning: str) -> None:
-    """Four ticks; the first is where the colours begin."""
+def colour_bar(axes: Axes, mesh: QuadMesh, meaning: str, *, ticks: int = 4) -> None:
+    """So many ticks; the first is where the colours begin."""
     low, high = mesh.get_clim()
-    ticks = np.linspace(low, high, 4)
+    places = np.linspace(low, high, ticks)
     bar = axes.figure.colorbar(mesh, ax=axes, aspect=22, pad=0.02, label=meaning)
-    bar.set_ticks(ticks.tolist(), labels=[f"{tick:.2g}" for tick in ticks])
+    bar.set_ticks(places.tolist(), labels=[f"{place:.2g}" for place in places])
     bar.ax.tick_params(labelsize=7.5, width=0.6, length=2.5)
     bar.outline.set_linewidth(0.4)
 

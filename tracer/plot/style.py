@@ -14,6 +14,8 @@ SEVERED_WORDS = {
     severed_name("attn"): "state restored, attention severed",
 }
 ROLE_COLOURS = ("#9ecae1", "#4292c6", "#08306b", "#fdae6b", "#bdbdbd", "#a63603")
+ROLE_MARKS = "o^sDvP"
+TWO_SIDED = "PuOr"
 NOT_TRACED = "#e3e3e3"
 SPECIAL = "#9a9a9a"
 SUFFIXES = (".png", ".pdf", ".svg")
