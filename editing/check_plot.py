@@ -35,7 +35,8 @@ def plot_check(check: LayerCheck) -> Figure:
     margins = [name for name in MAGNITUDES if name in check.scores]
     with matplotlib.rc_context(STYLE):
         figure = NotebookFigure(figsize=(7.0, 5.4), layout="constrained")
-        above, below = np.ravel(figure.subfigures(2, 1, height_ratios=(1.08, 1)))
+        halves = figure.add_gridspec(2, 1, height_ratios=(1.08, 1))
+        above, below = (figure.add_subfigure(halves[row]) for row in (0, 1))
         left, right = above.subplots(1, 2)
         _effects(left, check)
         _scores(right, check, scores)
