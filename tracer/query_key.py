@@ -30,13 +30,13 @@ from torch.overrides import TorchFunctionMode
 from tracer.answer import probability
 from tracer.corrupt import GaussianNoise
 from tracer.effect import Settings, fact_from
-from tracer.errors import AnatomyError, FileFormatError, SiteError
+from tracer.errors import AnatomyError, SiteError
 from tracer.fact import Fact, TokenizedFact
 from tracer.graddrop import Drops
 from tracer.model import LanguageModel
 from tracer.plan import Plan
 from tracer.prepared import Prepared, differentiable, prepare
-from tracer.storage import read_tensors, write_tensors
+from tracer.storage import of_this_version, read_tensors, write_tensors
 
 Method = Literal["atp", "qk-fix", "atp*"]
 
@@ -91,7 +91,7 @@ class QueryKeyMaps:
             FileFormatError: the file is missing, truncated or something else.
         """
         tensors, about = read_tensors(path, "queries and keys")
-        try:
+        with of_this_version(path, "queries and keys"):
             return cls(
                 fact=fact_from(about["fact"]),
                 answer_id=about["answer_id"],
@@ -100,8 +100,6 @@ class QueryKeyMaps:
                 effects={kind: tensors[f"effects/{kind}"].numpy() for kind in ("query", "key")},
                 settings=Settings(**about["settings"]),
             )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise FileFormatError(f"{path} is of another version: {error}. Attribute again.") from error
 
 
 def attribute_queries_and_keys(
@@ -237,7 +235,10 @@ class _Backward:
     def sizes(self) -> dict[str, Tensor]:
         """GradDrop over `effects`: a layer's own drop leaves nothing of its queries and keys, and is not counted."""
         found = [self.effects("qk-fix", layer) for layer in range(self.model.n_layers)]
-        return {kind: sum(each[kind].abs() for each in found) / (len(found) - 1) for kind in ("query", "key")}
+        return {
+            kind: torch.stack([each[kind].abs() for each in found]).sum(0) / (len(found) - 1)
+            for kind in ("query", "key")
+        }
 
 
 class _Tap(TorchFunctionMode):
