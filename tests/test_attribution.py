@@ -130,7 +130,7 @@ def dropped_by_the_slow_definition(model: tracer.LanguageModel, layer: int) -> d
 
 def test_atp_star_of_sites_is_graddrop_and_the_error_says_so() -> None:
     with pytest.raises(SiteError, match='method="graddrop".*attribute_queries_and_keys'):
-        attribute(toy(toys.gpt2()), TOY_FACT, noise=NOISE, method="atp*")  # type: ignore[arg-type]
+        attribute(toy(toys.gpt2()), TOY_FACT, corruption=NOISE, method="atp*")  # pyright: ignore[reportArgumentType] - the mistake
 
 
 def test_graddrop_is_the_mean_size_over_dropped_layers() -> None:

@@ -73,7 +73,7 @@ def test_one_role_or_token_is_one_panel_and_one_that_was_not_traced_is_named() -
 def edges() -> tracer.EdgeScores:
     model = tracer.load(toys.llama(), check=False)
     fact = TokenizedFact(tuple(toys.IDS[0].tolist()), (1, 3), answer_ids=(5,))
-    return tracer.attribute_edges(model, fact, steps=1, samples=1, noise=tracer.GaussianNoise(3.0, 0.1))
+    return tracer.attribute_edges(model, fact, steps=1, samples=1, corruption=tracer.GaussianNoise(3.0, 0.1))
 
 
 def test_the_strongest_edges_are_drawn_as_wide_as_they_are_and_coloured_by_sign(edges: tracer.EdgeScores) -> None:
