@@ -30,7 +30,7 @@ def main() -> None:
     parser.add_argument("--window", type=int, default=1)
     parser.add_argument("--out", default="runs/attribution")
     options = parser.parse_args()
-    folder = Path(options.out) / f"{options.model}-window{options.window}-samples{options.samples}"
+    folder = Path(options.out) / f"{Path(options.model).name}-window{options.window}-samples{options.samples}"
     model, begun, records = tracer.load(options.model), time.monotonic(), []
     noise = tracer.GaussianNoise(3.0, tracer.embedding_sigma(model, [fact.subject for fact in bundled()]))
     for number, fact in enumerate(spread_over_relations(bundled())):

@@ -1,5 +1,6 @@
 """Change a fact in a language model: editors behind one contract, edits that can be undone."""
 
+from editing.check_by_editing import LayerCheck, check_by_editing
 from editing.edit import Edit, load_edit, undo_all, unedited
 from editing.errors import (
     BaseModelError,
@@ -31,7 +32,9 @@ __all__ = [
     "EditRequest",
     "EditingError",
     "EditingWarning",
+    "LayerCheck",
     "RequestError",
+    "check_by_editing",
     "layers_around",
     "load_edit",
     "undo_all",

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from editing.check_cli import check_layers
 from editing.edit import Edit, load_edit
 from editing.errors import RequestError
 from editing.generation import complete
@@ -41,6 +42,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
+app.command("check-layers")(check_layers)
 New = Annotated[str, typer.Option(help="The new continuation.")]
 Layer = Annotated[int | None, typer.Option(help="The MLP to write to; default: located by tracing.")]
 Corpus = Annotated[Path | None, typer.Option(help="Text file for key statistics; default: the model's own text.")]

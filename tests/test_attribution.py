@@ -128,6 +128,11 @@ def dropped_by_the_slow_definition(model: tracer.LanguageModel, layer: int) -> d
     }
 
 
+def test_atp_star_of_sites_is_graddrop_and_the_error_says_so() -> None:
+    with pytest.raises(SiteError, match='method="graddrop".*attribute_queries_and_keys'):
+        attribute(toy(toys.gpt2()), TOY_FACT, corruption=NOISE, method="atp*")  # pyright: ignore[reportArgumentType] - the mistake
+
+
 def test_graddrop_is_the_mean_size_over_dropped_layers() -> None:
     model = toy(toys.gpt2().requires_grad_(True))
     found = attribute(model, TOY_FACT, samples=2, window=1, corruption=NOISE, method="graddrop")

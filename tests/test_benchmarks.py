@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from pathlib import Path
 
+import attribution
 import growth
+import numpy as np
 import operations
 import prompts
+import pytest
 import tracing
 from transformers import LlamaConfig
 
@@ -42,3 +47,23 @@ def test_the_growth_figure_is_drawn_from_its_table(tmp_path: Path) -> None:
     assert table.count("8.0x") == 6 and "| 12 | 6 | 5 | 96.0 s | 12.00 s | 8.0x |" in table
     growth.plot_growth(rows, tmp_path / "growth.png")
     assert (tmp_path / "growth.png").stat().st_size > 5000
+
+
+def test_first_order_maps_are_compared_with_exact_ones_and_a_second_run_reads_them(
+    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    traced, real = [], attribution.compared
+    monkeypatch.setattr(attribution, "compared", lambda *arguments: traced.append(1) or real(*arguments))
+    options = ["--model", str(model_folder), "--n", "2", "--samples", "2", "--out", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["attribution.py", *options])
+    tables = []
+    for _ in range(2):
+        attribution.main()
+        tables.append(capsys.readouterr().out)
+    assert tables[0] == tables[1] and len(traced) == 2
+    records = [json.loads(path.read_text()) for path in (tmp_path / "tiny-window1-samples2").iterdir()]
+    assert tables[0].startswith("2 facts\n")
+    for kind in ("state", "mlp", "attn"):
+        found = [record[kind]["correlation"] for record in records]
+        assert all(-1 <= correlation <= 1 for correlation in found)
+        assert f"| {kind} | {np.mean(found):.3f} ± " in tables[0]

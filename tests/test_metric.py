@@ -66,6 +66,16 @@ def test_restoring_all_and_corrupting_nothing_end_alike(toy_model: tracer.Langua
             assert (result.settings.metric, result.settings.direction) == (name, direction)
 
 
+def test_a_metric_s_sense_is_where_its_value_moves_as_the_run_nears_the_clean_one() -> None:
+    clean = torch.tensor([[5.0, 0.0, 1.0]])
+    far, near = torch.tensor([[0.0, 2.0, 3.0]]), torch.tensor([[2.5, 1.0, 2.0]])
+    for name, metric in METRICS.items():
+        gain = metric.of(near, torch.tensor([0]), torch.tensor([1]), clean) - metric.of(
+            far, torch.tensor([0]), torch.tensor([1]), clean
+        )
+        assert np.sign(float(gain)) == metric.sense, name
+
+
 def test_both_directions_agree_where_the_model_is_linear(linear_model: tracer.LanguageModel) -> None:
     """There what restoring a site gains is what corrupting it loses."""
     options = {"samples": 3, "metric": "logit", "window": 2}

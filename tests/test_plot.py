@@ -1,3 +1,4 @@
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -170,6 +171,23 @@ def test_the_outline_and_its_text_are_at_the_largest_average_effect() -> None:
         assert outline.get_xy() == (layer - 0.5, row - 0.5)
         error = average.standard_error[name][ROLES.index(row_labels(panels(axes.figure)[0])[row]), layer]
         assert f"peak: layer {layer}, {drawn.max():.3f} ± {1.96 * error:.3f}" in axes.get_xlabel()
+
+
+def test_an_average_of_a_falling_metric_is_drawn_with_its_signs_turned() -> None:
+    """Its figures are those of the negated average: the sites that carry the answer are coloured, not white."""
+    rising = made_average()
+    settings = dataclasses.replace(SETTINGS, metric="kl", direction="corrupt")
+    turned = {name: -values for name, values in rising.effects.items()}
+    falling = dataclasses.replace(rising, effects=turned, settings=settings)
+    for one, other, name in zip(panels(plot_average(rising)), panels(plot_average(falling)), MAPS, strict=True):
+        np.testing.assert_allclose(mesh(other).get_array(), mesh(one).get_array())
+        assert other.get_xlabel() == one.get_xlabel()
+        assert other.get_title().replace("\n", " ").startswith("Average effect of corrupting"), name
+    bars = [[bar.get_height() for bar in panels(plot_severed(each))[0].patches] for each in (rising, falling)]
+    assert bars[0] == bars[1]
+    lines = [[list(line.get_ydata()) for line in panels(plot_lines(each))[0].lines] for each in (rising, falling)]
+    assert lines[0] == lines[1]
+    assert "average effect on KL from the clean run (nats)" in written(plot_average(falling))
 
 
 def test_an_average_names_its_facts_and_total_effect() -> None:

@@ -13,7 +13,8 @@ from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 
 import tracer
-from tracer.errors import AnatomyError, SiteError
+from tracer.errors import AnatomyError, FileFormatError, SiteError
+from tracer.hidden import hidden_of, with_hidden
 from tracer.query_key import attribute_queries_and_keys
 from tracer.replay import output_changed
 
@@ -92,7 +93,7 @@ def test_a_saturated_query_is_missed_plainly_and_found_by_the_fix(monkeypatch) -
     effect = exact(model, fact, noise, "query", 0, 0, 5, lambda logits: logits[5])
     plain, fixed = (
         attribute_queries_and_keys(model, fact, method=method, samples=1, corruption=noise).effects["query"][5, 0, 0, 0]
-        for method in ("atp", "atp*")
+        for method in ("atp", "qk-fix")
     )
     assert effect < -0.9
     assert abs(plain) < 1e-6
@@ -111,7 +112,7 @@ def test_a_saturated_key_is_missed_plainly_and_found_by_the_fix(monkeypatch) -> 
     effect = exact(model, fact, draw, "key", 0, 0, 0, lambda logits: logits[5])
     plain, fixed = (
         attribute_queries_and_keys(model, fact, method=method, samples=1, corruption=draw).effects["key"][0, 0, 0, 0]
-        for method in ("atp", "atp*")
+        for method in ("atp", "qk-fix")
     )
     assert abs(effect) > 0.5
     assert abs(plain) < 1e-6
@@ -130,11 +131,54 @@ def test_at_little_noise_both_methods_give_the_exact_effect(monkeypatch, name: s
         )  # fmt: skip
         scale = abs(by_hand).max()
         assert scale > 1e-6  # of which float32 norms and softmaxes blur about 1e-7
-        for method in ("atp", "atp*"):
+        for method in ("atp", "qk-fix"):
             found = attribute_queries_and_keys(model, FACT, method=method, samples=1, corruption=noise).effects[kind]
             assert found.shape == (6, 4, 4, 1)
             estimates = [found[cell][0] for cell in cells]
             np.testing.assert_allclose(estimates, by_hand, atol=0.06 * scale + 1e-7, err_msg=f"{kind} {method}")
+
+
+def test_atp_star_is_the_mean_size_of_the_fixed_estimates_with_each_layer_s_additions_cut_off() -> None:
+    model, noise = tracer.load(toys.llama().requires_grad_(True), check=False), tracer.GaussianNoise(3.0, 0.1)
+    options = {"samples": 2, "corruption": noise}
+    found = attribute_queries_and_keys(model, FACT, method="atp*", **options)
+
+    def cut(_module, _args, output):
+        added = hidden_of(output)
+        return with_hidden(output, added.detach() + 0 * added)
+
+    sizes: dict[str, np.ndarray] = {"query": np.zeros(()), "key": np.zeros(())}
+    for layer in range(model.n_layers):
+        modules = [model.anatomy.site_module(kind, layer) for kind in ("attn", "mlp")]
+        handles = [module.register_forward_hook(cut) for module in modules]
+        for kind, effects in attribute_queries_and_keys(model, FACT, method="qk-fix", **options).effects.items():
+            assert np.abs(effects[:, layer]).max() == 0
+            sizes[kind] = sizes[kind] + np.abs(effects)
+        for handle in handles:
+            handle.remove()
+    for kind, size in sizes.items():
+        np.testing.assert_allclose(found.effects[kind], size / (model.n_layers - 1), rtol=1e-10, atol=1e-18)
+        assert found.effects[kind].max() > 1e-5
+    with pytest.raises(AnatomyError, match='drops one layer of several.*method="qk-fix"'):
+        attribute_queries_and_keys(tracer.load(toys.llama(1), check=False), FACT, method="atp*", **options)
+
+
+def test_saved_maps_are_the_same_maps(tmp_path) -> None:
+    model = tracer.load(toys.llama(2), check=False)
+    found = attribute_queries_and_keys(model, FACT, samples=2, corruption=tracer.GaussianNoise(3.0, 0.1))
+    found.save(tmp_path / "maps.safetensors")
+    again = tracer.QueryKeyMaps.load(tmp_path / "maps.safetensors")
+    assert (again.fact, again.settings, again.answer_id, again.clean) == (
+        found.fact,
+        found.settings,
+        found.answer_id,
+        found.clean,
+    )
+    for kind in ("query", "key"):
+        np.testing.assert_array_equal(again.effects[kind], found.effects[kind])
+    np.testing.assert_array_equal(again.corrupted_samples, found.corrupted_samples)
+    with pytest.raises(FileFormatError, match="'queries and keys', where 'trace' is expected"):
+        tracer.TraceResult.load(tmp_path / "maps.safetensors")
 
 
 @pytest.mark.parametrize("name", sorted(NO_SDPA))
@@ -146,10 +190,10 @@ def test_attention_that_cannot_be_reached_is_refused(name: str) -> None:
 
 def test_methods_are_named_and_tables_hold_every_cell() -> None:
     model, noise = tracer.load(toys.llama(2), check=False), tracer.GaussianNoise(3.0, 0.1)
-    with pytest.raises(SiteError, match="no method 'graddrop'. Choose from atp, atp"):
+    with pytest.raises(SiteError, match="no method 'graddrop'. Choose from atp, qk-fix, atp"):
         attribute_queries_and_keys(model, FACT, method="graddrop")  # pyright: ignore[reportArgumentType] - the mistake
     found = attribute_queries_and_keys(model, FACT, samples=3, corruption=noise)
     frame = found.to_frame().set_index(["kind", "token", "layer", "head"]).indirect_effect
     assert len(frame) == 2 * 6 * 2 * 4
     assert frame["key", 3, 1, 2] == pytest.approx(found.effects["key"][3, 1, 2].mean())
-    assert found.corrupted_samples.shape == (3,) and found.settings.engine == "atp*, queries and keys"
+    assert found.corrupted_samples.shape == (3,) and found.settings.engine == "qk-fix, queries and keys"

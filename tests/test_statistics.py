@@ -33,6 +33,11 @@ def planted(prompts: tuple[str, ...] = (), **maps: np.ndarray) -> AverageTrace:
     return AverageTrace(prompts or tuple(map(str, range(n))), (), np.full(n, 0.9), np.full(n, 0.1), effects, settings)
 
 
+def of_metric(average: AverageTrace, metric: str = "probability", direction: str = "restore") -> AverageTrace:
+    settings = dataclasses.replace(average.settings, metric=metric, direction=direction)
+    return dataclasses.replace(average, settings=settings)
+
+
 def noise(n: int, layers: int, seed: int = 0) -> np.ndarray:
     return np.random.RandomState(seed).randn(n, layers)
 
@@ -135,6 +140,32 @@ def test_locate_ranks_layers_and_says_in_words_how_sure_it_is() -> None:
     assert (second.layer, second.best_rank, second.worst_rank) == (2, 1, 2) and second.behind == pytest.approx(0.05)
     assert sum(row.share for row in torn.ranking) == pytest.approx(1) and torn.to_frame().layer.tolist() == [0, 2, 1]
     assert tracer.locate(planted(mlp=noise(20, 3) - 1)).describe().startswith("No layer stands out")
+
+
+@pytest.mark.parametrize("metric", ["kl", "rank"])
+@pytest.mark.parametrize("direction", ["restore", "corrupt"])
+def test_a_metric_that_falls_towards_the_clean_answer_mirrors_one_that_rises(metric: str, direction: str) -> None:
+    """Its average with the signs turned has the same peak, ranking, shares and words, and the effects turned."""
+    values = 0.1 * noise(20, 3) + [0.1, 0.5, 0.2]
+    rising, falling = of_metric(planted(mlp=values)), of_metric(planted(mlp=-values), metric, direction)
+    assert falling.peak("mlp")[:2] == rising.peak("mlp")[:2] == ("last subject token", 1)
+    assert falling.peak("mlp")[2].mean == pytest.approx(-values[:, 1].mean())
+    one, other = tracer.locate(rising), tracer.locate(falling)
+    assert (other.layer, other.share, other.rivals) == (1, one.share, one.rivals)
+    assert other.describe() == one.describe().replace("AIE 0.", "AIE -0.")
+    for there, here in zip(one.ranking, other.ranking, strict=True):
+        assert (here.layer, here.best_rank, here.worst_rank) == (there.layer, there.best_rank, there.worst_rank)
+        assert (here.behind, here.behind_low) == pytest.approx((there.behind, there.behind_low))
+        assert (here.effect, here.low, here.high) == pytest.approx((-there.effect, -there.high, -there.low))
+    row = compare({"rising": rising, "falling": falling}).iloc[0]
+    assert row["falling", "layer"] == row["rising", "layer"] == 1
+    assert row["falling", "effect"] == pytest.approx(-row["rising", "effect"])
+
+
+def test_an_effect_away_from_the_clean_answer_stands_out_at_no_layer() -> None:
+    away = 0.1 * noise(20, 3) + 1
+    assert tracer.locate(of_metric(planted(mlp=away), "kl")).describe().startswith("No layer stands out")
+    assert not tracer.locate(of_metric(planted(mlp=-away), "kl")).describe().startswith("No layer stands out")
 
 
 def test_studies_of_other_models_stand_side_by_side_by_depth() -> None:

@@ -182,15 +182,18 @@ def test_a_fact_that_fails_is_listed_and_the_others_are_traced(model, tmp_path, 
     assert (FACTS[1].prompt, "NumericsError: NaN") in study.average.skipped
 
 
-def test_until_ci_stops_at_the_end_of_a_round_and_only_there(model, tmp_path) -> None:
+@pytest.mark.parametrize(("metric", "best"), [("probability", np.nanargmax), ("kl", np.nanargmin)])
+def test_until_ci_stops_at_the_end_of_a_round_and_only_there(model, tmp_path, metric: str, best: Callable) -> None:
+    plan = dataclasses.replace(PLAN, metric=metric)
     wide, narrow = (
-        run_study(model, FACTS, tmp_path / str(ci), plan=PLAN, round_size=4, until_ci=ci) for ci in (2, 1e-9)
+        run_study(model, FACTS, tmp_path / str(ci), plan=plan, round_size=4, until_ci=ci) for ci in (100, 1e-9)
     )
     assert (wide.n, narrow.n) == (4, 10)
     assert wide.manifest.counts() == {"traced": 4, "not reached": 6}
-    half = max(1.96 * wide.average.peak(kind)[2].standard_error for kind in wide.average.effects)
+    effects, errors = wide.average.indirect_effect, wide.average.standard_error
+    half = max(1.96 * errors[kind].flat[best(effect)] for kind, effect in effects.items())
     for factor, n in ((0.999, 10), (1.001, 4)):
-        found = run_study(model, FACTS, tmp_path / f"x{factor}", plan=PLAN, round_size=4, until_ci=half * factor)
+        found = run_study(model, FACTS, tmp_path / f"x{factor}", plan=plan, round_size=4, until_ci=half * factor)
         assert (found.n > 4) == (n > 4)
 
 

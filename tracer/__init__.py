@@ -21,11 +21,21 @@ from tracer.errors import (
     TracerWarning,
 )
 from tracer.fact import ROLES, Fact, TokenizedFact
-from tracer.interactive import hover_average, hover_trace, save_html
+from tracer.interactive import hover_agreement, hover_average, hover_heads, hover_trace, save_html
 from tracer.model import LanguageModel, load
 from tracer.place import Place, RankedLayer, locate
 from tracer.plan import Plan
-from tracer.plot import plot_average, plot_lines, plot_severed, plot_trace, save_figure
+from tracer.plot import (
+    plot_agreement,
+    plot_average,
+    plot_edges,
+    plot_heads,
+    plot_lines,
+    plot_samples,
+    plot_severed,
+    plot_trace,
+    save_figure,
+)
 from tracer.query_key import QueryKeyMaps, attribute_queries_and_keys
 from tracer.report import save_report
 from tracer.screen import Screening, screen
@@ -90,7 +100,9 @@ __all__ = [
     "compare",
     "embedding_sigma",
     "holm",
+    "hover_agreement",
     "hover_average",
+    "hover_heads",
     "hover_trace",
     "load",
     "locate",
@@ -98,8 +110,12 @@ __all__ = [
     "merge",
     "paired_test",
     "paired_tests",
+    "plot_agreement",
     "plot_average",
+    "plot_edges",
+    "plot_heads",
     "plot_lines",
+    "plot_samples",
     "plot_severed",
     "plot_trace",
     "run_study",

@@ -8,11 +8,9 @@ counts what one layer of the window passes on through another, which restoring b
 overwrites, so windows wider than 1 are nearer to a ranking than to a value. Each draw has an
 estimate of its own.
 
-Where a site acts on the answer along two paths of opposite sign, the estimates may cancel though
-the effects do not. GradDrop (Kramar et al. 2024, arXiv:2403.00745, part of "AtP*") takes a backward
-pass for each layer l, in which nothing flows back through what the sub-layers of l add, and
-averages the estimates' magnitudes:
-    GradDrop(z) = mean over l of |estimate(z), l dropped|
+"graddrop" takes a backward pass for each layer and averages magnitudes (`tracer.graddrop`). No site here
+is a query or a key, so for these maps that is all of AtP* (Kramar et al. 2024, arXiv:2403.00745); its
+other half, the QK fix, is in `tracer.query_key`.
 """
 
 from __future__ import annotations
@@ -30,6 +28,7 @@ from tracer.corrupt import Corruption
 from tracer.effect import TraceResult
 from tracer.errors import AnatomyError, SiteError
 from tracer.fact import Fact, TokenizedFact
+from tracer.graddrop import Drops
 from tracer.hidden import by_token, hidden_of, with_hidden
 from tracer.model import LanguageModel
 from tracer.plan import Plan
@@ -75,6 +74,11 @@ def attribute(
 
     Source: Nanda 2023, "Attribution patching"; Kramar et al. 2024 for GradDrop.
     """
+    if method == "atp*":
+        raise SiteError(
+            'For these sites AtP* is method="graddrop": none is a query or a key. For those, with the QK fix: '
+            'tracer.attribute_queries_and_keys(model, fact, method="atp*").'
+        )
     if method not in METHODS:
         raise SiteError(f"There is no method {method!r}. Choose from {', '.join(METHODS)}.")
     if method == "graddrop" and model.n_layers < 2:
@@ -92,14 +96,14 @@ class _Sites:
 
     Attributes:
         found: of the last backward pass, estimates [sample, token] by kind and layer.
-        dropped: the layer through whose sub-layers nothing flows back.
+        drops: the layer through whose sub-layers nothing flows back.
     """
 
     def __init__(self, prepared: Prepared) -> None:
         self.prepared, self.model = prepared, prepared.model
         self.n_rows = 1 + prepared.plan.samples
         self.found: dict[tuple[Kind, int], Tensor] = {}
-        self.dropped: int | None = None
+        self.drops = Drops()
         self._embedded: Tensor | None = None
 
     def maps(self, method: Method) -> tuple[Tensor, dict[Kind, Tensor]]:
@@ -112,7 +116,7 @@ class _Sites:
             return logits, {kind: self._windowed(kind, estimates[kind]) for kind in KINDS}
         sizes: dict[Kind, Tensor] = {kind: torch.zeros(()) for kind in KINDS}
         for layer in range(self.model.n_layers):
-            self.dropped = layer
+            self.drops.layer = layer
             estimates = self._backward(corrupted, last=layer == self.model.n_layers - 1)
             for kind in KINDS:
                 sizes[kind] = sizes[kind] + self._windowed(kind, estimates[kind]).abs()
@@ -129,6 +133,7 @@ class _Sites:
                 }
                 for kind, module in places.items():
                     hooks.callback(module.register_forward_hook(partial(self._watch, kind, layer)).remove)
+            hooks.enter_context(self.drops.put_on(anatomy))
             return self.prepared.logits(self._leaf, self.n_rows)
 
     def _leaf(self, embedded: Tensor) -> Tensor:
@@ -143,13 +148,10 @@ class _Sites:
         site.register_hook(partial(self._collect, kind, layer, values[:1] - values[1:]))
         return with_hidden(output, site)
 
-    def _collect(self, kind: Kind, layer: int, difference: Tensor, gradient: Tensor) -> Tensor:
-        if layer == self.dropped and kind != "state":
-            gradient = torch.zeros_like(gradient)
+    def _collect(self, kind: Kind, layer: int, difference: Tensor, gradient: Tensor) -> None:
         wide = torch.promote_types(difference.dtype, torch.float32)
         slope = by_token(gradient, self.n_rows)[1:]
         self.found[kind, layer] = (difference.to(wide) * slope.to(wide)).sum(-1)  # AtP
-        return gradient
 
     def _backward(self, metric: Tensor, *, last: bool) -> dict[Kind, Tensor]:
         """Estimates of every site, [token, layer, sample]."""

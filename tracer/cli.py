@@ -6,6 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import typer
 
 import tracer
@@ -244,7 +245,7 @@ def _names(listed: str) -> Any:
 
 def _peak(found: TraceResult, kind: str) -> dict[str, float | int | str]:
     effect = found.indirect_effect[kind]
-    token, layer = divmod(int(effect.argmax()), effect.shape[1])
+    token, layer = divmod(int(np.nanargmax(found.settings.sense * effect)), effect.shape[1])
     return {"token": token, "text": found.tokens[token], "layer": layer, "effect": float(effect[token, layer])}
 
 

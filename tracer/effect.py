@@ -19,6 +19,7 @@ import torch
 
 from tracer.errors import SiteError
 from tracer.fact import ROLES, Fact, TokenizedFact, check_roles, token_roles
+from tracer.metric import metric_named
 from tracer.storage import of_this_version, read_tensors, write_tensors
 
 
@@ -42,6 +43,11 @@ class Settings:
     published_draws: bool = False
     metric: str = "probability"
     direction: str = "restore"
+
+    @property
+    def sense(self) -> int:
+        """1, or -1 for a metric that falls towards the clean answer; where a site carries it, sense * effect > 0."""
+        return metric_named(self.metric).sense
 
 
 @dataclass(frozen=True)
@@ -230,10 +236,14 @@ class AverageTrace:
         return Estimate.of(self._values(kind, role)[:, layer])
 
     def peak(self, kind: str, role: str | None = None) -> tuple[str, int, Estimate]:
-        """Where AIE is largest: role, layer and its value; over all roles unless one is given."""
+        """Where restoring (or corrupting) does most to carry the answer: role, layer and AIE there.
+
+        Over all roles unless one is given. AIE is the largest, or, of a metric that falls towards the clean
+        answer (kl, rank), the lowest.
+        """
         self._values(kind, role or ROLES[0])
         roles = ROLES if role is None else (role,)
-        candidates = self.indirect_effect[kind][[ROLES.index(name) for name in roles]]
+        candidates = self.settings.sense * self.indirect_effect[kind][[ROLES.index(name) for name in roles]]
         if np.isnan(candidates).all():
             raise SiteError(f"No fact was traced at {role or 'any role'} for {kind!r}.")
         row, layer = np.unravel_index(np.nanargmax(candidates), candidates.shape)

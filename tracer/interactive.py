@@ -17,7 +17,9 @@ import plotly.graph_objects as go
 from tracer.effect import AverageTrace, TraceResult
 from tracer.errors import FileFormatError
 from tracer.fact import ROLES
+from tracer.figure_data import agreement, head_grids, tokens_by_role
 from tracer.labels import (
+    action,
     average_caption,
     chosen_maps,
     count_facts,
@@ -27,13 +29,16 @@ from tracer.labels import (
     metric_words,
     prompt_text,
     scale_end,
+    shown_average,
     shown_values,
     token_labels,
     trace_caption,
     traced_roles,
 )
-from tracer.plot import COLOURS, NOT_TRACED
+from tracer.plot import COLOURS, NOT_TRACED, ROLE_COLOURS, TWO_SIDED
+from tracer.site import Kind
 from tracer.storage import atomic_path
+from tracer.unit_trace import UnitTrace
 
 
 def hover_trace(result: TraceResult) -> go.Figure:
@@ -51,15 +56,53 @@ def hover_trace(result: TraceResult) -> go.Figure:
 
 def hover_average(average: AverageTrace) -> go.Figure:
     """Many facts: the average indirect effect by role and layer; hover for its 95 % interval and n."""
-    aie, rows = average.indirect_effect, traced_roles(average)
+    (aie, meaning), rows = shown_average(average), traced_roles(average)
     maps = {}
     for name in chosen_maps(aie, None):
         hover = _average_hover(average, name, rows)
-        maps[f"restoring {map_words(name, average.settings.window)}"] = _heatmap(
-            aie[name][rows], name, hover, 0.0, scale_end(aie, name), "average<br>indirect<br>effect"
+        maps[f"{action(average.settings)} {map_words(name, average.settings.window)}"] = _heatmap(
+            aie[name][rows], name, hover, 0.0, scale_end(aie, name), meaning.replace(" ", "<br>", 2)
         )
     headline = f"Average indirect effects over {count_facts(average.n)}"
     return _figure(maps, [ROLES[row] for row in rows], headline, average_caption(average))
+
+
+def hover_heads(trace: UnitTrace) -> go.Figure:
+    """One fact: what each head alone does, by layer and head, a map for each role traced; as `tracer.plot_heads`."""
+    grids = head_grids(trace)
+    most = max(float(np.nanmax(np.abs(grid))) for grid in grids.values())
+    maps = {}
+    for title, grid in grids.items():
+        hover = [
+            [f"layer {layer}, head {head}<br>effect {grid[layer, head]:+.4f}" for layer in range(grid.shape[0])]
+            for head in range(grid.shape[1])
+        ]
+        drawn = _heatmap(grid.T, "state", hover, -most, most, "effect")
+        maps[escape(title)] = drawn.update(colorscale=TWO_SIDED, zmid=0)
+    rows = [f"head {head}" for head in range(next(iter(grids.values())).shape[1])]
+    headline = f"{escape(prompt_text(trace))} → {escape(trace.answer.strip())}"
+    return _figure(maps, rows, headline, f"{trace.settings.model}, {trace.settings.samples} noise samples.")
+
+
+def hover_agreement(estimate: TraceResult, exact: TraceResult, kind: Kind) -> go.Figure:
+    """A first-order map over the exact one, a point a site, its token and layer under the pointer."""
+    found, labels = agreement(estimate, exact, kind), token_labels(exact)
+    figure = go.Figure()
+    for row, (role, tokens) in enumerate(tokens_by_role(exact).items()):
+        if not tokens:
+            continue
+        layers = range(found.exact.shape[1])
+        hover = [f"{escape(labels[token])}, layer {layer}" for token in tokens for layer in layers]
+        across, up = found.exact[tokens].ravel(), found.estimate[tokens].ravel()
+        marks = {"color": ROLE_COLOURS[row], "size": 6}
+        figure.add_scatter(x=across, y=up, text=hover, mode="markers", name=role, marker=marks)
+    ends = [float(np.nanmin(found.exact)), float(np.nanmax(found.exact))]
+    figure.add_scatter(x=ends, y=ends, mode="lines", line={"color": "#888888", "width": 1}, showlegend=False)
+    title = f"{map_words(kind, exact.settings.window)}: ρ = {found.correlation:.2f}, n = {found.n} sites"
+    figure.update_layout(template="plotly_white", title=title, width=760, height=560)
+    figure.update_xaxes(title="exact effect")
+    figure.update_yaxes(title=f"first order ({estimate.settings.engine})")
+    return figure
 
 
 def save_html(figure: go.Figure, path: str | Path) -> Path:
@@ -93,7 +136,7 @@ def _trace_hover(result: TraceResult, name: str, labels: Sequence[str]) -> list[
 
 
 def _average_hover(average: AverageTrace, name: str, rows: Sequence[int]) -> list[list[str]]:
-    aie, error = average.indirect_effect[name], 1.96 * average.standard_error[name]
+    aie, error = shown_average(average)[0][name], 1.96 * average.standard_error[name]
     counts = (~np.isnan(average.effects[name])).sum(0)
     return [
         [

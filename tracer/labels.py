@@ -6,10 +6,11 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from tracer.effect import AverageTrace, Estimate, TraceResult
+from tracer.effect import AverageTrace, Estimate, Settings, TraceResult
 from tracer.errors import SiteError
 from tracer.metric import UNITS
 from tracer.site import KINDS, SEVERABLE, severed_name
+from tracer.unit_trace import UnitTrace
 
 WORDS = {"state": "state", "mlp": "MLP", "attn": "attention"}
 METRIC_WORDS = {
@@ -20,7 +21,6 @@ METRIC_WORDS = {
     "kl": "KL from the clean run",
     "rank": "the answer's rank",
 }
-FALLING = ("kl", "rank")  # the better, the smaller
 
 
 def chosen_maps(maps: Mapping[str, np.ndarray], kind: str | None) -> list[str]:
@@ -62,10 +62,27 @@ def shown_values(result: TraceResult) -> tuple[dict[str, np.ndarray], float, str
     if (settings.metric, settings.direction) == ("probability", "restore"):
         restored = {name: values.mean(-1) for name, values in result.restored.items()}
         return restored, result.corrupted, "p(answer) when restored"
-    sign = -1 if settings.metric in FALLING else 1
+    effects = {name: settings.sense * effect for name, effect in result.indirect_effect.items()}
+    return effects, 0.0, effect_words(settings)
+
+
+def shown_average(average: AverageTrace) -> tuple[dict[str, np.ndarray], str]:
+    """AIE of each map [role, layer] with the sign of `shown_values`, and what it means."""
+    aie = {name: average.settings.sense * values for name, values in average.indirect_effect.items()}
+    if average.settings.metric == "probability":
+        return aie, "average indirect effect"
+    return aie, f"average {effect_words(average.settings)}"
+
+
+def action(settings: Settings) -> str:
+    """What is done to a site."""
+    return "corrupting" if settings.direction == "corrupt" else "restoring"
+
+
+def effect_words(settings: Settings) -> str:
+    """What an effect is on, with its unit."""
     unit = "" if settings.metric == "probability" else f" ({UNITS[settings.metric]})"
-    meaning = f"effect on {metric_words(result)}{unit}"
-    return {name: sign * effect for name, effect in result.indirect_effect.items()}, 0.0, meaning
+    return f"effect on {METRIC_WORDS[settings.metric]}{unit}"
 
 
 def metric_words(result: TraceResult) -> str:
@@ -75,9 +92,8 @@ def metric_words(result: TraceResult) -> str:
 
 def map_title(result: TraceResult, name: str) -> str:
     """What is done in a map."""
-    if result.settings.direction == "corrupt":
-        return f"corrupting {map_words(name, result.settings.window)} in the clean run"
-    return f"restoring {map_words(name, result.settings.window)} after corrupted input"
+    where = "in the clean run" if result.settings.direction == "corrupt" else "after corrupted input"
+    return f"{action(result.settings)} {map_words(name, result.settings.window)} {where}"
 
 
 def token_labels(result: TraceResult) -> list[str]:
@@ -93,11 +109,11 @@ def traced_roles(average: AverageTrace) -> list[int]:
     return [int(row) for row in np.flatnonzero(known)]
 
 
-def prompt_text(result: TraceResult) -> str:
+def prompt_text(result: TraceResult | UnitTrace) -> str:
     """The prompt as the user wrote it, or its tokens."""
     if result.fact.fact:
         return result.fact.fact.prompt
-    return "".join(text for n, text in enumerate(result.tokens) if n not in result.fact.special).strip()
+    return "".join(text for n, text in enumerate(result.fact.tokens) if n not in result.fact.special).strip()
 
 
 def trace_caption(result: TraceResult) -> str:
@@ -112,14 +128,14 @@ def trace_caption(result: TraceResult) -> str:
 
 def average_caption(average: AverageTrace) -> str:
     """What the averages are to be read against: the total effect with its 95 % interval."""
-    effect = with_interval(average.total_effect)
+    effect = with_interval(average.total_effect, average.settings.sense)
     return f"Average total effect {effect} (95 %, {count_facts(average.n)}). {average.settings.model}."
 
 
-def with_interval(estimate: Estimate) -> str:
-    """The mean, ± 1.96 standard errors where there are any."""
+def with_interval(estimate: Estimate, sense: int = 1) -> str:
+    """The mean times `sense`, ± 1.96 standard errors where there are any."""
     spread = "" if np.isnan(estimate.standard_error) else f" ± {1.96 * estimate.standard_error:.3f}"
-    return f"{estimate.mean:.3f}{spread}"
+    return f"{sense * estimate.mean:.3f}{spread}"
 
 
 def count_facts(n: int) -> str:

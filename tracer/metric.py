@@ -15,6 +15,7 @@ from torch import Tensor
 from tracer.errors import SiteError
 
 MetricName = Literal["probability", "log_probability", "logit", "logit_difference", "kl", "rank"]
+Sense = Literal[1, -1]
 UNITS: dict[str, str] = {
     "probability": "probability",
     "log_probability": "nats",
@@ -31,6 +32,11 @@ class Metric(Protocol):
     @property
     def name(self) -> MetricName:
         """What it is called in `tracer.trace`."""
+        ...
+
+    @property
+    def sense(self) -> Sense:
+        """1 where more of it is nearer to the clean answer, -1 where less is."""
         ...
 
     def of(self, logits: Tensor, answers: Tensor, others: Tensor | None, clean: Tensor) -> Tensor:
@@ -50,6 +56,7 @@ class Probability:
     """p(answer)."""
 
     name: MetricName = "probability"
+    sense: Sense = 1
 
     def of(self, logits: Tensor, answers: Tensor, others: Tensor | None, clean: Tensor) -> Tensor:
         """exp(logit - logsumexp), [row]."""
@@ -61,6 +68,7 @@ class LogProbability:
     """log p(answer), in nats."""
 
     name: MetricName = "log_probability"
+    sense: Sense = 1
 
     def of(self, logits: Tensor, answers: Tensor, others: Tensor | None, clean: Tensor) -> Tensor:
         """Logit - logsumexp, [row]."""
@@ -72,6 +80,7 @@ class Logit:
     """The answer's logit. Blind to a shift of all logits, which means nothing to the model's answer."""
 
     name: MetricName = "logit"
+    sense: Sense = 1
 
     def of(self, logits: Tensor, answers: Tensor, others: Tensor | None, clean: Tensor) -> Tensor:
         """[row]."""
@@ -83,6 +92,7 @@ class LogitDifference:
     """The answer's logit less that of an alternative answer: log of their odds."""
 
     name: MetricName = "logit_difference"
+    sense: Sense = 1
 
     def of(self, logits: Tensor, answers: Tensor, others: Tensor | None, clean: Tensor) -> Tensor:
         """[row]."""
@@ -96,6 +106,7 @@ class KL:
     """KL(clean || run) over the whole vocabulary: 0 where the run answers as the clean one does."""
 
     name: MetricName = "kl"
+    sense: Sense = -1
 
     def of(self, logits: Tensor, answers: Tensor, others: Tensor | None, clean: Tensor) -> Tensor:
         """[row], in nats."""
@@ -108,6 +119,7 @@ class Rank:
     """How many tokens are likelier than the answer: 0 for the model's prediction."""
 
     name: MetricName = "rank"
+    sense: Sense = -1
 
     def of(self, logits: Tensor, answers: Tensor, others: Tensor | None, clean: Tensor) -> Tensor:
         """[row]."""

@@ -27,9 +27,9 @@ class RankedLayer:
     """One layer of a ranking; all intervals are 95 % percentile intervals over resampled facts.
 
     Attributes:
-        rank: 1 for the largest AIE.
+        rank: 1 for the layer that does most towards the clean answer.
         effect: AIE, a difference of the metric (by default p(answer)), between `low` and `high`.
-        behind: how much less than the first layer's, paired by fact, between `behind_low` and `behind_high`.
+        behind: how much less it does than the first layer, paired by fact, between `behind_low` and `behind_high`.
         best_rank, worst_rank: the ranks that it takes in the resamples.
         share: of the resamples in which it came first.
     """
@@ -55,7 +55,8 @@ class Place:
         kind, role, layer: the site; for `mlp` and `attn` the centre of the window.
         estimate: AIE there.
         share: how often each layer came first when the facts were resampled; the spread of the choice.
-        ranking: every layer, from the largest AIE down.
+        ranking: every layer, from the one that does most down.
+        sense: 1, or -1 for a metric that falls towards the clean answer, whose first layer has the lowest AIE.
     """
 
     kind: str
@@ -64,10 +65,11 @@ class Place:
     estimate: Estimate
     share: Mapping[int, float] = field(default_factory=dict)
     ranking: tuple[RankedLayer, ...] = ()
+    sense: int = 1
 
     @property
     def effect(self) -> float:
-        """AIE at the place, a difference of probabilities."""
+        """AIE at the place, a difference of the metric (by default p(answer))."""
         return self.estimate.mean
 
     @property
@@ -87,7 +89,7 @@ class Place:
         facts = f"{self.estimate.n} fact{'' if self.estimate.n == 1 else 's'}"
         if self.estimate.n < 2:
             return f"One fact has its largest effect at {site}; nothing says that others have it there too."
-        if self.interval[0] <= 0:
+        if min(self.sense * end for end in self.interval) <= 0:
             return (
                 f"No layer stands out: the largest average effect, at {site}, is {self.estimate}, which these {facts} "
                 f"do not tell from 0."
@@ -122,7 +124,7 @@ class Place:
 
 
 def locate(average: AverageTrace, *, kind: str | None = None, role: str = "last subject token", seed: int = 0) -> Place:
-    """The layer with the largest AIE of `kind` at `role`, and the ranking of all layers.
+    """The layer with the largest AIE of `kind` at `role` (kl, rank: the lowest), and the ranking of all layers.
 
     Args:
         average: from `tracer.average` or `Study.average`.
@@ -142,18 +144,18 @@ def locate(average: AverageTrace, *, kind: str | None = None, role: str = "last 
     _, layer, estimate = average.peak(kind, role)
     values = average.effects[kind][:, ROLES.index(role)]
     values = values[~np.isnan(values).any(1)]
-    means = resampled_means(values, seed=seed)
-    firsts = np.bincount(means.argmax(1), minlength=values.shape[1]) / RESAMPLES
+    means, sense = resampled_means(values, seed=seed), average.settings.sense
+    firsts = np.bincount((sense * means).argmax(1), minlength=values.shape[1]) / RESAMPLES
     share = {int(n): float(firsts[n]) for n in np.argsort(-firsts, kind="stable") if firsts[n] > 0}
-    return Place(kind, role, layer, estimate, share, _ranking(values.mean(0), means, firsts))
+    return Place(kind, role, layer, estimate, share, _ranking(values.mean(0), means, firsts, sense), sense)
 
 
-def _ranking(aie: np.ndarray, means: np.ndarray, firsts: np.ndarray) -> tuple[RankedLayer, ...]:
+def _ranking(aie: np.ndarray, means: np.ndarray, firsts: np.ndarray, sense: int) -> tuple[RankedLayer, ...]:
     """Layers by AIE [layer], with what the resamples' means [resample, layer] say of each."""
-    order = np.argsort(-aie, kind="stable")
+    order = np.argsort(-sense * aie, kind="stable")
     low, high = percentile_interval(means)
-    gap_low, gap_high = percentile_interval(means[:, order[:1]] - means)
-    ranks = (-means).argsort(1, kind="stable").argsort(1) + 1
+    gap_low, gap_high = percentile_interval(sense * (means[:, order[:1]] - means))
+    ranks = (-sense * means).argsort(1, kind="stable").argsort(1) + 1
     best, worst = np.percentile(ranks, [2.5, 97.5], axis=0, method="nearest")
     return tuple(
         RankedLayer(
@@ -162,7 +164,7 @@ def _ranking(aie: np.ndarray, means: np.ndarray, firsts: np.ndarray) -> tuple[Ra
             effect=float(aie[n]),
             low=float(low[n]),
             high=float(high[n]),
-            behind=float(aie[order[0]] - aie[n]),
+            behind=float(sense * (aie[order[0]] - aie[n])),
             behind_low=float(gap_low[n]),
             behind_high=float(gap_high[n]),
             best_rank=int(best[n]),

@@ -7,13 +7,17 @@ only what comes after them to first order:
     IE(query of token t)  ~  sum over s of (A_restored - A_corrupt)[t, s] . d p(answer) / d A[t, s]
     IE(key of token s)    ~  the same over all t, s, with the column of s restored in every row's scores
 
+AtP* joins the fix with GradDrop (`tracer.graddrop`), whose estimates are sizes.
+
 Reached in every family whose attention calls torch's scaled_dot_product_attention.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -25,14 +29,16 @@ from torch.overrides import TorchFunctionMode
 
 from tracer.answer import probability
 from tracer.corrupt import GaussianNoise
-from tracer.effect import Settings
+from tracer.effect import Settings, fact_from
 from tracer.errors import AnatomyError, SiteError
 from tracer.fact import Fact, TokenizedFact
+from tracer.graddrop import Drops
 from tracer.model import LanguageModel
 from tracer.plan import Plan
 from tracer.prepared import Prepared, differentiable, prepare
+from tracer.storage import of_this_version, read_tensors, write_tensors
 
-Method = Literal["atp", "atp*"]
+Method = Literal["atp", "qk-fix", "atp*"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,7 +47,8 @@ class QueryKeyMaps:
 
     Attributes:
         effects: for "query" and "key" [token, layer, head, sample]; differences of probability. Heads are
-            query heads: with grouped-query attention a key's effect is what it does through this head.
+            query heads: with grouped-query attention a key's effect is what it does through this head. For
+            "atp*" sizes, never negative.
         answer_id: the token that the effects are on.
         clean: its probability, nothing corrupted.
         corrupted_samples: in each corrupted run, [sample].
@@ -63,12 +70,43 @@ class QueryKeyMaps:
         ]
         return pd.DataFrame.from_records(records)
 
+    def save(self, path: str | Path) -> None:
+        """Writes one safetensors file, atomically."""
+        arrays = {"corrupted_samples": self.corrupted_samples}
+        arrays |= {f"effects/{kind}": np.ascontiguousarray(values) for kind, values in self.effects.items()}
+        about = {
+            "kind": "queries and keys",
+            "fact": dataclasses.asdict(self.fact),
+            "answer_id": self.answer_id,
+            "clean": self.clean,
+            "settings": dataclasses.asdict(self.settings),
+        }
+        write_tensors(path, {name: torch.from_numpy(values) for name, values in arrays.items()}, about)
+
+    @classmethod
+    def load(cls, path: str | Path) -> QueryKeyMaps:
+        """Reads what `save` wrote.
+
+        Raises:
+            FileFormatError: the file is missing, truncated or something else.
+        """
+        tensors, about = read_tensors(path, "queries and keys")
+        with of_this_version(path, "queries and keys"):
+            return cls(
+                fact=fact_from(about["fact"]),
+                answer_id=about["answer_id"],
+                clean=about["clean"],
+                corrupted_samples=tensors["corrupted_samples"].numpy(),
+                effects={kind: tensors[f"effects/{kind}"].numpy() for kind in ("query", "key")},
+                settings=Settings(**about["settings"]),
+            )
+
 
 def attribute_queries_and_keys(
     model: LanguageModel,
     fact: Fact | TokenizedFact,
     *,
-    method: Method = "atp*",
+    method: Method = "qk-fix",
     samples: int = 10,
     seed: int = 1,
     corruption: GaussianNoise | None = None,
@@ -78,33 +116,34 @@ def attribute_queries_and_keys(
     Args:
         model: from `tracer.load`.
         fact: as in `tracer.trace`, as are samples, seed and corruption: the same draws.
-        method: "atp*" recomputes attention weights exactly; "atp" is plain attribution patching.
+        method: "qk-fix" recomputes attention weights exactly; "atp*" does so in a backward pass for each layer
+            and averages magnitudes; "atp" is plain attribution patching.
         samples: see `fact`.
         seed: see `fact`.
         corruption: see `fact`.
 
     Raises:
         FactError, SiteError: input that cannot be traced, before the model runs.
-        AnatomyError: attention that does not go through scaled_dot_product_attention in every layer.
+        AnatomyError: attention that does not go through scaled_dot_product_attention in every layer; "atp*" in
+            a model of one layer.
         NumericsError: NaN or infinite logits.
 
-    Source: Kramar et al. 2024 (QK fix).
+    Source: Kramar et al. 2024 (QK fix, GradDrop).
     """
     if method not in get_args(Method):
         raise SiteError(f"There is no method {method!r}. Choose from {', '.join(get_args(Method))}.")
+    if method == "atp*" and model.n_layers < 2:
+        raise AnatomyError('AtP* drops one layer of several; this model has one. Write method="qk-fix".')
     prepared = prepare(model, fact, Plan(window=1, samples=samples, seed=seed, corruption=corruption))
     with differentiable():
-        attentions, logits, answer = _differentiated(prepared)
-    restored = {
-        "query": [each.queries(method) for each in attentions],
-        "key": [each.keys(method) for each in attentions],
-    }
+        backward = _Backward(prepared)
+        restored = backward.sizes() if method == "atp*" else backward.effects(method, None)
     # [layer, sample, head, token] -> [token, layer, head, sample]
-    effects = {kind: torch.stack(values).permute(3, 0, 2, 1) for kind, values in restored.items()}
-    found = probability(logits.detach(), answer).double().cpu().numpy()
+    effects = {kind: values.permute(3, 0, 2, 1) for kind, values in restored.items()}
+    found = probability(backward.logits.detach(), backward.answer).double().cpu().numpy()
     return QueryKeyMaps(
         fact=prepared.fact,
-        answer_id=answer,
+        answer_id=backward.answer,
         clean=float(found[0]),
         corrupted_samples=found[1:],
         effects={kind: values.double().cpu().numpy() for kind, values in effects.items()},
@@ -155,28 +194,51 @@ class _Attention:
         return self.scale * query @ key.transpose(-1, -2) + allowed
 
 
-def _differentiated(prepared: Prepared) -> tuple[list[_Attention], Tensor, int]:
-    """Every layer's attention with its gradients, last-position logits [1 + sample, vocab], the answer."""
-    embedded = torch.empty(0)
+class _Backward:
+    """One forward pass of a fact, and backward passes through it.
 
-    def leaf(embeddings: Tensor) -> Tensor:
-        nonlocal embedded
-        embedded = prepared.corrupted(embeddings).detach().requires_grad_()
-        return embedded
+    Attributes:
+        logits: of the last position, [1 + sample, vocab].
+        answer: the token that effects are on.
 
-    with _Tap() as tap:
-        logits = prepared.logits(leaf, 1 + prepared.plan.samples)
-    model, answer = prepared.model, prepared.answer_id(logits[0])
-    if len(tap.found) != model.n_layers:
-        raise AnatomyError(
-            f"{len(tap.found)} of {model.n_layers} layers of model type {model.anatomy.family!r} attend by torch's "
-            f"scaled_dot_product_attention, so their queries and keys cannot be reached. Load it with "
-            f'attn_implementation="sdpa" if the family has that; tracer.attribute works with any attention.'
-        )
-    torch.autograd.grad(probability(logits[1:], answer).sum(), embedded)
-    for attention in tap.found:
-        attention.query, attention.key = attention.query.detach(), attention.key.detach()
-    return tap.found, logits, answer
+    Raises:
+        AnatomyError: a layer whose attention was not seen.
+    """
+
+    def __init__(self, prepared: Prepared) -> None:
+        self.model, self._drops = prepared.model, Drops()
+        self._embedded = torch.empty(0)
+
+        def leaf(embeddings: Tensor) -> Tensor:
+            self._embedded = prepared.corrupted(embeddings).detach().requires_grad_()
+            return self._embedded
+
+        with _Tap() as tap, self._drops.put_on(self.model.anatomy):
+            self.logits = prepared.logits(leaf, 1 + prepared.plan.samples)
+        self.answer, self._attentions = prepared.answer_id(self.logits[0]), tap.found
+        if len(tap.found) != self.model.n_layers:
+            raise AnatomyError(
+                f"{len(tap.found)} of {self.model.n_layers} layers of model type {self.model.anatomy.family!r} attend "
+                f"by torch's scaled_dot_product_attention, so their queries and keys cannot be reached. Load it with "
+                f'attn_implementation="sdpa" if the family has that; tracer.attribute works with any attention.'
+            )
+        self._corrupted = probability(self.logits[1:], self.answer).sum()  # rows do not mix
+
+    def effects(self, method: Method, dropped: int | None) -> dict[str, Tensor]:
+        """First-order effects of every restored query and key, [layer, sample, head, token]."""
+        self._drops.layer = dropped
+        torch.autograd.grad(self._corrupted, self._embedded, retain_graph=True)
+        with torch.no_grad():
+            queries = torch.stack([each.queries(method) for each in self._attentions])
+            return {"query": queries, "key": torch.stack([each.keys(method) for each in self._attentions])}
+
+    def sizes(self) -> dict[str, Tensor]:
+        """GradDrop over `effects`: a layer's own drop leaves nothing of its queries and keys, and is not counted."""
+        found = [self.effects("qk-fix", layer) for layer in range(self.model.n_layers)]
+        return {
+            kind: torch.stack([each[kind].abs() for each in found]).sum(0) / (len(found) - 1)
+            for kind in ("query", "key")
+        }
 
 
 class _Tap(TorchFunctionMode):

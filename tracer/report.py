@@ -17,7 +17,7 @@ from plotly.offline import get_plotlyjs
 from tracer.effect import TraceResult
 from tracer.errors import FileFormatError, StudyError
 from tracer.fact import ROLES
-from tracer.labels import FALLING, METRIC_WORDS, chosen_maps, map_family, map_words, prompt_text, token_labels
+from tracer.labels import METRIC_WORDS, chosen_maps, map_family, map_words, prompt_text, token_labels
 from tracer.plot import COLOURS
 from tracer.storage import atomic_path, to_json
 from tracer.studies.study import Study
@@ -63,7 +63,7 @@ def report_data(study: Study) -> dict[str, Any]:
     """What the page shows of a study, as JSON values; effects in 1/10000, null where not traced."""
     average = study.average  # raises where nothing is traced
     settings = average.settings
-    sign = -1 if settings.metric in FALLING else 1  # nearer to the clean run counts as positive
+    sign = settings.sense  # nearer to the clean run counts as positive
     kinds = [*chosen_maps(average.effects, None)]
     kinds += [kind for kind in average.effects if kind not in kinds]
     return {

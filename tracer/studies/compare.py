@@ -25,8 +25,9 @@ def compare(studies: Mapping[str, Study | AverageTrace], *, shared: bool = False
 
     Returns:
         A row a map and role that all have; for each study the columns layer, depth (0 the first layer, 1 the
-        last), effect (AIE there), low and high (its 95 % percentile interval; the layer was chosen for its
-        large effect, so it lies somewhat high) and n. Effects are differences of each model's own metric.
+        last), effect (AIE there; of kl and rank the lowest), low and high (its 95 % percentile interval; the
+        layer was chosen for its large effect, so it lies somewhat high) and n. Effects are differences of each
+        model's own metric.
 
     Raises:
         StudyError: fewer than two studies, or nothing in common.
@@ -53,12 +54,12 @@ def compare(studies: Mapping[str, Study | AverageTrace], *, shared: bool = False
 
 
 def _peak(average: AverageTrace, kind: str, role: str, seed: int) -> dict[str, float]:
-    """Where a map is largest at a role, and how large; empty where no fact has the role."""
+    """Where a map does most towards the clean answer at a role, and AIE there; empty where no fact has the role."""
     values = average.effects[kind][:, ROLES.index(role)]
     values = values[~np.isnan(values).any(1)]
     if not len(values):
         return {}
-    layer = int(values.mean(0).argmax())
+    layer = int((average.settings.sense * values.mean(0)).argmax())
     low, high = bootstrap(values[:, layer], seed=seed)
     depth = relative_depth(layer, values.shape[1])
     effect = float(values[:, layer].mean())

@@ -1,0 +1,96 @@
+"""`editing check-layers`: an edit swept over the layers, beside what tracing says of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+import tracer
+from editing.check_by_editing import check_by_editing
+from editing.errors import RequestError
+from editing.evaluation import bundled_records
+from editing.locate_then_edit.rome import ROME
+from tracer.console import AsJson, Device, Dtype, Model, Out, Quiet, opened, reported, result, run_folder, show_progress
+from tracer.effect import AverageTrace
+from tracer.facts import bundled, spread_over_relations
+from tracer.facts.readers import read_records
+from tracer.site import proportional_window
+from tracer.storage import write_json
+from tracer.studies import Study
+
+
+def check_layers(
+    source: Annotated[
+        Path | None, typer.Argument(help="A saved average or a study's folder; default: trace bundled facts now.")
+    ] = None,
+    kind: Annotated[str, typer.Option(help="The map to look at.")] = "mlp",
+    role: Annotated[str, typer.Option(help="The token to look at.")] = "last subject token",
+    traced: Annotated[int, typer.Option(min=2, help="Facts to trace, if no average is given.")] = 24,
+    records: Annotated[Path | None, typer.Option(help="CounterFact file to edit from; default: bundled facts.")] = None,
+    n: Annotated[int, typer.Option(min=1, help="Facts to edit at each layer.")] = 6,
+    layers: Annotated[str, typer.Option(help="Comma-separated; default: every --every-th.")] = "",
+    every: Annotated[int, typer.Option(min=1, help="Edit at layers 0, EVERY, 2 EVERY ...")] = 1,
+    variant: Annotated[Any, typer.Option(parser=str, metavar="NAME", help="r-rome, rome or p-rome.")] = "r-rome",
+    seed: Annotated[int, typer.Option(help="Of random prefixes and of the model's own text.")] = 0,
+    model: Model = "gemma-3-270m",
+    device: Device = None,
+    dtype: Dtype = "float32",
+    out: Out = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Edit the same facts at every layer: is the layer that tracing names the one to edit? Resumable."""
+    from editing.check_plot import plot_check
+    from tracer.plot import save_figure
+
+    with reported():
+        asked = _numbers(layers)
+        saved = None if source is None else _saved_average(source)
+        opened_model = opened(model, device, dtype)
+        folder = run_folder(out, f"check layers {Path(model).name}")
+        progress = show_progress(quiet)
+        average = saved or tracer.average(
+            opened_model,
+            spread_over_relations(bundled()),
+            kinds=(kind,),  # type: ignore[arg-type]
+            roles=(role,),
+            window=proportional_window(opened_model.n_layers),
+            most=traced,
+            folder=folder / "facts",
+            progress=progress,
+        )
+        check = check_by_editing(
+            opened_model,
+            average,
+            bundled_records(opened_model, n) if records is None else _spread(read_records(records), n),
+            kind=kind,
+            role=role,
+            layers=asked or range(0, opened_model.n_layers, every),
+            editor=lambda layer: ROME(layer=layer, variant=variant),
+            seed=seed,
+            folder=folder / "edits",
+            progress=progress,
+        )
+        image = save_figure(plot_check(check), folder / "check.png")
+        write_json(folder / "check.json", check.record())
+        table = check.to_frame().round(3).to_string(index=False)
+        record = {**check.record(), "files": [str(image), str(folder / "check.json")]}
+        result(record, f"{check.place.describe()}\n{table}\n{check}\n{image}", as_json=as_json)
+
+
+def _saved_average(source: Path) -> AverageTrace:
+    return Study.open(source).average if source.is_dir() else AverageTrace.load(source)
+
+
+def _spread(records: list[dict[str, Any]], n: int) -> list[dict[str, Any]]:
+    """`n` of them, drawn evenly."""
+    return records[:: max(1, len(records) // n)][:n]
+
+
+def _numbers(listed: str) -> list[int]:
+    try:
+        return [int(number) for number in listed.split(",") if number.strip()]
+    except ValueError as error:
+        raise RequestError(f"--layers {listed!r} is no list of layers. Write e.g. --layers 0,2,4.") from error
