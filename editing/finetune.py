@@ -22,8 +22,7 @@ from editing.change import Replacement, writable
 from editing.descent import Descent, Loss, batch_of, descend, trained_parameters
 from editing.edit import Edit
 from editing.errors import EditFailedError, EditingWarning, RequestError
-from editing.locate_then_edit.rome import check_requests
-from editing.request import EditRequest
+from editing.request import EditRequest, check_requests
 from editing.scores import target_scores
 from tracer.model import LanguageModel
 from tracer.prepared import differentiable

@@ -34,8 +34,7 @@ from editing.locate_then_edit.knowledge_neurons import (
     questions,
     refined,
 )
-from editing.locate_then_edit.rome import check_requests
-from editing.request import EditRequest
+from editing.request import EditRequest, check_requests
 from editing.scores import target_scores
 from tracer.anatomy import is_stored_transposed
 from tracer.facts import paraphrases
