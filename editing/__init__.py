@@ -11,15 +11,20 @@ from editing.errors import (
     EditOrderError,
     RequestError,
 )
+from editing.finetune import FT
 from editing.locate_then_edit.alphaedit import AlphaEdit
 from editing.locate_then_edit.emmet import EMMET
+from editing.locate_then_edit.kn import KN
 from editing.locate_then_edit.memit import MEMIT, layers_around
 from editing.locate_then_edit.pmet import PMET
 from editing.locate_then_edit.rome import ROME
+from editing.lora import to_peft
 from editing.request import EditRequest
 
 __all__ = [
     "EMMET",
+    "FT",
+    "KN",
     "MEMIT",
     "PMET",
     "ROME",
@@ -37,6 +42,7 @@ __all__ = [
     "check_by_editing",
     "layers_around",
     "load_edit",
+    "to_peft",
     "undo_all",
     "unedited",
 ]

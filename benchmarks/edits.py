@@ -1,6 +1,6 @@
 """How much faster edits are made than by the straightforward procedure, in one run on the same requests.
 
-python -m benchmarks.editing --model smollm2 --layer 5 --n 8
+python benchmarks/edits.py --model smollm2 --layer 5 --n 8
 
 Straightforward: one request at a time, every gradient step runs every layer on every token of every context
 row, and the head on every position, as the published code does. Both find the same values.
