@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, HeliumConfig, HeliumForCausalLM, 
 
 import tracer
 from editing import ROME, EditRequest
-from editing.edit import writable
+from editing.change import writable
 from editing.errors import BaseModelError
 from tracer.anatomy import LLAMA, POST_NORM, is_stored_transposed
 from tracer.errors import AnatomyError, ModelSourceError, NumericsError, SiteError, TracerWarning
