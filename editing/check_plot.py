@@ -10,14 +10,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from editing.evaluation.counterfact import MAGNITUDES, SCORES
-from tracer.plot import STYLE, NotebookFigure, headline
+from tracer.plot import STYLE, NotebookFigure, headline, layer_ticks
 
 if TYPE_CHECKING:
     from editing.check_by_editing import LayerCheck
 
 AIE_COLOUR = "#238b45"
 MARKS = {"ES": ("#0072b2", "o"), "PS": ("#e69f00", "s"), "NS": ("#aa4499", "^")}
-WORDS = {"ES": "efficacy (ES)", "PS": "paraphrases (PS)", "NS": "neighbourhood (NS)"}
+WORDS = {"ES": "edited (ES)", "PS": "paraphrases (PS)", "NS": "neighbours (NS)"}
 MARGINS = {
     "EM": "p(new) - p(old), edited prompt",
     "PM": "p(new) - p(old), paraphrases",
@@ -26,10 +26,11 @@ MARGINS = {
 
 
 def plot_check(check: LayerCheck) -> Figure:
-    """Above: AIE of every layer, and the scores of edits at some; below: margins of probability against AIE.
+    """Above: AIE of every layer, and the scores of edits at some; below: margins of probability, layers by their AIE.
 
     Success saturates where nearly every edit takes; the margins still differ. Points below bear the
-    number of their layer. All intervals are 95 %, over facts.
+    number of their layer and rise from left to right where an edit does better the larger AIE is. All
+    intervals are 95 %, over facts.
     """
     scores = [name for name in SCORES if name in check.scores]
     margins = [name for name in MAGNITUDES if name in check.scores]
@@ -60,7 +61,8 @@ def _effects(axes: Axes, check: LayerCheck) -> None:
     axes.plot(check.layers, means, "o", color=AIE_COLOUR, markersize=4)
     axes.axvline(check.place.layer, color="#888888", linewidth=0.8, linestyle=":")
     axes.axhline(0, color="black", linewidth=0.6)
-    axes.set(title="tracing", xlabel="layer", ylabel="average indirect effect")
+    axes.set(xlabel="layer traced", ylabel="average indirect effect (AIE)")
+    layer_ticks(axes, len(layers))
     _finish(axes)
 
 
@@ -79,20 +81,22 @@ def _scores(axes: Axes, check: LayerCheck, scores: list[str]) -> None:
         axes.plot(1.02, 100 * check.before(name).mean, mark, markersize=4, markerfacecolor="white",
                   markeredgecolor=colour, transform=axes.get_yaxis_transform(), clip_on=False)  # fmt: skip
     axes.axvline(check.place.layer, color="#888888", linewidth=0.8, linestyle=":")
-    axes.set(title="editing (open: before the edit)", xlabel="layer edited", ylabel="% of prompts", ylim=(-4, 104))
-    axes.legend(loc="best", frameon=False, fontsize=7.5)
+    axes.set(xlabel="layer edited (right, open: before)", ylabel="% of prompts", ylim=(-4, 104))
+    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, frameon=False, fontsize=7,
+                handlelength=1.4, columnspacing=0.9, borderpad=0)  # fmt: skip
+    layer_ticks(axes, 1 + max(check.layers))
     _finish(axes)
 
 
 def _against(axes: Axes, check: LayerCheck, name: str) -> None:
-    aie = [estimate.mean for estimate in check.effects]
+    places = np.argsort(np.argsort([estimate.mean for estimate in check.effects], kind="stable")) + 1
     means = [estimate.mean for estimate in check.estimates(name)]
-    axes.scatter(aie, means, s=110, facecolor="#f0f0f0", edgecolor="#999999", linewidth=0.6)
-    for x, y, layer in zip(aie, means, check.layers, strict=True):
+    axes.scatter(places, means, s=110, facecolor="#f0f0f0", edgecolor="#999999", linewidth=0.6)
+    for x, y, layer in zip(places, means, check.layers, strict=True):
         axes.text(x, y, str(layer), ha="center", va="center_baseline", fontsize=7)
     correlation = check.correlations[name]
-    told = "no correlation: all alike" if np.isnan(correlation) else f"ρ = {correlation:+.2f}, n = {len(aie)} layers"
-    axes.set(title=told, xlabel="average indirect effect", ylabel=MARGINS[name])
+    told = "no correlation: all alike" if np.isnan(correlation) else f"ρ = {correlation:+.2f}, n = {len(means)} layers"
+    axes.set(title=told, xlabel="layers, least AIE to most", xticks=[], ylabel=MARGINS[name])
     axes.margins(0.12)
     _finish(axes)
 

@@ -1,7 +1,7 @@
 """Figures of traces for print, each from a value that a computation returned."""
 
 from tracer.plot.agreement import plot_agreement
-from tracer.plot.canvas import NotebookFigure, headline, save_figure
+from tracer.plot.canvas import NotebookFigure, headline, layer_ticks, save_figure
 from tracer.plot.edges import plot_edges
 from tracer.plot.heads import plot_heads
 from tracer.plot.lines import plot_lines, plot_severed
@@ -18,6 +18,7 @@ __all__ = [
     "TWO_SIDED",
     "NotebookFigure",
     "headline",
+    "layer_ticks",
     "plot_agreement",
     "plot_average",
     "plot_edges",
