@@ -22,10 +22,11 @@ from editing.change import Replacement, writable
 from editing.descent import Descent, Loss, batch_of, descend, trained_parameters
 from editing.edit import Edit
 from editing.errors import EditFailedError, EditingWarning, RequestError
+from editing.locate_then_edit.complaints import LOST
 from editing.request import EditRequest, check_requests
 from editing.scores import target_scores
+from editing.writing import writing
 from tracer.model import LanguageModel
-from tracer.prepared import differentiable
 from tracer.progress import bar
 
 Variant = Literal["FT", "FT-L", "FT-M"]
@@ -140,17 +141,11 @@ class FT:
         """
         writable(model, model.anatomy.value_weight_name(self.layer))
         check_requests(model, requests)
-        model.torch.eval()  # dropout would make every step another model
         settings = {"method": self.variant, **dataclasses.asdict(self), "seed": seed}
         edit = Edit(tuple(requests), (), settings, model.fingerprint())
-        edit.start(model)
-        try:
+        with writing(edit, model):
             if requests:
-                with differentiable():
-                    self._write(edit, progress)
-        except BaseException:
-            edit.undo()
-            raise
+                self._write(edit, progress)
         return edit
 
     def _write(self, edit: Edit, progress: bool | None) -> None:
@@ -205,7 +200,7 @@ class FT:
     def _warn(self, edit: Edit) -> None:
         """Says what went less well than it should."""
         lost = edit.diagnostics[0]["lost_by_rounding"]
-        if lost > 0.05:
+        if lost > LOST:
             warnings.warn(
                 f"{lost:.0%} of the change is lost by rounding. Fine-tune in float32.", EditingWarning, stacklevel=4
             )

@@ -14,7 +14,7 @@ from test_families import DENSE, POST_NORM
 import tracer
 from editing import EditingWarning, EditRequest, RequestError, load_edit
 from editing.locate_then_edit.integrated_gradients import attributions, quadrature
-from editing.locate_then_edit.kn import KN, PRESETS, answer_embedding
+from editing.locate_then_edit.kn import KN, PRESETS
 from editing.locate_then_edit.knowledge_neurons import (
     Coarse,
     coarse_neurons,
@@ -26,6 +26,7 @@ from editing.locate_then_edit.knowledge_neurons import (
     refined,
     suppressed,
 )
+from editing.locate_then_edit.value_slots import answer_embedding
 from tracer.anatomy import is_stored_transposed
 from tracer.errors import AnatomyError
 
@@ -148,6 +149,7 @@ def test_the_share_moves_until_a_fact_keeps_few_neurons() -> None:
     assert fitting_share([fact], 0.4, None) == 0.4
     empty = Coarse((frozenset(),) * 10, {})
     assert fitting_share([empty], 0.7, (2, 5)) == pytest.approx(0.4)  # six moves
+    assert fitting_share([Coarse((frozenset(many),), {})], 0.7, (2, 5)) == 0.7  # one prompt: no share helps
 
 
 def test_neurons_of_the_relation_are_those_of_many_other_facts() -> None:

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from editing.locate_then_edit.spread import has_norm
 from editing.upper_blocks import upper_blocks
 from tracer.model import LanguageModel
 from tracer.prepared import differentiable
@@ -104,7 +105,7 @@ def _input_replaced(matrix: nn.Module, value: Tensor) -> Iterator[None]:
 def _norm_held(run: Recording, layer: int, place: int, key: Tensor) -> Iterator[None]:
     """While the block runs, a norm between W and the residual stream only multiplies, by what it did at `place`."""
     matrix, site = run.model.anatomy.value_matrix(layer), run.model.anatomy.site_module("mlp", layer)
-    if matrix in set(site.modules()):
+    if not has_norm(run.model):
         yield
         return
     with torch.no_grad():

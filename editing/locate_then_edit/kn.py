@@ -16,12 +16,12 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from editing.change import LowRank, writable
+from editing.change import writable
 from editing.edit import Edit
 from editing.errors import EditingWarning, RequestError
+from editing.locate_then_edit.complaints import LARGE_CHANGE, LOST
 from editing.locate_then_edit.integrated_gradients import Rule
 from editing.locate_then_edit.knowledge_neurons import (
     Coarse,
@@ -34,9 +34,10 @@ from editing.locate_then_edit.knowledge_neurons import (
     questions,
     refined,
 )
+from editing.locate_then_edit.value_slots import answer_embedding, column, columns_changed
 from editing.request import EditRequest, check_requests
 from editing.scores import target_scores
-from tracer.anatomy import is_stored_transposed
+from editing.writing import writing
 from tracer.facts import paraphrases
 from tracer.model import LanguageModel
 from tracer.progress import bar
@@ -125,14 +126,9 @@ class KN:
         for layer in range(model.n_layers):
             writable(model, model.anatomy.value_weight_name(layer))
         check_requests(model, requests)
-        model.torch.eval()  # dropout would give every point of the integral another model
         edit = Edit(tuple(requests), (), {"method": "KN", **self._settings(), "seed": seed}, model.fingerprint())
-        edit.start(model)
-        try:
+        with writing(edit, model):
             self._write(edit, progress)
-        except BaseException:
-            edit.undo()
-            raise
         return edit
 
     def _write(self, edit: Edit, progress: bool | None) -> None:
@@ -149,7 +145,7 @@ class KN:
                 found.append(coarse_neurons(model, each, **options, each_layer=steps.update))
                 seconds.append(time.perf_counter() - begun)
         chosen, share = self._chosen(edit.requests, facts, found)
-        sizes = {neuron: _column(model, neuron).norm() for neuron in frozenset().union(*chosen)}
+        sizes = {neuron: column(model, neuron).norm() for neuron in frozenset().union(*chosen)}
         for n, request in enumerate(edit.requests):
             begun = time.perf_counter()
             record = {"prompts": len(asked[n]), "share": share, "coarse": [len(each) for each in found[n].neurons]}
@@ -198,7 +194,7 @@ class KN:
         for layer in sorted({layer for layer, _ in neurons}):
             slots = [(layer, at) for at in sorted(at for each, at in neurons if each == layer)]
             columns = [self._moved(model, slot, sizes[slot], question.answer_ids, new) for slot in slots]
-            change = _columns_changed(model, slots, columns)
+            change = columns_changed(model, slots, columns)
             written.append(edit.write(change))
             edit.changes += (change,)
         return {
@@ -218,7 +214,7 @@ class KN:
     ) -> Tensor:
         """What is added to one column, [d_model]."""
         if self.variant == "erase":
-            return -_column(model, slot)
+            return -column(model, slot)
         gone, come = (answer_embedding(model, tokens) for tokens in (old, new))
         if self.in_norms:
             gone, come = size * gone / gone.norm(), size * come / come.norm()
@@ -235,37 +231,6 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
 }
 
 
-def answer_embedding(model: LanguageModel, tokens: Sequence[int]) -> Tensor:
-    """The mean of the tokens' rows of the output embedding, as the residual stream would hold it, [d_model].
-
-    Where the model projects its states before the head (OPT-350m), the rows are taken back through that.
-    """
-    head = model.anatomy.head.get_parameter("weight").detach()
-    found = head[list(tokens)].double().mean(0)
-    for module in reversed(model.anatomy.after_blocks):
-        if isinstance(module, nn.Linear):
-            found = found @ module.weight.detach().double()
-    return found
-
-
-def _column(model: LanguageModel, neuron: Neuron) -> Tensor:
-    """v_i, what the neuron writes, [d_model], float64."""
-    matrix = model.anatomy.value_matrix(neuron[0])
-    weight = matrix.get_parameter("weight").detach()
-    return (weight[neuron[1]] if is_stored_transposed(matrix) else weight[:, neuron[1]]).double()
-
-
-def _columns_changed(model: LanguageModel, slots: Sequence[Neuron], columns: Sequence[Tensor]) -> LowRank:
-    """A change of these columns of one layer alone."""
-    layer = slots[0][0]
-    name = model.anatomy.value_weight_name(layer)
-    weight = model.torch.get_parameter(name)
-    width = weight.shape[0 if is_stored_transposed(model.anatomy.value_matrix(layer)) else 1]
-    into = torch.zeros(width, len(slots), dtype=torch.float64)
-    into[[at for _, at in slots], range(len(slots))] = 1
-    return LowRank(name, torch.stack(tuple(columns), dim=1).cpu(), into)
-
-
 def _warn(record: Mapping[str, Any]) -> None:
     """Says what went less well than it should."""
     said = f"{record['subject']} -> {record['new'].strip()}"
@@ -276,7 +241,14 @@ def _warn(record: Mapping[str, Any]) -> None:
             EditingWarning,
             stacklevel=4,
         )
-    if record["lost_by_rounding"] > 0.05:
+    if record["relative_change"] > LARGE_CHANGE:
+        warnings.warn(
+            f"{said}: the change of {len(record['neurons'])} columns is {record['relative_change']:.2f} of a weight's "
+            f"norm and may harm the model. Give more ways of asking, or a higher threshold.",
+            EditingWarning,
+            stacklevel=4,
+        )
+    if record["lost_by_rounding"] > LOST:
         share = f"{record['lost_by_rounding']:.0%}"
         warnings.warn(
             f"{said}: {share} of the change is lost by rounding. Edit in float32.", EditingWarning, stacklevel=4

@@ -107,13 +107,18 @@ def refined(sets: Sequence[Collection[Neuron]], share: float) -> set[Neuron]:
 
 
 def fitting_share(facts: Sequence[Coarse], share: float, aim: tuple[int, int] | None) -> float:
-    """`share`, moved by 0.05 up to six times until a fact keeps a mean of `aim[0]` to `aim[1]` neurons."""
-    for _ in range(MOVES if aim and facts else 0):
-        assert aim is not None
-        mean = sum(len(refined(fact.neurons, share)) for fact in facts) / len(facts)
+    """`share`, moved by 0.05 up to six times until a fact keeps a mean of `aim[0]` to `aim[1]` neurons.
+
+    Facts with a single prompt keep all their neurons whatever the share is, and do not count.
+    """
+    several = [fact.neurons for fact in facts if len(fact.neurons) > 1]
+    if aim is None or not several:
+        return share
+    for _ in range(MOVES):
+        mean = sum(len(refined(sets, share)) for sets in several) / len(several)
         if aim[0] <= mean <= aim[1]:
             break
-        share += -MOVE if mean < aim[0] else MOVE
+        share = min(max(share + (-MOVE if mean < aim[0] else MOVE), MOVE), 1.0)
     return share
 
 
