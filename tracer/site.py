@@ -12,6 +12,8 @@ Kind = Literal["state", "mlp", "attn"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 Direction = Literal["restore", "corrupt"]
 SEVERABLE = ("mlp", "attn")
+Tokens = int | tuple[int, ...]  # one position, or several that are restored together
+TokenGroups = Sequence[Tokens]
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,11 @@ class Site:
 
     def __str__(self) -> str:
         return f"{self.kind}[{self.layer}]@{self.token}"
+
+
+def together(tokens: Tokens) -> tuple[int, ...]:
+    """The positions of tokens that are restored together, in their order, each once."""
+    return (tokens,) if isinstance(tokens, int) else tuple(sorted(set(tokens)))
 
 
 UnitKind = Literal["head", "neuron"]
