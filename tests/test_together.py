@@ -38,9 +38,7 @@ def test_engines_agree_on_groups_whole_answers_and_cuts(family_model: tracer.Lan
         "state": (sweep.state_map(ANSWER, TOKENS), passes.state_map(ANSWER, TOKENS)),
         "mlp": (sweep.window_map("mlp", ANSWER, TOKENS, 3), passes.window_map("mlp", ANSWER, TOKENS, 3)),
         "attn": (sweep.window_map("attn", ANSWER, TOKENS, 2), passes.window_map("attn", ANSWER, TOKENS, 2)),
-        **{
-            cut.name: (sweep.severed_map(cut, ANSWER, TOKENS), passes.severed_map(cut, ANSWER, TOKENS)) for cut in CUTS
-        },
+        **{cut.name: (sweep.severed_map(cut, ANSWER, TOKENS), passes.severed_map(cut, ANSWER, TOKENS)) for cut in CUTS},
     }
     for name, (fast, slow) in maps.items():
         assert fast.shape == (len(TOKENS), LAYERS, 2) and slow.std() > 1e-3, name

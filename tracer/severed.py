@@ -46,9 +46,9 @@ class Severed:
             object.__setattr__(self, "tokens", self.tokens if isinstance(self.tokens, str) else tuple(self.tokens))
 
     @classmethod
-    def of(cls, path: str | Severed) -> Severed:
+    def of(cls, path: SubLayer | Severed) -> Severed:
         """From a sub-layer's name, which severs it in every layer at the restored token, or as it is."""
-        return path if isinstance(path, Severed) else cls(path)  # pyright: ignore[reportArgumentType] - it is checked
+        return path if isinstance(path, Severed) else cls(path)
 
     @classmethod
     def parsed(cls, written: str) -> Severed:
