@@ -127,6 +127,7 @@ def trace(
             "corrupted": found.corrupted,
             "total_effect": found.total_effect,
             "peaks": {kind: _peak(found, kind) for kind in found.restored},
+            "groups": _group_peaks(found),
             "files": list(map(str, paths)),
         }
         lines = [
@@ -135,7 +136,7 @@ def trace(
         ]
         for kind, peak in record["peaks"].items():
             lines.append(f"{kind:>19}: IE {peak['effect']:+.3f} at layer {peak['layer']}, token {peak['text']!r}")
-        result(record, "\n".join([*lines, *map(str, paths)]), as_json=as_json)
+        result(record, "\n".join([*lines, *_group_lines(found), *map(str, paths)]), as_json=as_json)
 
 
 @app.command()
@@ -187,11 +188,12 @@ def average(
             "skipped": found.skipped,
             "total_effect": vars(found.total_effect),
             "peaks": {kind: {"role": role, "layer": at, **vars(aie)} for kind, (role, at, aie) in peaks.items()},
+            "groups": _group_peaks(found),
             "files": list(map(str, paths)),
         }
         lines = [f"{found.n} facts, {len(found.skipped)} left out; ATE {found.total_effect}"]
         lines += [f"{kind:>19}: AIE {aie} at layer {at}, {role}" for kind, (role, at, aie) in peaks.items()]
-        result(record, "\n".join([*lines, *map(str, paths)]), as_json=as_json)
+        result(record, "\n".join([*lines, *_group_lines(found), *map(str, paths)]), as_json=as_json)
 
 
 @app.command()
@@ -236,9 +238,10 @@ def save_trace(found: TraceResult, folder: Path) -> list[Path]:
 
     found.save(folder / "trace.safetensors")
     found.to_frame().to_csv(folder / "trace.csv", index=False)
+    more = _save_groups(found, folder)
     image = save_figure(plot_trace(found), folder / "trace.png")
     page = save_html(hover_trace(found), folder / "trace.html")
-    return [image, page, folder / "trace.csv", folder / "trace.safetensors"]
+    return [image, page, folder / "trace.csv", *more, folder / "trace.safetensors"]
 
 
 def save_average(found: AverageTrace, folder: Path) -> list[Path]:
@@ -252,7 +255,34 @@ def save_average(found: AverageTrace, folder: Path) -> list[Path]:
     if "state" in found.effects and any(name.endswith("severed") for name in found.effects):
         paths.append(save_figure(plot_severed(found), folder / "severed.png"))
     page = save_html(hover_average(found), folder / "average.html")
-    return [*paths, page, folder / "average.csv", folder / "average.safetensors"]
+    return [*paths, page, folder / "average.csv", *_save_groups(found, folder), folder / "average.safetensors"]
+
+
+def _save_groups(found: TraceResult | AverageTrace, folder: Path) -> list[Path]:
+    if not found.groups:
+        return []
+    found.groups_to_frame().to_csv(folder / "groups.csv", index=False)
+    return [folder / "groups.csv"]
+
+
+def _group_peaks(found: TraceResult | AverageTrace) -> dict[str, dict[str, dict[str, float]]]:
+    """For each map and group the layer where restoring the group does most."""
+    return {
+        kind: {
+            group: {"layer": int(np.nanargmax(row)), "effect": float(np.nanmax(row))}
+            for group, row in zip(found.groups, effect, strict=True)
+            if not np.isnan(row).all()
+        }
+        for kind, effect in found.group_effect.items()
+    }
+
+
+def _group_lines(found: TraceResult | AverageTrace) -> list[str]:
+    return [
+        f"{kind:>19}: IE {peak['effect']:+.3f} at layer {peak['layer']}, {group} together"
+        for kind, peaks in _group_peaks(found).items()
+        for group, peak in peaks.items()
+    ]
 
 
 def _peak(found: TraceResult, kind: str) -> dict[str, float | int | str]:

@@ -41,6 +41,8 @@ class Runs:
         self.tokens = traced_tokens(facts[0], plan.roles)
         self.groups = [group_tokens(facts[0], group) for group in plan.groups]
         self.cuts = [cut.at(facts[0]) for cut in plan.cuts]
+        for cut in self.cuts:
+            cut.layers_in(model.n_layers)
         self.others = [_other_id(fact) for fact in facts] if plan.metric == "logit_difference" else None
         self.length = plan.answer_length(facts[0])
         draws = corruption.drawn(model, facts, 2 * plan.samples if plan.published_draws else plan.samples, plan.seed)

@@ -147,8 +147,8 @@ def compare(
 ) -> None:
     """Show the peaks of several studies side by side, by relative depth."""
     with reported():
-        names = [run.name for run in runs]
-        named = {run.name if names.count(run.name) == 1 else str(run): Study.open(run) for run in runs}
+        folders = [run.name for run in runs]
+        named = {run.name if folders.count(run.name) == 1 else str(run): Study.open(run) for run in runs}
         table = side_by_side(named, shared=shared)
         record = [
             {"kind": kind, "role": role, **{f"{name}.{key}": value for (name, key), value in row.items()}}
