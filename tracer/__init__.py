@@ -39,6 +39,7 @@ from tracer.plot import (
 from tracer.query_key import QueryKeyMaps, attribute_queries_and_keys
 from tracer.report import save_report
 from tracer.screen import Screening, screen
+from tracer.severed import Severed
 from tracer.site import Site
 from tracer.studies import (
     Components,
@@ -82,6 +83,7 @@ __all__ = [
     "Site",
     "QueryKeyMaps",
     "Screening",
+    "Severed",
     "SiteError",
     "Study",
     "StudyError",

@@ -42,11 +42,16 @@ def traced_answers(facts: Sequence[TokenizedFact], clean_logits: Tensor) -> Tens
 
 def predicted_id(model: LanguageModel, token_ids: Sequence[int]) -> int:
     """The token that the model finds most probable after these."""
+    return predicted_ids(model, token_ids, 1)[0]
+
+
+def predicted_ids(model: LanguageModel, token_ids: Sequence[int], n: int) -> tuple[int, ...]:
+    """The tokens that the model finds most probable after each of the last `n` of these."""
     with torch.inference_mode():
         ids = torch.tensor([list(token_ids)], device=model.device)
-        logits = model.torch(input_ids=ids, logits_to_keep=1).logits[0, -1]
+        logits = model.torch(input_ids=ids, logits_to_keep=n).logits[0, -n:]
     model.check_finite(logits)
-    return int(logits.argmax())
+    return tuple(logits.argmax(-1).tolist())
 
 
 def values_at(

@@ -17,11 +17,13 @@ from tracer.effect import TraceResult
 from tracer.engine import EngineName
 from tracer.errors import FactError
 from tracer.fact import Fact, TokenizedFact
+from tracer.groups import Group, group_name
 from tracer.model import LanguageModel
 from tracer.plan import Plan
 from tracer.progress import bar
-from tracer.runs import Runs, check_ids, on_all_tokens, settings_of, settled, traced_tokens
-from tracer.site import KINDS, Direction, Kind, severed_name
+from tracer.runs import Runs, check_ids, settings_of, settled, traced_tokens
+from tracer.severed import Severed
+from tracer.site import KINDS, Direction, Kind
 from tracer.tokens import visible
 
 
@@ -30,7 +32,8 @@ def trace(
     fact: Fact | TokenizedFact,
     *,
     kinds: Sequence[Kind] = KINDS,
-    severed: Sequence[SubLayer] = (),
+    severed: Sequence[SubLayer | Severed] = (),
+    groups: Sequence[Group] = (),
     window: int = 10,
     samples: int = 10,
     seed: int = 1,
@@ -41,6 +44,7 @@ def trace(
     max_bytes: int | None = None,
     metric: str = "probability",
     direction: Direction = "restore",
+    whole_answer: bool = False,
     progress: bool | None = None,
 ) -> TraceResult:
     """Traces one fact through every layer and token of `model`.
@@ -49,7 +53,10 @@ def trace(
         model: from `tracer.load`.
         fact: the prompt; its answer is what the model predicts unless the fact names one.
         kinds: maps of restored states, MLP outputs and attention outputs.
-        severed: maps of restored states with these sub-layers of the token held at corrupted values.
+        severed: maps of restored states with these sub-layers of the token held at corrupted values; in
+            some layers only, or at other tokens: `Severed("mlp", layers=range(3, 8), tokens="last token")`.
+        groups: also restore these tokens together, in every map: "subject" (all its tokens), a role, or
+            positions such as (3, 5). They come as `TraceResult.grouped`.
         window: layers restored together around each MLP or attention (the paper uses 10 of GPT-2 XL's 48).
         samples: noise draws; all runs of a fact share them.
         seed: of the draws.
@@ -65,6 +72,8 @@ def trace(
             "logit_difference" (to `Fact.other`), "kl" (to the clean run) or "rank".
         direction: "restore" puts clean values into corrupted runs (denoising); "corrupt" puts corrupted
             values into clean runs (noising): IE is then what the clean run loses.
+        whole_answer: trace the joint (log-)probability of all the answer's tokens, each after those before
+            it; else the first token alone.
         progress: show a bar; None: in a terminal or notebook.
 
     Returns:
@@ -77,6 +86,7 @@ def trace(
     plan = Plan(
         kinds=kinds,
         severed=severed,
+        groups=groups,
         window=window,
         samples=samples,
         seed=seed,
@@ -87,8 +97,9 @@ def trace(
         max_bytes=max_bytes,
         metric=metric,
         direction=direction,
+        whole_answer=whole_answer,
     )
-    tokenized = settled(model, fact)
+    tokenized = settled(model, fact, plan)
     with bar(len(plan.names), f"tracing {_label(tokenized)}", show=progress, unit="map") as steps:
 
         def step(name: str) -> None:
@@ -107,45 +118,44 @@ def trace_alike(
     """Traces facts that `shape` says are alike, together: one walk up the layers serves all of them."""
     for fact in facts:
         check_ids(model, fact)
-    if len({shape(fact) for fact in facts}) != 1:
+    if len({shape(fact, plan) for fact in facts}) != 1:
         raise FactError("Only facts of one length whose subjects are the same tokens can be traced together.")
     corruption = measured_corruption(model, plan.corruption)
     runs = Runs(model, facts, corruption, plan)
-    tokens = traced_tokens(facts[0], plan.roles)
     restored: dict[str, np.ndarray] = {}
-    for kind in plan.kinds:
-        restored[kind] = on_all_tokens(runs.map(kind), tokens, len(facts[0].token_ids))
-        each_map(kind)
-    for path in plan.severed:
-        restored[severed_name(path)] = on_all_tokens(runs.severed_map(path), tokens, len(facts[0].token_ids))
-        each_map(severed_name(path))
-    corrupted, clean = runs.measured(runs.main.corrupted_logits), runs.measured(runs.main.clean_logits)
+    grouped: dict[str, np.ndarray] = {}
+    for name, by_token, by_group in runs.maps():
+        restored[name], grouped[name] = by_token, by_group
+        each_map(name)
+    clean, corrupted = runs.unrestored()
     settings = settings_of(model, plan, corruption, runs.engine)
     return [
         TraceResult(
             fact=fact,
-            answer_id=int(runs.answers[number]),
-            answer=visible(model.tokenizer, (int(runs.answers[number]),))[0],
+            answer_id=runs.answer_ids[number][0],
+            answer="".join(visible(model.tokenizer, runs.answer_ids[number])),
             clean=float(clean[number]),
-            corrupted_samples=corrupted.unflatten(0, (len(facts), -1))[number].double().cpu().numpy(),
+            corrupted_samples=corrupted[number],
             restored={name: of_facts[number] for name, of_facts in restored.items()},
             settings=settings,
+            groups=tuple(map(group_name, plan.groups)),
+            grouped={name: of_facts[number] for name, of_facts in grouped.items()} if plan.groups else {},
         )
         for number, fact in enumerate(facts)
     ]
 
 
-def shape(fact: TokenizedFact) -> tuple[int, tuple[int, int]]:
-    """Facts with the same one can be traced together: how many tokens, and which are the subject."""
-    return len(fact.token_ids), fact.subject_span
+def shape(fact: TokenizedFact, plan: Plan) -> tuple[int, tuple[int, int], int]:
+    """Facts with the same one can be traced together: tokens of the prompt, those of the subject, of the answer."""
+    return len(fact.token_ids), fact.subject_span, plan.answer_length(fact)
 
 
 def at_once(model: LanguageModel, fact: TokenizedFact, plan: Plan) -> int:
     """How many facts like this one to trace together: enough that their first row alone makes a good matrix product."""
     if plan.engine_for(model) == "passes":
         return 1
-    length, (first, _) = shape(fact)
-    pairs = sum(length - token for token in traced_tokens(fact, plan.roles) if token >= first)
+    length, (first, _), answer_length = shape(fact, plan)
+    pairs = sum(length + answer_length - 1 - token for token in traced_tokens(fact, plan.roles) if token >= first)
     return max(1, Budget.of(model.device).packed_tokens // max(1, plan.samples * pairs))
 
 

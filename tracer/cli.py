@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 import typer
@@ -12,11 +12,8 @@ import typer
 import tracer
 from tracer.console import (
     AsJson,
-    CorruptionOption,
     Device,
-    DirectionOption,
     Dtype,
-    MetricOption,
     Model,
     Out,
     Prompt,
@@ -25,7 +22,6 @@ from tracer.console import (
     Subject,
     SubjectAt,
     Window,
-    corruption_named,
     opened,
     reported,
     result,
@@ -34,6 +30,23 @@ from tracer.console import (
 )
 from tracer.effect import AverageTrace, TraceResult
 from tracer.facts import bundled, read_facts, spread_over_relations
+from tracer.options import (
+    Answer,
+    CorruptionOption,
+    DirectionOption,
+    EngineOption,
+    Facts,
+    GroupsOption,
+    KindsOption,
+    MetricOption,
+    Seed,
+    SeveredOption,
+    WholeAnswer,
+    corruption_named,
+    names,
+    severed_paths,
+    token_groups,
+)
 from tracer.site import proportional_window
 from tracer.studies import Study
 from tracer.studies import cli as studies
@@ -45,8 +58,6 @@ app = typer.Typer(
 )
 for command in (studies.study, studies.paired, studies.compare, studies.report):
     app.command()(command)
-Kinds = Annotated[str, typer.Option(help="Maps, comma-separated: state,mlp,attn.")]
-Severed = Annotated[str, typer.Option(help="Severed maps, comma-separated: mlp,attn.")]
 
 
 @app.command()
@@ -54,7 +65,7 @@ def tokens(
     prompt: Prompt,
     subject: Subject,
     subject_at: SubjectAt = None,
-    answer: Annotated[str | None, typer.Option(help="The continuation; default: what the model predicts.")] = None,
+    answer: Answer = None,
     model: Model = "gemma-3-270m",
     as_json: AsJson = False,
 ) -> None:
@@ -70,19 +81,19 @@ def trace(
     prompt: Prompt,
     subject: Subject,
     subject_at: SubjectAt = None,
-    answer: Annotated[str | None, typer.Option(help="The continuation; default: what the model predicts.")] = None,
+    answer: Answer = None,
     other: Annotated[str | None, typer.Option(help="Another answer, for --metric logit_difference.")] = None,
-    kinds: Kinds = "state,mlp,attn",
-    severed: Severed = "",
+    kinds: KindsOption = "state,mlp,attn",
+    severed: SeveredOption = "",
+    groups: GroupsOption = "",
     window: Window = 10,
     samples: Samples = 10,
-    seed: Annotated[int, typer.Option(help="Of the noise.")] = 1,
+    seed: Seed = 1,
     corruption: CorruptionOption = "gaussian",
     metric: MetricOption = "probability",
     direction: DirectionOption = "restore",
-    engine: Annotated[
-        Any, typer.Option(parser=str, metavar="NAME", help="sweep (fast, exact) or passes (the definition).")
-    ] = "sweep",
+    whole_answer: WholeAnswer = False,
+    engine: EngineOption = "sweep",
     model: Model = "gemma-3-270m",
     device: Device = None,
     dtype: Dtype = "float32",
@@ -96,8 +107,9 @@ def trace(
         found = tracer.trace(
             opened(model, device, dtype),
             fact,
-            kinds=_names(kinds),
-            severed=_names(severed),
+            kinds=names(kinds),
+            severed=severed_paths(severed),
+            groups=token_groups(groups),
             window=window,
             samples=samples,
             seed=seed,
@@ -105,6 +117,7 @@ def trace(
             corruption=corruption_named(corruption),
             metric=metric,
             direction=direction,
+            whole_answer=whole_answer,
             progress=show_progress(quiet),
         )
         paths = save_trace(found, run_folder(out, f"trace {subject}"))
@@ -114,6 +127,7 @@ def trace(
             "corrupted": found.corrupted,
             "total_effect": found.total_effect,
             "peaks": {kind: _peak(found, kind) for kind in found.restored},
+            "groups": _group_peaks(found),
             "files": list(map(str, paths)),
         }
         lines = [
@@ -122,21 +136,23 @@ def trace(
         ]
         for kind, peak in record["peaks"].items():
             lines.append(f"{kind:>19}: IE {peak['effect']:+.3f} at layer {peak['layer']}, token {peak['text']!r}")
-        result(record, "\n".join([*lines, *map(str, paths)]), as_json=as_json)
+        result(record, "\n".join([*lines, *_group_lines(found), *map(str, paths)]), as_json=as_json)
 
 
 @app.command()
 def average(
-    facts: Annotated[Path | None, typer.Argument(help="JSONL, known_1000 or CounterFact; default: bundled.")] = None,
+    facts: Facts = None,
     n: Annotated[int, typer.Option(min=1, help="Facts to trace, of those that the model predicts.")] = 50,
-    kinds: Kinds = "state,mlp,attn",
-    severed: Severed = "mlp",
+    kinds: KindsOption = "state,mlp,attn",
+    severed: SeveredOption = "mlp",
+    groups: GroupsOption = "",
     window: Window = 10,
     samples: Samples = 10,
-    seed: Annotated[int, typer.Option(help="Of the noise.")] = 1,
+    seed: Seed = 1,
     corruption: CorruptionOption = "gaussian",
     metric: MetricOption = "probability",
     direction: DirectionOption = "restore",
+    whole_answer: WholeAnswer = False,
     model: Model = "gemma-3-270m",
     device: Device = None,
     dtype: Dtype = "float32",
@@ -151,14 +167,16 @@ def average(
         found = tracer.average(
             opened(model, device, dtype),
             chosen,
-            kinds=_names(kinds),
-            severed=_names(severed),
+            kinds=names(kinds),
+            severed=severed_paths(severed),
+            groups=token_groups(groups),
             window=window,
             samples=samples,
             seed=seed,
             corruption=corruption_named(corruption),
             metric=metric,
             direction=direction,
+            whole_answer=whole_answer,
             most=n,
             folder=folder / "facts",
             progress=show_progress(quiet),
@@ -170,11 +188,12 @@ def average(
             "skipped": found.skipped,
             "total_effect": vars(found.total_effect),
             "peaks": {kind: {"role": role, "layer": at, **vars(aie)} for kind, (role, at, aie) in peaks.items()},
+            "groups": _group_peaks(found),
             "files": list(map(str, paths)),
         }
         lines = [f"{found.n} facts, {len(found.skipped)} left out; ATE {found.total_effect}"]
         lines += [f"{kind:>19}: AIE {aie} at layer {at}, {role}" for kind, (role, at, aie) in peaks.items()]
-        result(record, "\n".join([*lines, *map(str, paths)]), as_json=as_json)
+        result(record, "\n".join([*lines, *_group_lines(found), *map(str, paths)]), as_json=as_json)
 
 
 @app.command()
@@ -201,7 +220,7 @@ def locate(
             found = tracer.average(
                 opened_model,
                 spread_over_relations(bundled()),
-                kinds=_names(kind),
+                kinds=names(kind),
                 roles=(role,),
                 window=window or proportional_window(opened_model.n_layers),
                 most=n,
@@ -219,9 +238,10 @@ def save_trace(found: TraceResult, folder: Path) -> list[Path]:
 
     found.save(folder / "trace.safetensors")
     found.to_frame().to_csv(folder / "trace.csv", index=False)
+    more = _save_groups(found, folder)
     image = save_figure(plot_trace(found), folder / "trace.png")
     page = save_html(hover_trace(found), folder / "trace.html")
-    return [image, page, folder / "trace.csv", folder / "trace.safetensors"]
+    return [image, page, folder / "trace.csv", *more, folder / "trace.safetensors"]
 
 
 def save_average(found: AverageTrace, folder: Path) -> list[Path]:
@@ -235,12 +255,34 @@ def save_average(found: AverageTrace, folder: Path) -> list[Path]:
     if "state" in found.effects and any(name.endswith("severed") for name in found.effects):
         paths.append(save_figure(plot_severed(found), folder / "severed.png"))
     page = save_html(hover_average(found), folder / "average.html")
-    return [*paths, page, folder / "average.csv", folder / "average.safetensors"]
+    return [*paths, page, folder / "average.csv", *_save_groups(found, folder), folder / "average.safetensors"]
 
 
-def _names(listed: str) -> Any:
-    """The names in a comma-separated option; `tracer.trace` checks them."""
-    return tuple(name.strip() for name in listed.split(",") if name.strip())
+def _save_groups(found: TraceResult | AverageTrace, folder: Path) -> list[Path]:
+    if not found.groups:
+        return []
+    found.groups_to_frame().to_csv(folder / "groups.csv", index=False)
+    return [folder / "groups.csv"]
+
+
+def _group_peaks(found: TraceResult | AverageTrace) -> dict[str, dict[str, dict[str, float]]]:
+    """For each map and group the layer where restoring the group does most."""
+    return {
+        kind: {
+            group: {"layer": int(np.nanargmax(row)), "effect": float(np.nanmax(row))}
+            for group, row in zip(found.groups, effect, strict=True)
+            if not np.isnan(row).all()
+        }
+        for kind, effect in found.group_effect.items()
+    }
+
+
+def _group_lines(found: TraceResult | AverageTrace) -> list[str]:
+    return [
+        f"{kind:>19}: IE {peak['effect']:+.3f} at layer {peak['layer']}, {group} together"
+        for kind, peaks in _group_peaks(found).items()
+        for group, peak in peaks.items()
+    ]
 
 
 def _peak(found: TraceResult, kind: str) -> dict[str, float | int | str]:

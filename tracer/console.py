@@ -15,9 +15,6 @@ from typing import Annotated, Any
 
 import typer
 
-from tracer.corrupt import CORRUPTIONS, Corruption
-from tracer.errors import FactError
-from tracer.metric import METRICS
 from tracer.model import LanguageModel, load
 from tracer.storage import to_json
 
@@ -36,12 +33,6 @@ SubjectAt = Annotated[int | None, typer.Option(help="The character where the sub
 Samples = Annotated[int, typer.Option(min=1, help="Noise draws.")]
 Window = Annotated[int, typer.Option(min=1, help="Layers restored together for MLP and attention.")]
 Out = Annotated[Path | None, typer.Option(help="Folder for figures and files; default runs/NAME.")]
-
-CorruptionOption = Annotated[
-    str, typer.Option("--corruption", help=f"What is done to the subject: {', '.join(CORRUPTIONS)}.")
-]
-MetricOption = Annotated[str, typer.Option("--metric", help=f"What is read: {', '.join(METRICS)}.")]
-DirectionOption = Annotated[Any, typer.Option("--direction", parser=str, metavar="NAME", help="restore or corrupt.")]
 
 
 @contextmanager
@@ -70,13 +61,6 @@ def opened(model: str, device: str | None, dtype: str) -> LanguageModel:
     """Loads the model, transformers' own bars shown in a terminal only."""
     typer.echo(f"Loading {model} ...", err=True)
     return load(model, device=device, dtype=dtype)
-
-
-def corruption_named(name: str) -> Corruption:
-    """The corruption of this name with its default settings; FactError for one that does not exist."""
-    if name not in CORRUPTIONS:
-        raise FactError(f"There is no corruption {name!r}. Choose from {', '.join(CORRUPTIONS)}.")
-    return CORRUPTIONS[name]
 
 
 def show_progress(quiet: bool) -> bool | None:

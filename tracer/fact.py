@@ -81,8 +81,13 @@ class Fact:
         begin += self.subject.index(words)
         return begin, begin + len(words)
 
-    def preflight(self, model: LanguageModel, *, warn: bool = True) -> TokenizedFact:
+    def preflight(self, model: LanguageModel, *, warn: bool = True, whole_answer: bool = False) -> TokenizedFact:
         """What `model` will see of this fact; prints as a table. Runs no forward pass.
+
+        Args:
+            model: from `tracer.load`.
+            warn: of notes, e.g. which of two subjects is meant.
+            whole_answer: all tokens of the answer will be traced, so there is nothing to note about that.
 
         Raises:
             FactError: the prompt is longer than the model's context, or the answer has no tokens.
@@ -99,7 +104,7 @@ class Fact:
             other_ids=other_ids,
             special=tuple(n for n, (start, end) in enumerate(encoding.offsets) if start == end),
             fact=self,
-            notes=self._notes(model, answer_ids),
+            notes=self._notes(model, answer_ids[:1] if whole_answer else answer_ids),
         )
         if warn:
             for note in tokenized.notes:
@@ -123,7 +128,10 @@ class Fact:
             notes.append("The prompt ends in white space, which most tokenizers put into the next word. Drop it.")
         if len(answer_ids) > 1:
             pieces = visible(model.tokenizer, answer_ids)
-            notes.append(f"The answer {self.answer!r} has {len(pieces)} tokens; the first, {pieces[0]!r}, is traced.")
+            notes.append(
+                f"The answer {self.answer!r} has {len(pieces)} tokens; the first, {pieces[0]!r}, is traced, unless you "
+                f"write whole_answer=True."
+            )
         return tuple(notes)
 
     def _suggestion(self) -> str:
@@ -177,7 +185,7 @@ class TokenizedFact:
             lines.append(f"{mark} {n:5d}  {token:7d}  {text!r}{'  (special)' if n in self.special else ''}")
         lines.append(f"* subject: tokens {begin} to {end - 1}")
         answer = " + ".join(map(repr, self.answer_tokens)) or "what the model predicts"
-        lines.append(f"  answer:  {answer}{' (the first is traced)' if len(self.answer_ids) > 1 else ''}")
+        lines.append(f"  answer:  {answer}{' (the first is traced by default)' if len(self.answer_ids) > 1 else ''}")
         return "\n".join(lines + [f"  note:    {note}" for note in self.notes])
 
 

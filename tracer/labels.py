@@ -28,7 +28,8 @@ def chosen_maps(maps: Mapping[str, np.ndarray], kind: str | None) -> list[str]:
     if kind is not None and kind not in maps:
         raise SiteError(f"There is no map {kind!r} here. Choose from {', '.join(map(repr, maps))}.")
     order = [*KINDS, *map(severed_name, SEVERABLE)]
-    return [name for name in order if name in maps] if kind is None else [kind]
+    first = [name for name in order if name in maps]
+    return [*first, *(name for name in maps if name not in order)] if kind is None else [kind]
 
 
 def map_family(name: str) -> str:
@@ -39,8 +40,8 @@ def map_family(name: str) -> str:
 def map_words(name: str, window: int) -> str:
     """A map in plain words, for titles."""
     for path in SEVERABLE:
-        if name == severed_name(path):
-            return f"state with {WORDS[path]} severed"
+        if name.startswith(severed_name(path)):  # perhaps in some layers or at some tokens alone
+            return f"state with {WORDS[path]} severed{name.removeprefix(severed_name(path))}"
     if name == "state":
         return "state"
     return f"{WORDS[name]} for windowed interval of {window} layer{'s' if window > 1 else ''}"

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import nnsight
@@ -25,9 +26,11 @@ from tracer.anatomy import SubLayer
 from tracer.corrupt import Draws
 from tracer.hidden import by_token, hidden_of
 from tracer.lock import lock_of
-from tracer.metric import METRICS, Metric, wide
+from tracer.metric import METRICS, Metric
 from tracer.model import LanguageModel
-from tracer.site import KINDS, Direction, Kind, Site, Unit, UnitKind, window_layers
+from tracer.reading import AnswerIds, Answers, Reading, answer_table
+from tracer.severed import Severed
+from tracer.site import KINDS, Direction, Kind, Site, TokenGroups, Tokens, Unit, UnitKind, together, window_layers
 from tracer.units import matrices_of
 
 
@@ -36,14 +39,19 @@ class Run:
     """What one pass returned.
 
     Attributes:
-        logits: of the last position, [row, vocab].
+        read: logits of the last positions, [row, position, vocab].
         kept: states and what sub-layers add by kind and layer, [row, token, d_model].
         units: what came into each layer's head or value matrix, [row, token, width].
     """
 
-    logits: Tensor
+    read: Tensor
     kept: dict[Kind, list[Tensor]] = field(default_factory=dict)
     units: list[Tensor] = field(default_factory=list)
+
+    @property
+    def logits(self) -> Tensor:
+        """At the first of the positions read, [row, vocab]."""
+        return self.read[:, 0]
 
 
 def forward(
@@ -56,6 +64,7 @@ def forward(
     held_unit: tuple[Unit, int, Tensor] | None = None,
     keep: bool = False,
     keep_units: UnitKind | None = None,
+    positions: int = 1,
 ) -> Run:
     """One pass: the subject corrupted if `draws` are given, every site of `held` forced to its value.
 
@@ -68,6 +77,7 @@ def forward(
         held_unit: a head or neuron, the token, and its value there, [width of the unit] or [row, width].
         keep: keep every state, MLP and attention output.
         keep_units: keep what comes into every head matrix, or value matrix.
+        positions: how many of the last positions to read.
     """
     begin, end = subject_span
     nn, places = model.nnsight, _in_order(held or {})
@@ -78,7 +88,7 @@ def forward(
     unit_layers = {held_unit[0].layer} if held_unit else set()
     whole = keep or keep_units is not None
     layers = range(model.n_layers) if whole else sorted({site.layer for site in places} | unit_layers)
-    with lock_of(model.torch), torch.inference_mode(), nn.trace(ids, logits_to_keep=1):
+    with lock_of(model.torch), torch.inference_mode(), nn.trace(ids, logits_to_keep=positions):
         if draws is not None:
             subject = embedding.output[:, begin:end]
             embedding.output[:, begin:end] = draws.onto(subject[None])[0]
@@ -99,8 +109,8 @@ def forward(
                     hidden[:, site.token] = held[site].to(hidden)  # pyright: ignore[reportOptionalSubscript]
                 if keep:
                     kept[kind].append(nnsight.save(hidden.clone()))
-        logits = nnsight.save(nn.output.logits[:, -1])
-    return Run(logits, kept, units)
+        read = nnsight.save(nn.output.logits[:, -positions:])
+    return Run(read, kept, units)
 
 
 class Passes:
@@ -108,7 +118,8 @@ class Passes:
 
     Attributes:
         clean, corrupted: the runs with nothing held.
-        metric: what the maps hold.
+        reading: what the maps hold: a metric of an answer of one token or more. With more the prompt ends
+            in all tokens of the answer but the last.
         direction: "restore": clean values into corrupted runs; "corrupt": corrupted values into clean runs.
         frozen: what severed sub-layers are held at: the run's own values with nothing held, or those of
             `frozen_noise`, as in the published severed trace, whose two passes draw different noise.
@@ -125,17 +136,18 @@ class Passes:
         metric: Metric = METRICS["probability"],
         other_ids: Sequence[int] | None = None,
         direction: Direction = "restore",
+        answer_length: int = 1,
     ) -> None:
         self.model, self.span, self.draws = model, subject_span, Draws.of(noise)
-        self.metric, self.direction = metric, direction
+        self.reading, self.direction = Reading(metric, answer_length), direction
         self.others = None if other_ids is None else torch.tensor(list(other_ids), device=ids.device)
         self.rows = ids.expand(self.draws.samples, -1)
-        self.clean = forward(model, ids, keep=True)
-        self.corrupted = forward(model, self.rows, subject_span=subject_span, draws=self.draws, keep=True)
+        self.clean = forward(model, ids, keep=True, positions=answer_length)
+        corrupt = partial(forward, model, self.rows, subject_span=subject_span, keep=True, positions=answer_length)
+        self.corrupted = corrupt(draws=self.draws)
         self.frozen = self.corrupted if direction == "restore" else self.clean
         if frozen_noise is not None:
-            other = Draws.of(frozen_noise)
-            self.frozen = forward(model, self.rows, subject_span=subject_span, draws=other, keep=True)
+            self.frozen = corrupt(draws=Draws.of(frozen_noise))
 
     @property
     def clean_logits(self) -> Tensor:
@@ -147,25 +159,29 @@ class Passes:
         """[sample, vocab]."""
         return self.corrupted.logits
 
-    def state(self, token: int, layer: int) -> Mapping[Site, Tensor]:
-        """Holds the output of one block at one token at its clean value (corrupted, in that direction)."""
-        site = Site("state", layer, token)
-        return {site: self._source_value(site)}
-
-    def window(self, kind: SubLayer, token: int, layer: int, window: int) -> Mapping[Site, Tensor]:
-        """Holds what a sub-layer adds in a window of layers at clean values."""
-        sites = [Site(kind, at, token) for at in window_layers(layer, window, self.model.n_layers)]
+    def state(self, tokens: Tokens, layer: int) -> Mapping[Site, Tensor]:
+        """Holds the output of one block at some tokens at its clean value (corrupted, in that direction)."""
+        sites = [Site("state", layer, token) for token in together(tokens)]
         return {site: self._source_value(site) for site in sites}
 
-    def severed(self, path: SubLayer, token: int, layer: int) -> Mapping[Site, Tensor]:
-        """Holds the state clean, and the sub-layer `path` of its token corrupted in every layer."""
-        cut = [Site(path, at, token) for at in range(self.model.n_layers)]
-        frozen = {site: self.frozen.kept[path][site.layer][:, token] for site in cut}
-        return {**frozen, **self.state(token, layer)}
+    def window(self, kind: SubLayer, tokens: Tokens, layer: int, window: int) -> Mapping[Site, Tensor]:
+        """Holds what a sub-layer adds in a window of layers at clean values."""
+        layers = window_layers(layer, window, self.model.n_layers)
+        sites = [Site(kind, at, token) for at in layers for token in together(tokens)]
+        return {site: self._source_value(site) for site in sites}
 
-    def unit_map(self, units: Sequence[Unit], answer_id: int, tokens: list[int]) -> Tensor:
+    def severed(self, path: SubLayer | Severed, tokens: Tokens, layer: int) -> Mapping[Site, Tensor]:
+        """Holds the state clean, and the sub-layer `path` of its tokens (or of others) corrupted."""
+        cut = Severed.of(path)
+        at = together(tokens) if cut.positions is None else cut.positions
+        sites = [Site(cut.path, below, token) for below in cut.layers_in(self.model.n_layers) for token in at]
+        frozen = {site: self.frozen.kept[cut.path][site.layer][:, site.token] for site in sites}
+        return {**frozen, **self.state(tokens, layer)}
+
+    def unit_map(self, units: Sequence[Unit], answer_id: AnswerIds, tokens: Sequence[int]) -> Tensor:
         """The metric with each head or neuron of one kind set alone, [token, unit, sample]."""
-        options = {"draws": None if self.direction == "corrupt" else self.draws, "subject_span": self.span}
+        draws = None if self.direction == "corrupt" else self.draws
+        options = {"draws": draws, "subject_span": self.span, "positions": self.reading.length}
         if self.direction == "restore":
             source = forward(self.model, self.rows, keep_units=units[0].kind).units
         else:
@@ -175,38 +191,50 @@ class Passes:
         for token in tokens:
             for unit in units:
                 value = source[unit.layer][:, token, unit.begin : unit.end]
-                logits = forward(self.model, self.rows, held_unit=(unit, token, value), **options).logits
-                cells.append(self._measured(logits, answer_id))
+                run = forward(self.model, self.rows, held_unit=(unit, token, value), **options)
+                cells.append(self._measured(run, answer_id))
         return torch.stack(cells).unflatten(0, (len(tokens), len(units)))
 
     def restored(self, held: Mapping[Site, Tensor]) -> Tensor:
-        """Last-position logits of the corrupted run (the clean one, if corrupting), sites held; [sample, vocab]."""
-        draws = self.draws if self.direction == "restore" else None
-        return forward(self.model, self.rows, subject_span=self.span, draws=draws, held=held).logits
+        """Logits of the corrupted run (the clean one, if corrupting), sites held; [sample, vocab]."""
+        return self._run(held).logits
 
-    def state_map(self, answer_id: int, tokens: list[int]) -> Tensor:
-        """Restored probabilities of every state, [token, layer, sample]."""
+    def _run(self, held: Mapping[Site, Tensor]) -> Run:
+        draws = self.draws if self.direction == "restore" else None
+        options = {"held": held, "positions": self.reading.length}
+        return forward(self.model, self.rows, subject_span=self.span, draws=draws, **options)
+
+    def unrestored(self, answer_id: AnswerIds) -> tuple[Tensor, Tensor]:
+        """The metric of the clean run, [1], and of the corrupted ones, [sample]."""
+        return self._measured(self.clean, answer_id), self._measured(self.corrupted, answer_id)
+
+    def state_map(self, answer_id: AnswerIds, tokens: TokenGroups) -> Tensor:
+        """The metric with every state restored, [token, layer, sample]."""
         return self._map(answer_id, tokens, self.state)
 
-    def window_map(self, kind: SubLayer, answer_id: int, tokens: list[int], window: int) -> Tensor:
-        """Restored probabilities of every window of MLPs or attentions, [token, layer, sample]."""
+    def window_map(self, kind: SubLayer, answer_id: AnswerIds, tokens: TokenGroups, window: int) -> Tensor:
+        """The metric with every window of MLPs or attentions restored, [token, layer, sample]."""
         return self._map(answer_id, tokens, lambda token, layer: self.window(kind, token, layer, window))
 
-    def severed_map(self, path: SubLayer, answer_id: int, tokens: list[int]) -> Tensor:
-        """Restored probabilities of every state with `path` severed, [token, layer, sample]."""
+    def severed_map(self, path: SubLayer | Severed, answer_id: AnswerIds, tokens: TokenGroups) -> Tensor:
+        """The metric with every state restored and `path` severed, [token, layer, sample]."""
         return self._map(answer_id, tokens, lambda token, layer: self.severed(path, token, layer))
 
-    def _map(self, answer_id: int, tokens: list[int], held: Callable[[int, int], Mapping[Site, Tensor]]) -> Tensor:
+    def _map(
+        self, answer_id: AnswerIds, tokens: TokenGroups, held: Callable[[Tokens, int], Mapping[Site, Tensor]]
+    ) -> Tensor:
         rows = []
-        for token in tokens:
-            cells = [self.restored(held(token, layer)) for layer in range(self.model.n_layers)]
+        for each in tokens:
+            cells = [self._run(held(each, layer)) for layer in range(self.model.n_layers)]
             rows.append(torch.stack([self._measured(cell, answer_id) for cell in cells]))
         return torch.stack(rows)
 
-    def _measured(self, logits: Tensor, answer_id: int) -> Tensor:
-        answers = torch.full((len(logits),), answer_id, device=logits.device)
-        others = None if self.others is None else self.others.expand(len(logits))
-        return self.metric.of(wide(logits), answers, others, wide(self.clean.logits).expand(len(logits), -1))
+    def _measured(self, run: Run, answer_id: AnswerIds) -> Tensor:
+        n = len(run.read)
+        answers = answer_table([answer_id], run.read.device).expand(n, -1)
+        others = None if self.others is None else self.others.expand(n)
+        clean = self.clean.logits.expand(n, -1)
+        return self.reading.joined(self.reading.at_each(run.read, answers, others, clean))
 
     def _source_value(self, site: Site) -> Tensor:
         if self.direction == "restore":
@@ -256,23 +284,29 @@ class BatchPasses:
         """[fact * sample, vocab]."""
         return torch.cat([passes.corrupted_logits for passes in self.each])
 
-    def state_maps(self, answer_ids: Sequence[int], tokens: list[int]) -> Tensor:
-        """Restored probabilities of every state, [fact, token, layer, sample]."""
+    def state_maps(self, answer_ids: Answers, tokens: TokenGroups) -> Tensor:
+        """The metric with every state restored, [fact, token, layer, sample]."""
         return self._of_each(answer_ids, lambda passes, answer: passes.state_map(answer, tokens))
 
-    def window_maps(self, kind: SubLayer, answer_ids: Sequence[int], tokens: list[int], window: int) -> Tensor:
-        """Restored probabilities of every window of MLPs or attentions, [fact, token, layer, sample]."""
+    def window_maps(self, kind: SubLayer, answer_ids: Answers, tokens: TokenGroups, window: int) -> Tensor:
+        """The metric with every window of MLPs or attentions restored, [fact, token, layer, sample]."""
         return self._of_each(answer_ids, lambda passes, answer: passes.window_map(kind, answer, tokens, window))
 
-    def severed_maps(self, path: SubLayer, answer_ids: Sequence[int], tokens: list[int]) -> Tensor:
-        """Restored probabilities of every state with `path` severed, [fact, token, layer, sample]."""
+    def severed_maps(self, path: SubLayer | Severed, answer_ids: Answers, tokens: TokenGroups) -> Tensor:
+        """The metric with every state restored and `path` severed, [fact, token, layer, sample]."""
         return self._of_each(answer_ids, lambda passes, answer: passes.severed_map(path, answer, tokens))
 
-    def unit_maps(self, units: Sequence[Unit], answer_ids: Sequence[int], tokens: list[int]) -> Tensor:
+    def unit_maps(self, units: Sequence[Unit], answer_ids: Answers, tokens: Sequence[int]) -> Tensor:
         """The metric with each head or neuron of one kind set alone, [fact, token, unit, sample]."""
         return self._of_each(answer_ids, lambda passes, answer: passes.unit_map(units, answer, tokens))
 
-    def _of_each(self, answer_ids: Sequence[int], map_of: Callable[[Passes, int], Tensor]) -> Tensor:
+    def unrestored(self, answer_ids: Answers) -> tuple[Tensor, Tensor]:
+        """The metric of the clean runs, [fact], and of the corrupted ones, [fact * sample]."""
+        found = [passes.unrestored(answer) for passes, answer in zip(self.each, answer_ids, strict=True)]
+        clean, corrupted = zip(*found, strict=True)
+        return torch.cat(clean), torch.cat(corrupted)
+
+    def _of_each(self, answer_ids: Answers, map_of: Callable[[Passes, AnswerIds], Tensor]) -> Tensor:
         return torch.stack([map_of(passes, answer) for passes, answer in zip(self.each, answer_ids, strict=True)])
 
 

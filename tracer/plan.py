@@ -11,10 +11,13 @@ from tracer.anatomy import SubLayer
 from tracer.corrupt import Corruption
 from tracer.engine import EngineName
 from tracer.errors import SiteError
-from tracer.fact import check_roles
+from tracer.fact import TokenizedFact, check_roles
+from tracer.groups import Group, check_groups, group_tokens
 from tracer.metric import metric_named
 from tracer.model import LanguageModel
-from tracer.site import KINDS, Direction, Kind, check_kinds, severed_name
+from tracer.reading import JOINT
+from tracer.severed import Severed
+from tracer.site import KINDS, Direction, Kind, check_kinds
 
 
 class RunOptions(TypedDict, total=False):
@@ -37,7 +40,8 @@ class Plan:
     """
 
     kinds: Sequence[Kind] = KINDS
-    severed: Sequence[SubLayer] = ()
+    severed: Sequence[SubLayer | Severed] = ()
+    groups: Sequence[Group] = ()
     window: int = 10
     samples: int = 10
     seed: int = 1
@@ -48,21 +52,30 @@ class Plan:
     max_bytes: int | None = None
     metric: str = "probability"
     direction: Direction = "restore"
+    whole_answer: bool = False
 
     def __post_init__(self) -> None:
         check_kinds(self.kinds, self.severed)
+        check_groups(self.groups)
         check_roles(self.roles or ())
-        for name in ("kinds", "severed", "roles"):  # frozen, and the key of a dict: tuples
+        for name in ("kinds", "severed", "groups", "roles"):  # frozen, and the key of a dict: tuples
             value = getattr(self, name)
             object.__setattr__(self, name, None if value is None else tuple(value))
         self._check_numbers()
         if self.engine not in get_args(EngineName):
             raise SiteError(f'There is no engine {self.engine!r}. Write engine="sweep" or engine="passes".')
         metric_named(self.metric)
+        if self.whole_answer and self.metric not in JOINT:
+            raise SiteError(
+                f"An answer of several tokens has no {self.metric}. Write metric={JOINT[0]!r} or {JOINT[1]!r} with "
+                f"whole_answer, or whole_answer=False to trace the first token."
+            )
         if self.direction not in get_args(Direction):
             raise SiteError(f'There is no direction {self.direction!r}. Write "restore" or "corrupt".')
         if self.published_draws and self.direction != "restore":
             raise SiteError('The published severed trace restores: write direction="restore" with published_draws.')
+        if self.published_draws and any(cut.tokens is not None for cut in self.cuts):
+            raise SiteError("The published trace severs the restored token: write Severed(...) without tokens.")
 
     def _check_numbers(self) -> None:
         for name, example in (("window", "10"), ("samples", "10"), ("seed", "1"), ("max_bytes", "1 << 30")):
@@ -80,9 +93,10 @@ class Plan:
 
     def record(self) -> dict[str, Any]:
         """Everything that a number depends on, for JSON."""
-        skipped = ("corruption", "max_bytes")
+        skipped = ("corruption", "max_bytes", "severed")
         plain = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in skipped}
-        return {**plain, "corruption": None if self.corruption is None else self.corruption.label()}
+        corruption = None if self.corruption is None else self.corruption.label()
+        return {**plain, "severed": [cut.name for cut in self.cuts], "corruption": corruption}
 
     def engine_for(self, model: LanguageModel) -> EngineName:
         """The engine that is really used: the definition where the sweep was found at fault on this model."""
@@ -91,4 +105,20 @@ class Plan:
     @property
     def names(self) -> list[str]:
         """Of the maps."""
-        return [*self.kinds, *map(severed_name, self.severed)]
+        return [*self.kinds, *(cut.name for cut in self.cuts)]
+
+    @property
+    def cuts(self) -> list[Severed]:
+        """What `severed` says, in full."""
+        return [Severed.of(path) for path in self.severed]
+
+    def answer_length(self, fact: TokenizedFact) -> int:
+        """How many tokens of the fact's answer are traced."""
+        return max(1, len(fact.answer_ids)) if self.whole_answer else 1
+
+    def check_fits(self, fact: TokenizedFact) -> None:
+        """Raises FactError or SiteError where the prompt lacks tokens that are severed or restored together."""
+        for cut in self.cuts:
+            cut.at(fact)
+        for group in self.groups:
+            group_tokens(fact, group)

@@ -95,7 +95,7 @@ def prepare(model: LanguageModel, fact: Fact | TokenizedFact, plan: Plan) -> Pre
     Raises:
         FactError: a fact that cannot be traced.
     """
-    tokenized, corruption = settled(model, fact), measured_corruption(model, plan.corruption)
+    tokenized, corruption = settled(model, fact, plan), measured_corruption(model, plan.corruption)
     draws = corruption.drawn(model, [tokenized], plan.samples, plan.seed)
     return Prepared(model, tokenized, plan, corruption, draws)
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from tracer.anatomy import SubLayer
 from tracer.answer import traced_answers
 from tracer.budget import Budget
 from tracer.corrupt import Corruption
@@ -17,11 +16,12 @@ from tracer.effect import Settings
 from tracer.engine import Engine
 from tracer.errors import FactError
 from tracer.fact import Fact, TokenizedFact, token_roles
-from tracer.metric import metric_named, wide
+from tracer.groups import group_tokens
+from tracer.metric import metric_named
 from tracer.model import LanguageModel
 from tracer.passes import BatchPasses
 from tracer.plan import Plan
-from tracer.site import Kind
+from tracer.site import Tokens
 from tracer.sweep import BatchSweep
 
 
@@ -30,62 +30,81 @@ class Runs:
 
     Attributes:
         engine: the one that is used: the definition where the sweep was found at fault.
-        answers: the token traced for each fact, [fact].
+        answer_ids: the tokens traced for each fact, one or more.
         main: computes every map; severed ones too, unless `published_draws` asks for other draws there.
     """
 
     def __init__(
         self, model: LanguageModel, facts: Sequence[TokenizedFact], corruption: Corruption, plan: Plan
     ) -> None:
-        self.plan, self.engine = plan, plan.engine_for(model)
+        self.plan, self.engine, self.fact = plan, plan.engine_for(model), facts[0]
         self.tokens = traced_tokens(facts[0], plan.roles)
+        self.groups = [group_tokens(facts[0], group) for group in plan.groups]
+        self.cuts = [cut.at(facts[0]) for cut in plan.cuts]
+        for cut in self.cuts:
+            cut.layers_in(model.n_layers)
         self.others = [_other_id(fact) for fact in facts] if plan.metric == "logit_difference" else None
+        self.length = plan.answer_length(facts[0])
         draws = corruption.drawn(model, facts, 2 * plan.samples if plan.published_draws else plan.samples, plan.seed)
-        ids = torch.tensor([fact.token_ids for fact in facts], device=model.device)
+        rows = [(*fact.token_ids, *fact.answer_ids[: self.length - 1]) for fact in facts]
+        model.check_length(len(rows[0]))
+        run = model, torch.tensor(rows, device=model.device), facts[0].subject_span
         first, second = draws.of_samples(slice(plan.samples)), draws.of_samples(slice(plan.samples, None))
-        span = facts[0].subject_span
-        self.main = self._engine(model, ids, span, first)
+        self.main = self._engine(*run, first)
         self.severing = self.main
         if plan.published_draws and plan.severed:
-            self.severing = self._engine(model, ids, span, second, frozen_noise=first)
+            self.severing = self._engine(*run, second, frozen_noise=first)
         model.check_finite(self.main.clean_logits)
         model.check_finite(self.main.corrupted_logits)
-        self.answers = traced_answers(facts, self.main.clean_logits)
-        self.answer_ids: list[int] = self.answers.tolist()
+        answers = traced_answers(facts, self.main.clean_logits).tolist()
+        self.answer_ids = [
+            (answer, *fact.answer_ids[1 : self.length]) for answer, fact in zip(answers, facts, strict=True)
+        ]
 
     def _engine(self, model: LanguageModel, *run: Any, **frozen: Any) -> Engine:
         plan = self.plan
-        options = {"metric": metric_named(plan.metric), "direction": plan.direction, "other_ids": self.others, **frozen}
+        options = {"metric": metric_named(plan.metric), "direction": plan.direction, "other_ids": self.others}
+        options |= {"answer_length": self.length, **frozen}
         if self.engine == "passes":
             return BatchPasses(model, *run, **options)
         return BatchSweep(model, *run, **options, budget=Budget.of(model.device, plan.max_bytes))
 
-    def measured(self, logits: Tensor) -> Tensor:
-        """The metric from logits [fact, vocab], or [fact * sample, vocab]."""
-        of = torch.arange(len(self.answers), device=logits.device).repeat_interleave(len(logits) // len(self.answers))
-        others = None if self.others is None else torch.tensor(self.others, device=logits.device)[of]
-        clean = wide(self.main.clean_logits)[of]
-        return metric_named(self.plan.metric).of(wide(logits), self.answers[of], others, clean)
+    def unrestored(self) -> tuple[np.ndarray, np.ndarray]:
+        """The metric of the clean runs, [fact], and of the corrupted ones, [fact, sample]."""
+        clean, corrupted = self.main.unrestored(self.answer_ids)
+        return clean.double().cpu().numpy(), corrupted.double().cpu().numpy().reshape(len(clean), -1)
 
-    def map(self, kind: Kind) -> Tensor:
-        """The metric with each site restored, [fact, token, layer, sample]."""
-        if kind == "state":
-            return self.main.state_maps(self.answer_ids, self.tokens)
-        return self.main.window_maps(kind, self.answer_ids, self.tokens, self.plan.window)
+    def maps(self) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+        """Every map of the plan: its name, the metric with a token restored, and with a group restored.
 
-    def severed_map(self, path: SubLayer) -> Tensor:
-        """The metric with each state restored and `path` severed, [fact, token, layer, sample]."""
-        return self.severing.severed_maps(path, self.answer_ids, self.tokens)
+        They are [fact, token, layer, sample] and [fact, group, layer, sample]; NaN at tokens that are not
+        traced, and for groups that the prompt has no token of.
+        """
+        places: list[Tokens] = [*self.tokens, *filter(None, self.groups)]
+        for kind in self.plan.kinds:
+            if kind == "state":
+                yield kind, *self._apart(self.main.state_maps(self.answer_ids, places))
+            else:
+                found = self.main.window_maps(kind, self.answer_ids, places, self.plan.window)
+                yield kind, *self._apart(found)
+        for cut, at in zip(self.plan.cuts, self.cuts, strict=True):
+            yield cut.name, *self._apart(self.severing.severed_maps(at, self.answer_ids, places))
+
+    def _apart(self, found: Tensor) -> tuple[np.ndarray, np.ndarray]:
+        n = len(self.tokens)
+        present = [number for number, group in enumerate(self.groups) if group]
+        by_token = spread(found[:, :n], self.tokens, len(self.fact.token_ids))
+        return by_token, spread(found[:, n:], present, len(self.groups))
 
 
-def settled(model: LanguageModel, fact: Fact | TokenizedFact) -> TokenizedFact:
+def settled(model: LanguageModel, fact: Fact | TokenizedFact, plan: Plan) -> TokenizedFact:
     """The fact as tokens, checked, and the model ready for it.
 
     Raises:
         FactError: a fact that cannot be traced.
     """
     model.torch.eval()  # dropout would make every pass another one
-    tokenized = fact.preflight(model) if isinstance(fact, Fact) else fact
+    tokenized = fact.preflight(model, whole_answer=plan.whole_answer) if isinstance(fact, Fact) else fact
     check_ids(model, tokenized)
     return tokenized
 
@@ -109,10 +128,10 @@ def traced_tokens(fact: TokenizedFact, roles: Sequence[str] | None) -> list[int]
     return tokens
 
 
-def on_all_tokens(restored: Tensor, tokens: list[int], n_tokens: int) -> np.ndarray:
-    """Values of the traced tokens [fact, traced, ...] as [fact, token, ...], NaN elsewhere."""
-    values = np.full((len(restored), n_tokens, *restored.shape[2:]), np.nan)
-    values[:, tokens] = restored.double().cpu().numpy()
+def spread(restored: Tensor, places: list[int], n: int) -> np.ndarray:
+    """Values [fact, traced, ...] at these of `n` places of the second axis, [fact, place, ...]; NaN elsewhere."""
+    values = np.full((len(restored), n, *restored.shape[2:]), np.nan)
+    values[:, places] = restored.double().cpu().numpy()
     return values
 
 
@@ -129,6 +148,7 @@ def settings_of(model: LanguageModel, plan: Plan, corruption: Corruption, engine
         published_draws=plan.published_draws,
         metric=plan.metric,
         direction=plan.direction,
+        whole_answer=plan.whole_answer,
     )
 
 

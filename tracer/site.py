@@ -12,6 +12,8 @@ Kind = Literal["state", "mlp", "attn"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 Direction = Literal["restore", "corrupt"]
 SEVERABLE = ("mlp", "attn")
+Tokens = int | tuple[int, ...]  # one position, or several that are restored together
+TokenGroups = Sequence[Tokens]
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,11 @@ class Site:
 
     def __str__(self) -> str:
         return f"{self.kind}[{self.layer}]@{self.token}"
+
+
+def together(tokens: Tokens) -> tuple[int, ...]:
+    """The positions of tokens that are restored together, in their order, each once."""
+    return (tokens,) if isinstance(tokens, int) else tuple(sorted(set(tokens)))
 
 
 UnitKind = Literal["head", "neuron"]
@@ -67,7 +74,7 @@ def severed_name(sub_layer: str) -> str:
     return f"state | {sub_layer} severed"
 
 
-def check_kinds(kinds: Sequence[str], severed: Sequence[str]) -> None:
+def check_kinds(kinds: Sequence[str], severed: Sequence[object]) -> None:
     """Raises SiteError for a kind or severed path that does not exist, or a bare string in place of a sequence."""
     for name, value in (("kinds", kinds), ("severed", severed)):
         if isinstance(value, str):
@@ -76,7 +83,7 @@ def check_kinds(kinds: Sequence[str], severed: Sequence[str]) -> None:
         if kind not in KINDS:
             raise SiteError(f"There is no kind {kind!r}. Choose from {', '.join(KINDS)}.")
     for path in severed:
-        if path not in SEVERABLE:
+        if isinstance(path, str) and path not in SEVERABLE:
             raise SiteError(f"{path!r} cannot be severed. Choose from {', '.join(SEVERABLE)}.")
     if not kinds and not severed:
         raise SiteError('Nothing to trace: give kinds=("state", "mlp", "attn") or severed=("mlp",).')

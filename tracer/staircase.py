@@ -38,7 +38,7 @@ class Staircase:
         self.rows: list[Row] = []
         d_model, like = sweep.model.d_model, sweep.run.outputs[0]
         self.states = like.new_empty((n_rows, len(draws), len(packing), d_model))
-        self.final = like.new_empty((n_rows, len(draws), len(packing.groups), d_model))
+        self.final = like.new_empty((n_rows, len(draws), len(packing.last), d_model))
         self.which = torch.arange(len(draws), device=draws.device).repeat(n_rows)
         self.held_rows = None if held_rows is None else held_rows(draws).repeat(n_rows)
 
@@ -62,19 +62,14 @@ class Staircase:
         packing, is_last = self.packing, layer == self.sweep.model.n_layers - 1
         states, target = self.states.flatten(0, 1), (self.final if is_last else self.states).flatten(0, 1)
         block = self.sweep.last_block if is_last else partial(self.sweep.block, layer)
-        run, restored = block(packing, self.draws), packing.diagonal().computed
+        run = block(packing, self.draws)
+        place = packing.held_last if is_last else packing.held
+        tokens = (packing.computed[packing.last] if is_last else packing.computed)[place]
         for calls, held in self._calls(layer):
             check()
             with ExitStack() as stack:
-                if held and self.hold is not None and self.held_rows is not None:
-                    if not is_last:
-                        place = (restored, 0)
-                    elif packing.groups[-1] == self.sweep.n_tokens - 1:  # of the restored tokens it alone is computed
-                        place = (restored[-1:], len(packing.groups) - 1)
-                    else:
-                        place = None
-                    if place:
-                        stack.enter_context(self.hold.writing(layer, self.held_rows[calls], *place))
+                if held and len(tokens) and self.hold is not None and self.held_rows is not None:
+                    stack.enter_context(self.hold.writing(layer, self.held_rows[calls], tokens, place.start))
                 target[calls] = run(states[calls], self.which[calls])
 
     def _calls(self, layer: int) -> Iterator[tuple[slice, bool]]:
@@ -87,9 +82,12 @@ class Staircase:
                 yield slice(at, min(at + together, end)), held
 
     def values(self, answers: Tensor) -> Iterator[tuple[Row, Tensor]]:
-        """For each row, the metric [group, draw]; `answers` [fact]."""
-        sweep, final = self.sweep, self.final[: len(self.rows)].transpose(1, 2)  # [row, group, draw, d_model]
-        of = (self.draws // sweep.samples).expand(final.shape[:3]).flatten()
-        anatomy, clean = sweep.model.anatomy, sweep.clean_logits
-        found = values_at(anatomy, final.flatten(0, 2), sweep.metric, answers, sweep.others, clean, of)
-        yield from zip(self.rows, found.unflatten(0, final.shape[:3]), strict=True)
+        """For each row, the metric [group, draw]; `answers` [fact, position]."""
+        sweep, length = self.sweep, answers.shape[1]
+        final = self.final[: len(self.rows)].unflatten(2, (length, -1)).movedim(2, 0).transpose(2, 3)
+        shape = final.shape[:-1]  # [position, row, group, draw]
+        each = torch.arange(length, device=answers.device)[:, None, None, None]
+        of = ((self.draws // sweep.samples) * length + each).expand(shape).flatten()
+        anatomy, clean, metric = sweep.model.anatomy, sweep.clean_logits, sweep.reading.each
+        found = values_at(anatomy, final.flatten(0, 3), metric, answers.flatten(), sweep.others, clean, of)
+        yield from zip(self.rows, sweep.reading.joined(found.unflatten(0, shape)), strict=True)

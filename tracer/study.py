@@ -12,16 +12,18 @@ from typing import Any
 import numpy as np
 
 from tracer.anatomy import SubLayer
-from tracer.answer import predicted_id
+from tracer.answer import predicted_ids
 from tracer.causal_trace import at_once, shape, trace_alike
 from tracer.corrupt import Corruption, measured_corruption
 from tracer.effect import AverageTrace, TraceResult
 from tracer.engine import EngineName
-from tracer.errors import FactError, FileFormatError
+from tracer.errors import FactError, FileFormatError, SiteError
 from tracer.fact import Fact, TokenizedFact, token_roles
+from tracer.groups import Group
 from tracer.model import LanguageModel
 from tracer.plan import Plan
 from tracer.progress import bar
+from tracer.severed import Severed
 from tracer.site import KINDS, Direction, Kind
 from tracer.storage import plain
 from tracer.tokens import visible
@@ -32,7 +34,8 @@ def average(
     facts: Sequence[Fact],
     *,
     kinds: Sequence[Kind] = KINDS,
-    severed: Sequence[SubLayer] = (),
+    severed: Sequence[SubLayer | Severed] = (),
+    groups: Sequence[Group] = (),
     window: int = 10,
     samples: int = 10,
     seed: int = 1,
@@ -45,6 +48,7 @@ def average(
     max_bytes: int | None = None,
     metric: str = "probability",
     direction: Direction = "restore",
+    whole_answer: bool = False,
     folder: str | Path | None = None,
     progress: bool | None = None,
 ) -> AverageTrace:
@@ -53,8 +57,9 @@ def average(
     Args:
         model: from `tracer.load`.
         facts: at least one; sigma is measured over their subjects unless `corruption` gives it.
-        kinds: as in `tracer.trace`, as are severed, window, samples, seed, corruption, roles and engine.
+        kinds: as in `tracer.trace`, as are severed, groups, window, samples, seed, corruption, roles and engine.
         severed: see there.
+        groups: see there.
         window: see there.
         samples: see there.
         seed: see there.
@@ -68,6 +73,7 @@ def average(
         max_bytes: see there.
         metric: see there.
         direction: see there.
+        whole_answer: see there; a fact is then known if the model predicts every token of its answer.
         folder: keep each fact's trace there; facts already there are not traced again.
         progress: show a bar; None: in a terminal or notebook.
 
@@ -80,6 +86,7 @@ def average(
     plan = Plan(
         kinds=kinds,
         severed=severed,
+        groups=groups,
         window=window,
         samples=samples,
         seed=seed,
@@ -90,6 +97,7 @@ def average(
         max_bytes=max_bytes,
         metric=metric,
         direction=direction,
+        whole_answer=whole_answer,
     )
     model.torch.eval()  # dropout would make every pass another one
     wanted = len(facts) if most is None else min(most, len(facts))
@@ -114,7 +122,8 @@ def average_of(results: Sequence[TraceResult], skipped: Sequence[tuple[str, str]
         raise FactError("No traces to average.")
     first = results[0]
     for result in results:
-        if result.settings != first.settings or set(result.restored) != set(first.restored):
+        alike = result.settings == first.settings and result.groups == first.groups
+        if not alike or set(result.restored) != set(first.restored):
             raise FactError("These traces were made with different models, noise, windows or maps; average alike ones.")
     return AverageTrace(
         prompts=tuple(result.fact.fact.prompt if result.fact.fact else "".join(result.tokens) for result in results),
@@ -123,27 +132,29 @@ def average_of(results: Sequence[TraceResult], skipped: Sequence[tuple[str, str]
         corrupted=np.array([result.corrupted for result in results]),
         effects={kind: np.stack([result.by_role(kind) for result in results]) for kind in first.restored},
         settings=first.settings,
+        groups=first.groups,
+        grouped={name: np.stack([result.group_effect[name] for result in results]) for name in first.grouped},
     )
 
 
-def usable(
-    model: LanguageModel, fact: Fact, roles: Sequence[str] | None, known_only: bool
-) -> tuple[TokenizedFact | None, str]:
+def usable(model: LanguageModel, fact: Fact, plan: Plan, known_only: bool) -> tuple[TokenizedFact | None, str]:
     """The fact as tokens, or None and why an average leaves it out."""
     try:
         tokenized = fact.preflight(model, warn=False)
-    except FactError as error:
+        plan.check_fits(tokenized)
+    except (FactError, SiteError) as error:
         return None, str(error)
     present = set(token_roles(len(tokenized.token_ids), tokenized.subject_span))
-    if roles and not present & set(roles):
-        return None, f"it has no {' or '.join(roles)}"
+    if plan.roles and not present & set(plan.roles):
+        return None, f"it has no {' or '.join(plan.roles)}"
     if not known_only or tokenized.answer_id is None:
         return tokenized, ""
-    predicted = predicted_id(model, tokenized.token_ids)
-    if predicted == tokenized.answer_id:
+    wanted = tokenized.answer_ids[: plan.answer_length(tokenized)]
+    predicted = predicted_ids(model, (*tokenized.token_ids, *wanted[:-1]), len(wanted))
+    if predicted == wanted:
         return tokenized, ""
-    said = visible(model.tokenizer, (predicted,))[0]
-    return None, f"the model predicts {said!r}, not {tokenized.answer_tokens[0]!r}"
+    said, meant = ("".join(visible(model.tokenizer, ids)) for ids in (predicted, wanted))
+    return None, f"the model predicts {said!r}, not {meant!r}"
 
 
 class _Traces:
@@ -163,7 +174,7 @@ class _Traces:
         for fact in facts:
             if self.n == wanted:
                 break
-            tokenized, reason = usable(self.model, fact, self.plan.roles, known_only)
+            tokenized, reason = usable(self.model, fact, self.plan, known_only)
             if tokenized is None:
                 skipped.append((fact.prompt, reason))
             else:
@@ -180,10 +191,10 @@ class _Traces:
                 self._done[number] = TraceResult.load(path)
                 self.steps.update()
                 return
-        alike = self._waiting.setdefault(shape(fact), [])
+        alike = self._waiting.setdefault(shape(fact, self.plan), [])
         alike.append((number, fact))
         if len(alike) >= at_once(self.model, fact, self.plan):
-            self._trace(self._waiting.pop(shape(fact)))
+            self._trace(self._waiting.pop(shape(fact, self.plan)))
 
     def finish(self) -> list[TraceResult]:
         """Traces those that still wait; returns all."""

@@ -17,7 +17,7 @@ from tracer.errors import SiteError
 from tracer.fact import Fact, TokenizedFact, token_roles
 from tracer.model import LanguageModel
 from tracer.plan import Plan, RunOptions
-from tracer.runs import Runs, on_all_tokens, settings_of, settled, traced_tokens
+from tracer.runs import Runs, settings_of, settled, spread
 from tracer.site import Unit
 from tracer.storage import of_this_version, read_tensors, write_tensors
 from tracer.tokens import visible
@@ -173,18 +173,18 @@ def trace_neurons(
 def _trace(
     model: LanguageModel, fact: Fact | TokenizedFact, units: Sequence[Unit], names: list[tuple[int, int]], plan: Plan
 ) -> UnitTrace:
-    tokenized, corruption = settled(model, fact), measured_corruption(model, plan.corruption)
+    tokenized, corruption = settled(model, fact, plan), measured_corruption(model, plan.corruption)
     runs = Runs(model, [tokenized], corruption, plan)
-    tokens = traced_tokens(tokenized, plan.roles)
-    found = runs.main.unit_maps(units, runs.answer_ids, tokens)
+    found = runs.main.unit_maps(units, runs.answer_ids, runs.tokens)
+    clean, corrupted = runs.unrestored()
     return UnitTrace(
         fact=tokenized,
         kind=units[0].kind,
         units=tuple(names),
-        answer_id=runs.answer_ids[0],
-        answer=visible(model.tokenizer, (runs.answer_ids[0],))[0],
-        clean=float(runs.measured(runs.main.clean_logits)[0]),
-        corrupted_samples=runs.measured(runs.main.corrupted_logits).double().cpu().numpy(),
-        restored=on_all_tokens(found, tokens, len(tokenized.token_ids))[0],
+        answer_id=runs.answer_ids[0][0],
+        answer="".join(visible(model.tokenizer, runs.answer_ids[0])),
+        clean=float(clean[0]),
+        corrupted_samples=corrupted[0],
+        restored=spread(found, runs.tokens, len(tokenized.token_ids))[0],
         settings=settings_of(model, plan, corruption, runs.engine),
     )

@@ -27,10 +27,10 @@ def batches_of(model: LanguageModel, facts: Mapping[int, TokenizedFact], plan: P
     full: list[Batch] = []
     filling: dict[object, list[int]] = {}
     for number, fact in facts.items():
-        alike = filling.setdefault(shape(fact), [])
+        alike = filling.setdefault(shape(fact, plan), [])
         alike.append(number)
         if len(alike) >= at_once(model, fact, plan):
-            full.append(tuple(filling.pop(shape(fact))))
+            full.append(tuple(filling.pop(shape(fact, plan))))
     return sorted([*full, *map(tuple, filling.values())])
 
 

@@ -9,17 +9,13 @@ import typer
 
 from tracer.console import (
     AsJson,
-    CorruptionOption,
     Device,
-    DirectionOption,
     Dtype,
-    MetricOption,
     Model,
     Out,
     Quiet,
     Samples,
     Window,
-    corruption_named,
     opened,
     reported,
     result,
@@ -27,6 +23,22 @@ from tracer.console import (
     show_progress,
 )
 from tracer.facts import bundled, read_facts, spread_over_relations
+from tracer.options import (
+    CorruptionOption,
+    DirectionOption,
+    EngineOption,
+    Facts,
+    GroupsOption,
+    KindsOption,
+    MetricOption,
+    Seed,
+    SeveredOption,
+    WholeAnswer,
+    corruption_named,
+    names,
+    severed_paths,
+    token_groups,
+)
 from tracer.plan import Plan
 from tracer.storage import atomic_path
 from tracer.studies.compare import compare as side_by_side
@@ -41,23 +53,23 @@ Runs = Annotated[list[Path], typer.Argument(help="Folders of studies.")]
 
 
 def study(
-    facts: Annotated[Path | None, typer.Argument(help="JSONL, known_1000 or CounterFact; default: bundled.")] = None,
+    facts: Facts = None,
     out: Out = None,
     n: Annotated[int | None, typer.Option(min=1, help="Stop after this many facts; default: all.")] = None,
     until_ci: Annotated[
         float | None, typer.Option(help="Stop when every peak's 95 % interval is narrower than +- this, e.g. 0.01.")
     ] = None,
-    kinds: Annotated[str, typer.Option(help="Maps, comma-separated: state,mlp,attn.")] = "state,mlp,attn",
-    severed: Annotated[str, typer.Option(help="Severed maps, comma-separated: mlp,attn.")] = "mlp",
+    kinds: KindsOption = "state,mlp,attn",
+    severed: SeveredOption = "mlp",
+    groups: GroupsOption = "",
     window: Window = 10,
     samples: Samples = 10,
-    seed: Annotated[int, typer.Option(help="Of the noise.")] = 1,
+    seed: Seed = 1,
     corruption: CorruptionOption = "gaussian",
     metric: MetricOption = "probability",
     direction: DirectionOption = "restore",
-    engine: Annotated[
-        Any, typer.Option(parser=str, metavar="NAME", help="sweep (fast, exact) or passes (the definition).")
-    ] = "sweep",
+    whole_answer: WholeAnswer = False,
+    engine: EngineOption = "sweep",
     all_facts: Annotated[bool, typer.Option("--all-facts", help="Also facts the model does not predict.")] = False,
     workers: Annotated[int, typer.Option(min=0, help="Processes that hold a model each; 0: this one.")] = 0,
     backend: Annotated[Any, typer.Option(parser=str, metavar="NAME", help="Of the workers: local or ray.")] = "local",
@@ -74,8 +86,9 @@ def study(
     with reported():
         chosen = read_facts(facts) if facts else spread_over_relations(bundled())
         plan = Plan(
-            _names(kinds),
-            _names(severed),
+            kinds=names(kinds),
+            severed=severed_paths(severed),
+            groups=token_groups(groups),
             window=window,
             samples=samples,
             seed=seed,
@@ -83,6 +96,7 @@ def study(
             engine=engine,
             metric=metric,
             direction=direction,
+            whole_answer=whole_answer,
         )
         source = facts.name if facts else "bundled"
         found = run_study(
@@ -133,8 +147,8 @@ def compare(
 ) -> None:
     """Show the peaks of several studies side by side, by relative depth."""
     with reported():
-        names = [run.name for run in runs]
-        named = {run.name if names.count(run.name) == 1 else str(run): Study.open(run) for run in runs}
+        folders = [run.name for run in runs]
+        named = {run.name if folders.count(run.name) == 1 else str(run): Study.open(run) for run in runs}
         table = side_by_side(named, shared=shared)
         record = [
             {"kind": kind, "role": role, **{f"{name}.{key}": value for (name, key), value in row.items()}}
@@ -178,7 +192,3 @@ def _summary(found: Study) -> str:
     if found.n > 1 and found.manifest.settings["plan"]["samples"] > 1:
         lines.append(str(sample_components(found, next(iter(found.average.effects)))))
     return "\n".join([*lines, str(found.folder / "average.csv")])
-
-
-def _names(listed: str) -> Any:
-    return tuple(name.strip() for name in listed.split(",") if name.strip())

@@ -183,7 +183,7 @@ class _Run:
         if entry.status != "not reached":
             return entry.fact.preflight(self.model, warn=False)
         self.steps.set_postfix_str(f"asking {entry.fact.subject}"[:24])
-        tokenized, reason = usable(self.model, entry.fact, self.plan.roles, self.known_only)
+        tokenized, reason = usable(self.model, entry.fact, self.plan, self.known_only)
         self.manifest.mark(number, "left out" if tokenized is None else "waiting", reason)
         return tokenized
 

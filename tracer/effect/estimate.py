@@ -1,0 +1,51 @@
+"""Means over facts or samples, with their errors; NaN where nothing was measured."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over `n` facts (or samples) with its standard error."""
+
+    mean: float
+    standard_error: float
+    n: int
+
+    @classmethod
+    def of(cls, values: np.ndarray) -> Estimate:
+        """The mean of the values that are not NaN; its error is NaN for fewer than two."""
+        values = np.asarray(values, dtype=np.float64)
+        values = values[~np.isnan(values)]
+        if not len(values):
+            return cls(float("nan"), float("nan"), 0)
+        error = values.std(ddof=1) / np.sqrt(len(values)) if len(values) > 1 else float("nan")
+        return cls(float(values.mean()), float(error), len(values))
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """95 % interval, mean -+ 1.96 standard errors."""
+        return self.mean - 1.96 * self.standard_error, self.mean + 1.96 * self.standard_error
+
+    def __str__(self) -> str:
+        spread = f" ± {1.96 * self.standard_error:.3f}" if self.n > 1 else ""
+        return f"{self.mean:.3f}{spread} (n={self.n})"
+
+
+def over_facts(values: np.ndarray, statistic: Any) -> np.ndarray:
+    """`statistic` over facts where any fact has a value, NaN elsewhere (without numpy's warnings)."""
+    result = np.full(values.shape[1:], np.nan)
+    known = ~np.isnan(values).all(0)
+    result[known] = statistic(values[:, known], axis=0)
+    return result
+
+
+def nan_error(values: np.ndarray, axis: int) -> np.ndarray:
+    """Standard error of the mean of the values that are not NaN; NaN for fewer than two."""
+    n = (~np.isnan(values)).sum(axis)
+    spread = np.sqrt(np.nansum((values - np.nanmean(values, axis=axis)) ** 2, axis=axis) / np.maximum(n - 1, 1))
+    return np.where(n > 1, spread / np.sqrt(n), np.nan)

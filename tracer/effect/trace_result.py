@@ -1,0 +1,155 @@
+"""The causal trace of one fact."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+from tracer.effect.settings import Settings, about_measured, measured_from
+from tracer.errors import SiteError
+from tracer.fact import ROLES, TokenizedFact, token_roles
+from tracer.storage import of_this_version, read_tensors, write_tensors
+
+
+@dataclass(frozen=True, eq=False)
+class TraceResult:
+    """The causal trace of one fact.
+
+    Attributes:
+        fact: the prompt as token ids.
+        answer_id, answer: the token traced; the first one and the text of all, where all were.
+        clean: the metric (by default p(answer)), nothing corrupted.
+        corrupted_samples: the metric in each corrupted run, [sample].
+        restored: for each map the metric with a site restored, [token, layer, sample]; NaN where not traced.
+        groups: tokens that were also restored together.
+        grouped: for each map the metric with a group restored, [group, layer, sample]; NaN for a group that
+            the prompt has no token of.
+    """
+
+    fact: TokenizedFact
+    answer_id: int
+    answer: str
+    clean: float
+    corrupted_samples: np.ndarray
+    restored: Mapping[str, np.ndarray]
+    settings: Settings
+    groups: tuple[str, ...] = ()
+    grouped: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+    @property
+    def corrupted(self) -> float:
+        """p(answer) with the subject corrupted, mean over samples."""
+        return float(self.corrupted_samples.mean())
+
+    @property
+    def total_effect(self) -> float:
+        """TE = clean - corrupted."""
+        return self.clean - self.corrupted
+
+    @property
+    def indirect_effect(self) -> dict[str, np.ndarray]:
+        """IE of every site, for each map [token, layer], mean over samples.
+
+        What restoring it gains over the corrupted run; in the other direction, what corrupting it takes
+        from the clean run.
+        """
+        return {kind: self._effect(values) for kind, values in self.restored.items()}
+
+    @property
+    def group_effect(self) -> dict[str, np.ndarray]:
+        """IE of each group of tokens restored together, for each map [group, layer]."""
+        return {kind: self._effect(values) for kind, values in self.grouped.items()}
+
+    def _effect(self, values: np.ndarray) -> np.ndarray:
+        if self.settings.direction == "corrupt":
+            return self.clean - values.mean(-1)
+        return values.mean(-1) - self.corrupted
+
+    @property
+    def standard_error(self) -> dict[str, np.ndarray]:
+        """Standard error of IE over the noise samples (paired with the corrupted run), [token, layer]."""
+        n = len(self.corrupted_samples)
+        base = self.corrupted_samples if self.settings.direction == "restore" else self.clean
+        paired = {kind: values - base for kind, values in self.restored.items()}
+        return {kind: values.std(-1, ddof=1) / np.sqrt(n) if n > 1 else values.mean(-1) * np.nan
+                for kind, values in paired.items()}  # fmt: skip
+
+    @property
+    def tokens(self) -> tuple[str, ...]:
+        """The prompt's tokens as text."""
+        return self.fact.tokens
+
+    @property
+    def subject_span(self) -> tuple[int, int]:
+        """The subject's tokens, [begin, end)."""
+        return self.fact.subject_span
+
+    @property
+    def roles(self) -> list[str | None]:
+        """The role of each token in an average."""
+        return token_roles(len(self.fact.token_ids), self.fact.subject_span)
+
+    def by_role(self, kind: str) -> np.ndarray:
+        """IE [role, layer]: mean over the tokens of a role; NaN for a role that no token has."""
+        if kind not in self.restored:
+            raise SiteError(f"This trace has no {kind!r}; it has {', '.join(self.restored)}.")
+        effect, roles = self.indirect_effect[kind], np.array([role or "" for role in self.roles])
+        missing = np.full(effect.shape[1], np.nan)
+        return np.stack([effect[roles == role].mean(0) if (roles == role).any() else missing for role in ROLES])
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row a site: kind, layer, token, text, role, indirect_effect, standard_error."""
+        errors, roles = self.standard_error, self.roles
+        records = [
+            {
+                "kind": kind,
+                "layer": layer,
+                "token": token,
+                "text": self.tokens[token],
+                "role": roles[token],
+                "indirect_effect": effect[token, layer],
+                "standard_error": errors[kind][token, layer],
+            }
+            for kind, effect in self.indirect_effect.items()
+            for token in range(effect.shape[0])
+            for layer in range(effect.shape[1])
+        ]
+        return pd.DataFrame.from_records(records)
+
+    def groups_to_frame(self) -> pd.DataFrame:
+        """One row a group and layer of each map: kind, group, layer, indirect_effect."""
+        records = [
+            {"kind": kind, "group": self.groups[group], "layer": layer, "indirect_effect": value}
+            for kind, effect in self.group_effect.items()
+            for (group, layer), value in np.ndenumerate(effect)
+        ]
+        return pd.DataFrame.from_records(records)
+
+    def save(self, path: str | Path) -> None:
+        """Writes one safetensors file, atomically."""
+        tensors = {
+            "corrupted_samples": self.corrupted_samples,
+            **{f"restored/{k}": v for k, v in self.restored.items()},
+            **{f"grouped/{k}": v for k, v in self.grouped.items()},
+        }
+        about = {"kind": "trace", "maps": list(self.restored), "groups": self.groups, **about_measured(self)}
+        write_tensors(path, {name: torch.from_numpy(np.asarray(value)) for name, value in tensors.items()}, about)
+
+    @classmethod
+    def load(cls, path: str | Path) -> TraceResult:
+        """Reads what `save` wrote.
+
+        Raises:
+            FileFormatError: the file is missing, truncated or something else.
+        """
+        tensors, about = read_tensors(path, "trace")
+        with of_this_version(path, "a trace"):
+            restored = {name: tensors[f"restored/{name}"].numpy() for name in about["maps"]}
+            groups = tuple(about.get("groups", ()))
+            grouped = {name: tensors[f"grouped/{name}"].numpy() for name in about["maps"]} if groups else {}
+            return cls(restored=restored, groups=groups, grouped=grouped, **measured_from(tensors, about))
