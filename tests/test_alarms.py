@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from planted import RankOne, simple_cases
+from planted import Planted, simple_cases
 
 import tracer
 from editing import EditingWarning, RequestError
@@ -35,7 +35,7 @@ def test_it_is_silent_without_an_edit(toy_model: tracer.LanguageModel) -> None:
 
 def test_it_warns_when_perplexity_grows_beyond_the_factor(toy_model: tracer.LanguageModel) -> None:
     alarm = CollapseAlarm(toy_model, passages=TEXT, factor=1.5)
-    with RankOne(scale=100.0).apply(toy_model, [simple_cases(1)[0].request]):
+    with Planted({"French": 50.0}).apply(toy_model, [simple_cases(1)[0].request]):
         with pytest.warns(EditingWarning, match="times what it was"):
             found = alarm.read()
         assert found.collapsed and found.ratio > 1.5 and found.kl > 0

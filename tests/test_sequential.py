@@ -26,6 +26,7 @@ from editing.evaluation import (
     without_conflicts,
 )
 from editing.evaluation.benchmarks import counterfact_case
+from editing.scores import target_scores
 
 QUICK = Questions(free=False)
 EACH = SequentialPlan(checkpoints=(1, 2, 3, 4, 5, 6), factor=1e9)
@@ -118,40 +119,31 @@ def test_steps_write_several_edits_together_and_a_checkpoint_inside_moves_to_the
 
 
 def test_locality_compares_with_the_model_before_the_first_edit(toy_model: tracer.LanguageModel) -> None:
-    cases = simple_cases(2)
-    points = sequence(toy_model, RankOne(scale=0.3), cases, dataclasses.replace(EACH, fixed=1))
-    base = Examination(toy_model, QUICK)
-    before = base.base.scores(cases[0].staying)
-    weight = toy_model.anatomy.value_weight_name(1)
-    edits = [RankOne(scale=0.3).apply(toy_model, [case.request]) for case in cases]
-    try:
-        (after,) = base.after([cases[0]]) if base.base.scores(cases[0].pairs[1:]) else ()
-    except EvaluationError:  # the rewrite pair was not asked before: only the neighbour is needed here
-        from editing.scores import target_scores
-
-        pair = cases[0].staying[0]
-        agreement = target_scores(toy_model, [pair])[0].agree(before[pair])
-    else:
-        agreement = after["locality_agreement"]
-    finally:
-        for edit in reversed(edits):
-            edit.undo()
-    assert weight in points[-1].relative_change
-    assert points[-1].fixed[0].after["locality_agreement"] == pytest.approx(agreement)
-    assert len(points[-1].fixed) == 1
+    cases, strong = simple_cases(2), RankOne(scale=0.3)
+    points = sequence(toy_model, strong, cases, dataclasses.replace(EACH, fixed=1))
+    neighbour = cases[0].staying
+    (before,) = target_scores(toy_model, neighbour)
+    with strong.apply(toy_model, [cases[0].request]), strong.apply(toy_model, [cases[1].request]):
+        (after,) = target_scores(toy_model, neighbour)
+    assert after.nll != before.nll
+    fixed = points[-1].fixed
+    assert len(fixed) == 1 and fixed[0].after["locality_agreement"] == after.agree(before)
+    assert fixed[0].before["neighborhood_nll"] == pytest.approx(before.nll)
+    assert fixed[0].after["neighborhood_nll"] == pytest.approx(after.nll)
 
 
 def test_the_alarm_stops_a_sequence_at_the_last_good_checkpoint(toy_model: tracer.LanguageModel, tmp_path) -> None:
     class Ruins(RankOne):
         def apply(self, model, requests, *, seed=0, progress=None):
-            self.scale = 1e-6 if len(self.calls) < 3 else 100.0
+            if len(self.calls) == 3:
+                return Planted({"French": 50.0}).apply(model, requests)
             return super().apply(model, requests)
 
     plan = SequentialPlan(checkpoints=(2, 4), factor=1.5, stop=True)
     fingerprint, points, now = toy_model.fingerprint(), [], []
     with pytest.warns(EditingWarning, match="losing its language"):
         examination = Examination(toy_model, QUICK)
-        for point in sequential_edits(examination, Ruins(), simple_cases(6), plan, folder=tmp_path, progress=False):
+        for point in sequential_edits(examination, Ruins(1e-6), simple_cases(6), plan, folder=tmp_path, progress=False):
             points.append(point)
             now.append(toy_model.fingerprint())
     assert [(point.edits, point.text.collapsed, point.stopped) for point in points] == [
