@@ -69,7 +69,9 @@ def test_scores_are_those_of_single_edits_and_the_model_is_the_same_again(toy_mo
     frame = found.to_frame().set_index("layer")
     ones = [case.after["efficacy_magnitude"] for case in found.cases[3]]
     assert frame.loc[3, "efficacy_magnitude"] == pytest.approx(np.mean(ones))
-    assert found.estimates("neighborhood_magnitude")[1].n == 1 and found.estimates("efficacy_magnitude")[1].n == 2  # one record has no neighbours
+    assert (
+        found.estimates("neighborhood_magnitude")[1].n == 1 and found.estimates("efficacy_magnitude")[1].n == 2
+    )  # one record has no neighbours
 
 
 def test_a_stopped_check_goes_on_where_it_was(toy_model, tmp_path, monkeypatch) -> None:
