@@ -42,7 +42,8 @@ bench: install
 	$(BIN)/python benchmarks/tracing.py ratios --model smollm2 --sites 48
 	$(BIN)/python benchmarks/tracing.py growth
 	$(BIN)/python benchmarks/average.py --n 50 --out runs/average
-	$(if $(DATA),$(BIN)/python benchmarks/counterfact.py $(DATA) --layers 2,4,6 --n 50 --out runs/counterfact)
+	$(if $(DATA),for layer in 2 4 6; do \
+		$(BIN)/editing evaluate --data $(DATA) --layer $$layer --n 50 --evenly --out runs/counterfact/$$layer; done)
 
 clean:
 	rm -rf runs build .pytest_cache .ruff_cache *.egg-info

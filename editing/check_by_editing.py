@@ -20,8 +20,11 @@ import numpy as np
 import pandas as pd
 
 import tracer
+from editing.editors import Editor
 from editing.errors import RequestError
-from editing.evaluation.counterfact import MAGNITUDES, SCORES, CaseScores, Editor, evaluate_counterfact, harmonic_mean
+from editing.evaluation.case import CaseScores
+from editing.evaluation.counterfact import MAGNITUDES, SCORES, evaluate_counterfact
+from editing.evaluation.summary import harmonic_mean
 from editing.locate_then_edit.covariance import second_moments
 from editing.locate_then_edit.rome import ROME
 from tracer.effect import AverageTrace, Estimate
@@ -55,7 +58,7 @@ class LayerCheck:
 
     @property
     def scores(self) -> list[str]:
-        """ES, PS, NS and their magnitudes EM, PM, NM, as far as the records have prompts for them."""
+        """ES, PS, NS and their magnitudes, as far as the records have prompts for them."""
         found = {name for case in self.cases[self.layers[0]] for name in case.after}
         return [name for name in (*SCORES, *MAGNITUDES) if name in found]
 

@@ -19,9 +19,9 @@ AIE_COLOUR = "#238b45"
 MARKS = {"ES": ("#0072b2", "o"), "PS": ("#e69f00", "s"), "NS": ("#aa4499", "^")}
 WORDS = {"ES": "edited (ES)", "PS": "paraphrases (PS)", "NS": "neighbours (NS)"}
 MARGINS = {
-    "EM": "p(new) - p(old), edited prompt",
-    "PM": "p(new) - p(old), paraphrases",
-    "NM": "p(old) - p(new), neighbours",
+    "efficacy_magnitude": "p(new) - p(old), edited prompt",
+    "paraphrase_magnitude": "p(new) - p(old), paraphrases",
+    "neighborhood_magnitude": "p(old) - p(new), neighbours",
 }
 
 

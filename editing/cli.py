@@ -11,6 +11,7 @@ import typer
 from editing.check_cli import check_layers
 from editing.edit import Edit, load_edit
 from editing.errors import RequestError
+from editing.evaluation.cli import evaluate
 from editing.generation import complete
 from editing.locate_then_edit.rome import ROME
 from editing.merged import merge, unmerge
@@ -43,6 +44,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command("check-layers")(check_layers)
+app.command()(evaluate)
 New = Annotated[str, typer.Option(help="The new continuation.")]
 Layer = Annotated[int | None, typer.Option(help="The MLP to write to; default: located by tracing.")]
 Corpus = Annotated[Path | None, typer.Option(help="Text file for key statistics; default: the model's own text.")]

@@ -27,5 +27,9 @@ class CovarianceError(EditingError):
     """Key statistics that cannot be estimated from what was given."""
 
 
+class EvaluationError(EditingError):
+    """An evaluation that cannot be run, or an editor that left something on the model."""
+
+
 class EditingWarning(UserWarning):
     """Something about an edit that the user did not ask for but should know."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import DynamicCache
@@ -13,6 +15,7 @@ from tracer.model import LanguageModel
 from tracer.progress import bar
 from tracer.tokens import encode
 
+PAST_PERIOD = 24  # characters of an answer that are kept after its first period
 # First words of sampled texts, in turn: ordinary prose, rather than whatever follows a bare start token.
 OPENINGS = (
     "The",
@@ -41,6 +44,76 @@ def complete(model: LanguageModel, prompts: Sequence[str], *, new_tokens: int = 
         ids = torch.tensor([encode(model.tokenizer, prompt).ids], device=model.device)
         written.append(_text(model, continued(model, ids, new_tokens)[0, ids.shape[1] :].tolist()))
     return written
+
+
+def answers(model: LanguageModel, prompts: Sequence[str], *, new_tokens: int = 24) -> list[str]:
+    """The greedy continuation of each prompt: its first line, cut soon after its first sentence.
+
+    White space in front is dropped. `PAST_PERIOD` characters after a period are kept, for it may belong to an
+    abbreviation.
+    """
+    found = [""] * len(prompts)
+    for numbers, ids in _of_one_length(model, prompts):
+        width = ids.shape[1]
+
+        def all_ended(now: Tensor, width: int = width) -> bool:
+            return all(_first_line(model, row)[1] for row in now[:, width:].tolist())
+
+        written = continued(model, ids, new_tokens, until=all_ended)[:, width:].tolist()
+        for number, row in zip(numbers, written, strict=True):
+            found[number] = _first_line(model, row)[0]
+    return found
+
+
+def seeded_samples(
+    model: LanguageModel, prompts: Sequence[str], labels: Sequence[str], *, length: int = 100, top_k: int = 5
+) -> list[str]:
+    """Prompts with sampled continuations, `length` tokens in all; each text depends on its prompt and label alone.
+
+    Args:
+        model: the model.
+        prompts: to begin with.
+        labels: of each prompt's own stream of random numbers: equal labels draw equal numbers, in any batch.
+        length: in tokens, the prompt's included.
+        top_k: sample among this many most probable tokens.
+
+    Source: Meng et al. 2022, sec. 3.3 (fluency): top-k 5, 100 tokens.
+    """
+    found = [""] * len(prompts)
+    for numbers, ids in _of_one_length(model, prompts):
+        new = max(0, length - ids.shape[1])
+        draws = np.stack([_stream(labels[number]).random(new) for number in numbers])
+        written = continued(model, ids, new, top_k=top_k, draws=torch.from_numpy(draws))
+        for number, row in zip(numbers, written.tolist(), strict=True):
+            found[number] = _decoded(model, row)
+    return found
+
+
+def _of_one_length(model: LanguageModel, prompts: Sequence[str], most: int = 64) -> Iterator[tuple[list[int], Tensor]]:
+    """Prompts with equally many tokens, at most `most` at a time: nothing need be padded."""
+    encoded = [encode(model.tokenizer, prompt).ids for prompt in prompts]
+    groups: dict[int, list[int]] = {}
+    for number, ids in enumerate(encoded):
+        groups.setdefault(len(ids), []).append(number)
+    for group in groups.values():
+        for begin in range(0, len(group), most):
+            numbers = group[begin : begin + most]
+            yield numbers, torch.tensor([encoded[number] for number in numbers], device=model.device)
+
+
+def _stream(label: str) -> np.random.Generator:
+    """A counter-based stream of random numbers for this label."""
+    key = int.from_bytes(hashlib.sha256(label.encode()).digest()[:16], "big")
+    return np.random.Generator(np.random.Philox(key=key))
+
+
+def _first_line(model: LanguageModel, ids: list[int]) -> tuple[str, bool]:
+    """The text that `answers` returns for these ids, and whether more ids would leave it as it is."""
+    assert model.tokenizer is not None
+    text, line_break, _ = _text(model, ids).lstrip().partition("\n")
+    period = text.find(". ")
+    stop = period + PAST_PERIOD if period >= 0 else len(text) + 1
+    return text[:stop], bool(line_break) or len(text) >= stop or model.tokenizer.eos_token_id in ids
 
 
 def sample_texts(
@@ -90,29 +163,47 @@ def continued(
     *,
     top_k: int = 1,
     generator: torch.Generator | None = None,
+    draws: Tensor | None = None,
     step: Callable[[], object] = lambda: None,
+    until: Callable[[Tensor], bool] = lambda _: False,
 ) -> Tensor:
     """`ids` [row, token] with `new_tokens` more, or as many as the context holds: the best, or of the `top_k` best.
 
     The draw is over k numbers, where transformers' own sampling draws over the whole vocabulary and
-    from the global random state.
+    from the global random state. `draws` [row, step] in [0, 1), if given, decide instead of a generator;
+    what `until` says of the ids after a step ends it early.
     """
     room = new_tokens if model.context_length is None else model.context_length + 1 - ids.shape[1]
     model.check_length(ids.shape[1])
     cache, fresh = DynamicCache(), ids
-    for _ in range(min(new_tokens, room)):
+    for number in range(min(new_tokens, room)):
         logits = model.torch(input_ids=fresh, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1]
         model.check_finite(logits)
         best = logits.float().topk(top_k)
-        pick = torch.multinomial(best.values.softmax(-1), 1, generator=generator) if top_k > 1 else None
-        fresh = best.indices if pick is None else best.indices.gather(1, pick)
+        odds, drawn = best.values.softmax(-1), None if draws is None else draws[:, number, None].to(best.values.device)
+        fresh = best.indices if top_k == 1 else best.indices.gather(1, _picked(odds, drawn, generator))
         ids = torch.cat((ids, fresh), dim=1)
         step()
+        if until(ids):
+            break
     return ids
+
+
+def _picked(odds: Tensor, drawn: Tensor | None, generator: torch.Generator | None) -> Tensor:
+    """Which column of each row of `odds` is drawn, [row, 1]; by inverse transform where numbers were `drawn`."""
+    if drawn is None:
+        return torch.multinomial(odds, 1, generator=generator)
+    below = odds.double().cumsum(-1) <= drawn
+    return below.sum(-1, keepdim=True).clamp(max=odds.shape[1] - 1)
 
 
 def _text(model: LanguageModel, ids: list[int]) -> str:
     """Ids as text, up to the first end-of-text token."""
     assert model.tokenizer is not None
     ends = [n for n, token in enumerate(ids) if token == model.tokenizer.eos_token_id]
-    return str(model.tokenizer.decode(ids[: ends[0]] if ends else ids, skip_special_tokens=True))
+    return _decoded(model, ids[: ends[0]] if ends else ids)
+
+
+def _decoded(model: LanguageModel, ids: list[int]) -> str:
+    assert model.tokenizer is not None
+    return str(model.tokenizer.decode(ids, skip_special_tokens=True))

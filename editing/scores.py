@@ -1,22 +1,34 @@
-"""Primitive scores of (prompt, target) pairs: the only functions of the evaluation that run the model.
+"""Primitive scores of (prompt, target) pairs, all from one teacher-forced pass.
 
-nll       = -(1/T) sum_t log p(y_t | x, y_<t)      over the target's own tokens, teacher-forced
+nll       = -(1/T) sum_t log p(y_t | x, y_<t)      over the target's own tokens
 prob      = exp(-nll)                              a geometric mean over tokens, not the joint probability
-tf_exact  = 1 if every y_t is the argmax           equals greedy decoding's first T tokens
+token_acc = (1/T) sum_t 1[a_t = y_t]               a_t the most probable token at t, ties to the lowest id
+tf_exact  = 1 if every a_t = y_t                   equals greedy decoding's first T tokens
+agree     = (1/T) sum_t 1[a_t = a'_t]              two models, forced with the same target
+
+What is read twice is computed once: equal pairs, pairs whose input begins another's (both one-token
+targets of a prompt), and equal positions before the head. Only target positions meet the head.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from tracer.model import LanguageModel
 from tracer.tokens import TargetEncoding, encode_with_target, right_padded
 
-BATCH = 32
+TOKENS = 1024  # padded tokens in one pass
+ROWS = 64  # positions that meet the head together
+WHOLE_OUTPUT_TOKENS = 128  # padded tokens in one pass that gives logits everywhere
+
+Pair = tuple[str, str]
+Ids = tuple[int, ...]
+Visit = Callable[[Pair, int, Tensor], None]
 
 
 @dataclass(frozen=True)
@@ -24,47 +36,138 @@ class TargetScore:
     """How a model scores one target after one prompt.
 
     Attributes:
-        nll: mean over the target's tokens.
-        tf_exact: every target token is the most probable one, the tokens before it given.
+        nll_sum: over the target's tokens, nats.
+        target: the target's token ids.
+        predicted: the most probable id at each of them, the target tokens before it given.
     """
 
-    nll: float
-    tf_exact: bool
+    nll_sum: float
+    target: Ids
+    predicted: Ids
+
+    @property
+    def nll(self) -> float:
+        """Mean over the target's tokens."""
+        return self.nll_sum / len(self.target)
 
     @property
     def prob(self) -> float:
         """exp(-nll), the geometric mean of the token probabilities."""
         return math.exp(-self.nll)
 
+    @property
+    def token_acc(self) -> float:
+        """The share of target tokens that are the most probable one."""
+        return _share_equal(self.predicted, self.target)
 
-def target_scores(model: LanguageModel, pairs: Sequence[tuple[str, str]]) -> list[TargetScore]:
+    @property
+    def tf_exact(self) -> bool:
+        """Every target token is the most probable one, the tokens before it given."""
+        return self.predicted == self.target
+
+    def agree(self, other: TargetScore) -> float:
+        """The share of positions where both models prefer the same token."""
+        return _share_equal(self.predicted, other.predicted)
+
+
+def target_scores(
+    model: LanguageModel, pairs: Sequence[Pair], *, visit: Visit | None = None, share: bool = True
+) -> list[TargetScore]:
     """Scores (prompt, target) pairs, in their order; one blank between them unless the target brings it.
 
+    Args:
+        model: as it is now, edits and hooks included.
+        pairs: prompts with their targets.
+        visit: called with each different pair, each position in its target and the log-probabilities there, [vocab].
+        share: read a pair whose input begins another pair's off that one's pass.
+
     Raises:
-        FactError: a target without tokens.
+        FactError: a target without tokens, or a text longer than the model's context.
+        NumericsError: logits that are not finite.
     """
-    encodings = [encode_with_target(model.tokenizer, prompt, target) for prompt, target in pairs]
-    model.check_length(max((len(encoding.ids) - 1 for encoding in encodings), default=0))
-    order = sorted(range(len(pairs)), key=lambda n: len(encodings[n].ids))
-    scores: dict[int, TargetScore] = {}
-    for at in range(0, len(order), BATCH):
-        chosen = order[at : at + BATCH]
-        scores |= dict(zip(chosen, _batch_scores(model, [encodings[n] for n in chosen]), strict=True))
-    return [scores[n] for n in range(len(pairs))]
+    encodings = {pair: encode_with_target(model.tokenizer, *pair) for pair in dict.fromkeys(pairs)}
+    model.check_length(max((len(encoding.ids) - 1 for encoding in encodings.values()), default=0))
+    hosts = _hosts(encodings.values(), share=share)
+    readers: dict[Ids, list[Pair]] = {}
+    for pair, encoding in encodings.items():
+        readers.setdefault(hosts[encoding.ids[:-1]], []).append(pair)
+    found: dict[Pair, TargetScore] = {}
+    for rows in _batches(readers, WHOLE_OUTPUT_TOKENS if _wrapped(model) else TOKENS):
+        served = [{pair: encodings[pair] for pair in readers[row]} for row in rows]
+        found |= _batch_scores(model, rows, served, visit)
+    return [found[pair] for pair in pairs]
+
+
+def _hosts(encodings: Iterable[TargetEncoding], *, share: bool) -> dict[Ids, Ids]:
+    """For each input one that begins with it: with causal attention its states are read off that one's."""
+    inputs = sorted({encoding.ids[:-1] for encoding in encodings}, reverse=True)
+    hosts: dict[Ids, Ids] = {}
+    last: Ids = ()
+    for ids in inputs:
+        if not share or last[: len(ids)] != ids:
+            last = ids
+        hosts[ids] = last
+    return hosts
+
+
+def _batches(rows: Mapping[Ids, object], tokens: int) -> Iterator[list[Ids]]:
+    """Rows by length, as many at a time as fit into `tokens` when padded."""
+    batch: list[Ids] = []
+    for row in sorted(rows, key=len):
+        if batch and (len(batch) + 1) * len(row) > tokens:
+            yield batch
+            batch = []
+        batch.append(row)
+    if batch:
+        yield batch
 
 
 @torch.inference_mode()
-def _batch_scores(model: LanguageModel, encodings: Sequence[TargetEncoding]) -> list[TargetScore]:
-    # The last target token is predicted, never read.
-    ids, mask = right_padded([encoding.ids[:-1] for encoding in encodings], device=model.device)
-    hidden = model.torch.base_model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
-    scores = []
-    for row, encoding in enumerate(encodings):
-        # The base model's output is after the final norm: only the target's positions meet the head.
-        logits = model.anatomy.logits(hidden[row, encoding.n_prompt - 1 : len(encoding.ids) - 1])
+def _batch_scores(
+    model: LanguageModel, rows: Sequence[Ids], served: Sequence[Mapping[Pair, TargetEncoding]], visit: Visit | None
+) -> dict[Pair, TargetScore]:
+    readers: dict[tuple[int, int], list[tuple[Pair, int, int]]] = {}  # (row, position): (pair, place, target id)
+    for row, encodings in enumerate(served):
+        for pair, encoding in encodings.items():
+            for place, token in enumerate(encoding.target_ids):
+                readers.setdefault((row, encoding.n_prompt - 1 + place), []).append((pair, place, token))
+    nll: dict[Pair, float] = {}
+    predicted: dict[Pair, list[int]] = {}
+    for positions, log_probs in _log_probs(model, rows, sorted(readers)):
+        best = log_probs.argmax(-1).tolist()
+        for at, position in enumerate(positions):
+            for pair, place, token in readers[position]:
+                nll[pair] = nll.get(pair, 0.0) - float(log_probs[at, token])
+                predicted.setdefault(pair, []).append(best[at])
+                if visit is not None:
+                    visit(pair, place, log_probs[at])
+    targets = {pair: encoding.target_ids for encodings in served for pair, encoding in encodings.items()}
+    return {pair: TargetScore(nll[pair], target, tuple(predicted[pair])) for pair, target in targets.items()}
+
+
+def _log_probs(
+    model: LanguageModel, rows: Sequence[Ids], positions: Sequence[tuple[int, int]]
+) -> Iterator[tuple[Sequence[tuple[int, int]], Tensor]]:
+    """Log-probabilities [position, vocab] at (row, token) positions, some at a time, float32 or better."""
+    ids, mask = right_padded(rows, device=model.device)
+    inputs = {"input_ids": ids, "attention_mask": mask, "use_cache": False}
+    whole = model.torch(**inputs).logits if _wrapped(model) else None
+    # The base model's output is after the final norm.
+    hidden = model.torch.base_model(**inputs).last_hidden_state if whole is None else whole
+    for begin in range(0, len(positions), ROWS):
+        some = positions[begin : begin + ROWS]
+        row, token = (list(index) for index in zip(*some, strict=True))
+        logits = hidden[row, token] if whole is not None else model.anatomy.logits(hidden[row, token])
         model.check_finite(logits)
-        logits = logits if logits.dtype == torch.float64 else logits.float()
-        targets = torch.tensor(encoding.target_ids, device=logits.device)
-        nll = torch.nn.functional.cross_entropy(logits, targets)
-        scores.append(TargetScore(float(nll), bool((logits.argmax(-1) == targets).all())))
-    return scores
+        yield some, (logits if logits.dtype == torch.float64 else logits.float()).log_softmax(-1)
+
+
+def _wrapped(model: LanguageModel) -> bool:
+    """Whether someone acts on the whole model's input or output: then only its own logits will do."""
+    outer = model.torch
+    placed = hasattr(outer, "_hf_hook")  # accelerate, which only moves tensors
+    return bool(outer._forward_hooks or outer._forward_pre_hooks or ("forward" in vars(outer) and not placed))
+
+
+def _share_equal(some: Ids, others: Ids) -> float:
+    return sum(a == b for a, b in zip(some, others, strict=True)) / len(some)

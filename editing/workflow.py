@@ -12,7 +12,7 @@ import pandas as pd
 
 import tracer
 from editing.edit import Edit
-from editing.evaluation.counterfact import Editor
+from editing.editors import Editor
 from editing.generation import complete
 from editing.locate_then_edit.rome import ROME
 from editing.request import EditRequest, check_requests

@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 from conftest import LAYERS
-from test_evaluation import RECORD, Planted
+from planted import RECORD, Planted
 from typer.testing import CliRunner
 
 import tracer
@@ -53,9 +53,9 @@ def test_correlations_are_perfect_where_scores_follow_the_effects(toy_model, met
         editor=lambda layer: louder(10 * aie[layer]),
     )
     assert found.place.layer == 2 and [estimate.mean for estimate in found.effects] == pytest.approx(aie)
-    assert found.correlations["EM"] == found.correlations["PM"] == pytest.approx(1)
-    assert found.correlations["NM"] == pytest.approx(-1)
-    assert "over 4 layers, 1 facts: " in str(found) and "EM +1.00" in str(found)
+    assert found.correlations["efficacy_magnitude"] == found.correlations["paraphrase_magnitude"] == pytest.approx(1)
+    assert found.correlations["neighborhood_magnitude"] == pytest.approx(-1)
+    assert "over 4 layers, 1 facts: " in str(found) and "efficacy_magnitude +1.00" in str(found)
 
 
 def test_scores_are_those_of_single_edits_and_the_model_is_the_same_again(toy_model) -> None:
@@ -67,9 +67,11 @@ def test_scores_are_those_of_single_edits_and_the_model_is_the_same_again(toy_mo
         for case, alone in zip(found.cases[layer], evaluate_counterfact(toy_model, quick(layer), records), strict=True):
             assert (case.before, case.after) == (alone.before, alone.after)
     frame = found.to_frame().set_index("layer")
-    ones = [case.after["EM"] for case in found.cases[3]]
-    assert frame.loc[3, "EM"] == pytest.approx(np.mean(ones))
-    assert found.estimates("NM")[1].n == 1 and found.estimates("EM")[1].n == 2  # one record has no neighbours
+    ones = [case.after["efficacy_magnitude"] for case in found.cases[3]]
+    assert frame.loc[3, "efficacy_magnitude"] == pytest.approx(np.mean(ones))
+    assert (
+        found.estimates("neighborhood_magnitude")[1].n == 1 and found.estimates("efficacy_magnitude")[1].n == 2
+    )  # one record has no neighbours
 
 
 def test_a_stopped_check_goes_on_where_it_was(toy_model, tmp_path, monkeypatch) -> None:

@@ -1,0 +1,104 @@
+"""Editors by name, and the one contract they keep.
+
+A new editor is one line in `EDITORS`: a factory that takes the model, a layer or None, and settings by name.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, Protocol
+
+from editing.edit import Edit
+from editing.errors import RequestError
+from editing.finetune import FT, Variant
+from editing.locate_then_edit.alphaedit import AlphaEdit
+from editing.locate_then_edit.emmet import EMMET
+from editing.locate_then_edit.kn import KN
+from editing.locate_then_edit.memit import MEMIT, layers_around
+from editing.locate_then_edit.pmet import PMET
+from editing.locate_then_edit.rome import ROME
+from editing.request import EditRequest
+from tracer.model import LanguageModel
+
+
+class Editor(Protocol):
+    """Whatever writes requests into a model and returns an edit that can be undone.
+
+    An editor may also have `each`, with the arguments of `apply`: one edit a request, each made on the model as
+    it is and not applied, computed together. Evaluations of single edits use it where it is there.
+    """
+
+    def apply(
+        self, model: LanguageModel, requests: Sequence[EditRequest], *, seed: int = 0, progress: bool | None = None
+    ) -> Edit:
+        """Writes the requests."""
+        ...
+
+
+def editor_named(name: str, model: LanguageModel, layer: int | None = None, **settings: Any) -> Editor:
+    """The editor of this name for a model.
+
+    Args:
+        name: a key of `EDITORS`.
+        model: that it will edit.
+        layer: to write to; methods of several layers take those around it.
+        settings: others, by the names of the editor's fields.
+
+    Raises:
+        RequestError: there is no such editor or setting, or a layer is missing.
+    """
+    check_name(name)
+    try:
+        return EDITORS[name](model, layer, **settings)
+    except TypeError as error:
+        given = ", ".join(f"{key}={value!r}" for key, value in settings.items())
+        raise RequestError(f"{name} cannot be made with {given or 'no settings'}: {error}.") from error
+
+
+def check_name(name: str) -> None:
+    """Raises RequestError where there is no editor of this name."""
+    if name not in EDITORS:
+        raise RequestError(f"There is no editor {name!r}. Choose from {', '.join(EDITORS)}.")
+
+
+def _one_layer(kind: Callable[..., Editor], model: LanguageModel, layer: int | None, **settings: Any) -> Editor:
+    if layer is None:
+        raise RequestError("Which layer? Give one (--layer 3); `tracer locate` or `editing check-layers` find it.")
+    model.anatomy.check_layer(layer)
+    return kind(layer=layer, **settings)
+
+
+def _several_layers(kind: Callable[..., Editor], model: LanguageModel, layer: int | None, **settings: Any) -> Editor:
+    if "layers" in settings:
+        return kind(**settings)
+    return _one_layer(
+        lambda layer, **others: kind(layers=layers_around(layer, model.n_layers), **others), model, layer, **settings
+    )
+
+
+def _fine_tuned(variant: Variant, model: LanguageModel, layer: int | None, **settings: Any) -> Editor:
+    suited = FT.suited_to(model, variant)
+    return dataclasses.replace(suited, layer=suited.layer if layer is None else layer, **settings)
+
+
+def _neurons(_model: LanguageModel, layer: int | None, **settings: Any) -> Editor:
+    if layer is not None:
+        raise RequestError("KN finds its neurons in all layers: leave the layer out.")
+    return KN(**settings)
+
+
+EDITORS: Mapping[str, Callable[..., Editor]] = {
+    "r-rome": partial(_one_layer, partial(ROME, variant="r-rome")),
+    "rome": partial(_one_layer, partial(ROME, variant="rome")),
+    "p-rome": partial(_one_layer, partial(ROME, variant="p-rome")),
+    "memit": partial(_several_layers, MEMIT),
+    "pmet": partial(_several_layers, PMET),
+    "emmet": partial(_one_layer, EMMET),
+    "alphaedit": partial(_several_layers, AlphaEdit),
+    "ft": partial(_fine_tuned, "FT"),
+    "ft-l": partial(_fine_tuned, "FT-L"),
+    "ft-m": partial(_fine_tuned, "FT-M"),
+    "kn": _neurons,
+}

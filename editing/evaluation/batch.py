@@ -1,0 +1,109 @@
+"""Batch edits: n facts written at once, all of them scored, undone once; for several n."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from editing.editors import Editor
+from editing.errors import EvaluationError
+from editing.evaluation.case import Case, CaseScores
+from editing.evaluation.examination import Examination
+from editing.evaluation.making import left_as_it_was, made_together
+from editing.evaluation.metrics import failed
+from tracer.progress import bar
+
+CHUNK = 32  # cases scored in one go
+
+
+def without_conflicts(cases: Sequence[Case]) -> tuple[list[Case], list[tuple[Case, str]]]:
+    """The cases that can be written together, and those left out with the reason: the first edit of a fact stays.
+
+    A fact is a subject with a relation, or with a prompt where the benchmark names no relation.
+    """
+    kept: list[Case] = []
+    left_out: list[tuple[Case, str]] = []
+    first: dict[tuple[str, str], Case] = {}
+    for case in cases:
+        request = case.request
+        if request is None:
+            kept.append(case)
+            continue
+        known = first.setdefault((request.subject, request.relation or request.prompt), case)
+        if known is case:
+            kept.append(case)
+        else:
+            assert known.request is not None
+            same = known.request.new.strip() == request.new.strip()
+            left_out.append((case, f"{'repeats' if same else 'contradicts'} case {known.id}"))
+    return kept, left_out
+
+
+def batch_edits(
+    examination: Examination,
+    editor: Editor,
+    cases: Sequence[Case],
+    sizes: Sequence[int],
+    *,
+    seed: int = 0,
+    progress: bool | None = None,
+) -> Iterator[tuple[int, list[CaseScores]]]:
+    """For each size, the scores of the first cases edited at once.
+
+    A batch that fails fails for all its cases. The seconds of a case are its share of the batch's.
+
+    Args:
+        examination: of the unedited model.
+        editor: makes the edits.
+        cases: without conflicts (see `without_conflicts`).
+        sizes: of the batches.
+        seed: of the edits.
+        progress: show a bar.
+
+    Raises:
+        EvaluationError: conflicting cases, fewer cases than a size asks for, or something left on the model.
+    """
+    _check(cases, sizes)
+    with bar(sum(sizes), "batch edits", show=progress, unit="case") as steps:
+        for size in sizes:
+            chosen = cases[:size]
+            before = in_chunks(examination.before, chosen)
+            with left_as_it_was(examination.model):
+                scores = _edited(examination, editor, chosen, before, seed)
+            yield size, scores
+            steps.update(size)
+
+
+def in_chunks(ask, cases: Sequence[Case]) -> list[dict[str, float]]:
+    """What an examination says of the cases, some at a time."""
+    return [metrics for at in range(0, len(cases), CHUNK) for metrics in ask(cases[at : at + CHUNK])]
+
+
+def _edited(
+    examination: Examination, editor: Editor, cases: Sequence[Case], before: Sequence[dict[str, float]], seed: int
+) -> list[CaseScores]:
+    requests = [case.request for case in cases if case.request is not None]
+    made = made_together(examination.model, editor, requests, seed)
+    if made.edit is not None:
+        with made.edit:
+            after = in_chunks(examination.after, cases)
+    else:
+        after = [failed(case, metrics) for case, metrics in zip(cases, before, strict=True)]
+    found, written = [], 0
+    for case, old, new in zip(cases, before, after, strict=True):
+        if case.request is None:
+            found.append(CaseScores(case.id, old, failed(case, old), {"not_editable": case.refused}))
+        else:
+            found.append(CaseScores(case.id, old, new, made.diagnostics(written), made.seconds / len(requests)))
+            written += 1
+    return found
+
+
+def _check(cases: Sequence[Case], sizes: Sequence[int]) -> None:
+    left_out = without_conflicts(cases)[1]
+    if left_out:
+        case, reason = left_out[0]
+        raise EvaluationError(f"Case {case.id} {reason}, and {len(left_out) - 1} more. Edit without_conflicts(cases).")
+    if not sizes or min(sizes) < 1 or max(sizes) > len(cases):
+        raise EvaluationError(
+            f"{len(cases)} cases give no batches of {list(sizes)}. Ask for 1 to {len(cases)} at once."
+        )

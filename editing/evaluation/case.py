@@ -1,0 +1,96 @@
+"""What an evaluation asks: a case is an edit request with groups of prompts and the answers that are scored.
+
+A reader makes cases of a file, whatever the benchmark; everything after it sees cases only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from editing.request import EditRequest
+from editing.scores import Pair
+
+
+@dataclass(frozen=True)
+class Ask:
+    """One prompt.
+
+    Attributes:
+        target: the answer scored; its tokens are forced.
+        other: the answer it competes with, if there is one (CounterFact).
+    """
+
+    prompt: str
+    target: str
+    other: str | None = None
+
+    @property
+    def pairs(self) -> tuple[Pair, ...]:
+        """What a model must score for it."""
+        wanted = (self.prompt, self.target)
+        return (wanted,) if self.other is None else (wanted, (self.prompt, self.other))
+
+
+@dataclass(frozen=True)
+class Group:
+    """Prompts of one kind, averaged within their case first.
+
+    Attributes:
+        name: "rewrite", "paraphrase", "neighborhood", or another kind.
+        stays: the edit should leave them alone, so the model is compared with itself before the edit.
+    """
+
+    name: str
+    asks: tuple[Ask, ...]
+    stays: bool = False
+
+
+@dataclass(frozen=True)
+class Case:
+    """One edit and what is asked about it.
+
+    Attributes:
+        request: None where it cannot be made; `refused` says why.
+        samples: prompts to write from, for fluency and consistency.
+        topic: (relation, id of the new object), the key of its reference texts.
+    """
+
+    id: str
+    request: EditRequest | None
+    groups: tuple[Group, ...]
+    samples: tuple[str, ...] = ()
+    topic: tuple[str, str] | None = None
+    refused: str = ""
+
+    @property
+    def pairs(self) -> list[Pair]:
+        """What a model must score for the case."""
+        return [pair for group in self.groups for ask in group.asks for pair in ask.pairs]
+
+    @property
+    def staying(self) -> list[Pair]:
+        """The pairs on which the edited model is compared with the unedited one."""
+        return [(ask.prompt, ask.target) for group in self.groups if group.stays for ask in group.asks]
+
+
+@dataclass(frozen=True)
+class CaseScores:
+    """The scores of one case by metric, before and after its edit.
+
+    Attributes:
+        diagnostics: the editor's record of the request; "not_editable" says why there is none.
+        seconds: that the edit took, NaN where unknown; edits made together share their time.
+    """
+
+    case_id: str
+    before: Mapping[str, float]
+    after: Mapping[str, float]
+    diagnostics: Mapping[str, Any] = field(default_factory=dict)
+    seconds: float = float("nan")
+
+    @property
+    def editable(self) -> bool:
+        """Whether the request could be written."""
+        return "not_editable" not in self.diagnostics

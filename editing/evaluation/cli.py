@@ -1,0 +1,123 @@
+"""The command `editing evaluate`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from editing.editors import EDITORS, check_name, editor_named
+from editing.errors import EvaluationError
+from editing.evaluation.benchmarks import PROTOCOLS, read_benchmark
+from editing.evaluation.examination import Questions
+from editing.evaluation.fluency import read_snippets
+from editing.evaluation.run import Evaluation
+from editing.evaluation.run import evaluate as run_evaluation
+from editing.evaluation.sequential import CHECKPOINTS, SequentialPlan
+from editing.evaluation.summary import edit_seconds
+from editing.evaluation.tables import readable
+from tracer.console import AsJson, Device, Dtype, Model, Out, Quiet, opened, reported, result, run_folder, show_progress
+
+
+def evaluate(
+    data: Annotated[Path, typer.Option(help="A CounterFact (also flat) or zsRE file, also gzipped.")],
+    editor: Annotated[str, typer.Option(help=f"{', '.join(EDITORS)}.")] = "r-rome",
+    n: Annotated[int | None, typer.Option(min=1, help="Records; default: all.")] = None,
+    evenly: Annotated[
+        bool, typer.Option("--evenly", help="Draw them evenly over the file, not from its start.")
+    ] = False,
+    protocol: Annotated[Any, typer.Option(parser=str, metavar="NAME", help="single, batch or sequential.")] = "single",
+    benchmark: Annotated[
+        str | None, typer.Option(help=f"{', '.join(PROTOCOLS)}; default: the file's, and zsre's true answers.")
+    ] = None,
+    layer: Annotated[
+        int | None, typer.Option(help="The MLP to write to, or the middle of several; not for kn.")
+    ] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="Another setting of the editor, NAME=VALUE; repeatable.")
+    ] = None,
+    batch: Annotated[str, typer.Option(help="Sizes of batches, comma-separated.")] = "1,10,100",
+    step: Annotated[int, typer.Option(min=1, help="Edits of a sequence written together.")] = 1,
+    checkpoints: Annotated[str, typer.Option(help="Of a sequence, comma-separated.")] = ",".join(map(str, CHECKPOINTS)),
+    factor: Annotated[float, typer.Option(help="Growth of perplexity that rings the alarm.")] = 1.5,
+    stop: Annotated[
+        bool, typer.Option("--stop", help="Stop a sequence there, back at the last good checkpoint.")
+    ] = False,
+    free: Annotated[bool, typer.Option("--free/--no-free", help="Also greedy answers (gen_exact).")] = True,
+    writing: Annotated[bool, typer.Option("--writing", help="Also sampled texts: fluency, consistency. Slow.")] = False,
+    snippets: Annotated[Path | None, typer.Option(help="Attribute snippets, for consistency.")] = None,
+    seed: Annotated[int, typer.Option(help="Of edits and sampled texts.")] = 0,
+    model: Model = "gemma-3-270m",
+    device: Device = None,
+    dtype: Dtype = "float32",
+    out: Out = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Score an editor on a benchmark; stopped or killed, the same command goes on where it was."""
+    with reported():
+        check_name(editor)
+        chosen = _settings(settings or [])
+        cases = read_benchmark(data, n=n, evenly=evenly, protocol=benchmark)
+        where = run_folder(out, f"evaluate {protocol} {editor} {cases.name} {Path(model).name}")
+        opened_model = opened(model, device, dtype)
+        found = run_evaluation(
+            opened_model,
+            editor_named(editor, opened_model, layer, **chosen),
+            cases,
+            where,
+            protocol=protocol,
+            sizes=_numbers(batch),
+            plan=SequentialPlan(checkpoints=_numbers(checkpoints), step=step, factor=factor, stop=stop),
+            questions=Questions(
+                free=free, writing=writing, snippets=read_snippets(snippets) if snippets else None, seed=seed
+            ),
+            seed=seed,
+            progress=show_progress(quiet),
+        )
+        paths = [str(path) for path in found.save()]
+        record = {"folder": str(where), "scores": found.table.to_dict("records"), "files": paths}
+        record["not_editable"] = found.not_editable
+        result(record, _told(found, paths), as_json=as_json)
+
+
+def _told(found: Evaluation, paths: list[str]) -> str:
+    lines = [readable(found.table).to_string(index=False)]
+    if found.not_editable:
+        lines.append(f"{found.not_editable} cases could not be edited and count as failures; table.md has both ways.")
+    if conflicts := found.about["data"]["conflicts"]:
+        lines.append(f"{len(conflicts)} cases left out, which edit a fact twice: {'; '.join(conflicts[:3])} ...")
+    if found.checkpoints and found.checkpoints[-1].stopped:
+        lines.append(f"Stopped after {found.checkpoints[-1].edits} edits: perplexity on ordinary text grew too far.")
+    cases = found.cases or found.batches.get(max(found.batches, default=0), ())
+    median, low, high, n = edit_seconds(cases)
+    if n:
+        lines.append(f"{median:.2f} s an edit ({low:.2f} to {high:.2f}, n={n})")
+    return "\n".join([*lines, *paths])
+
+
+def _settings(given: list[str]) -> dict[str, Any]:
+    """NAME=VALUE pairs; a value is JSON where it can be read so, else text."""
+    found: dict[str, Any] = {}
+    for one in given:
+        name, equals, value = one.partition("=")
+        if not equals or not name:
+            raise EvaluationError(f"--set {one!r} says no value. Write --set {one or 'clamp'}=2.")
+        try:
+            found[name] = _frozen(json.loads(value))
+        except ValueError:
+            found[name] = value
+    return found
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(map(_frozen, value)) if isinstance(value, list) else value
+
+
+def _numbers(listed: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(number) for number in listed.split(",") if number.strip())
+    except ValueError as error:
+        raise EvaluationError(f"{listed!r} is no list of whole numbers. Write 1,10,100.") from error

@@ -1,0 +1,102 @@
+"""Asks cases of a model, before edits and after: one teacher-forced pass for all of them, then free-running text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from editing.distributions import MAX_BYTES
+from editing.evaluation.base import Base
+from editing.evaluation.case import Case
+from editing.evaluation.fluency import Snippets, TfIdf, consistency, fluency
+from editing.evaluation.metrics import case_metrics
+from editing.generation import answers, seeded_samples
+from editing.scores import Pair, target_scores
+from tracer.model import LanguageModel
+
+
+@dataclass(frozen=True, kw_only=True)
+class Questions:
+    """What is asked beside the teacher-forced scores.
+
+    Attributes:
+        free: greedy answers to prompts that should change, for gen_exact and gen_contains.
+        kl: how far distributions of prompts that should stay have moved.
+        writing: sampled texts, for fluency (and consistency, where there are snippets); the slowest part.
+        snippets: reference texts by (relation, id of the object).
+        seed: of the sampled texts; equal before and after.
+    """
+
+    free: bool = True
+    kl: bool = True
+    writing: bool = False
+    snippets: Snippets | None = None
+    seed: int = 0
+
+
+class Examination:
+    """One model, what it said before its edits, and what is asked of it."""
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        questions: Questions | None = None,
+        *,
+        folder: str | Path | None = None,
+        max_bytes: int = MAX_BYTES,
+    ) -> None:
+        self.model, self.questions = model, questions or Questions()
+        self.base = Base(model, folder, max_bytes=max_bytes)
+        snippets = self.questions.snippets
+        self._weights = TfIdf.fitted([text for texts in snippets.values() for text in texts]) if snippets else None
+
+    def before(self, cases: Sequence[Case]) -> list[dict[str, float]]:
+        """The metrics of the unedited model. Call it before the edit: it is what `after` compares with."""
+        pairs = [pair for case in cases for pair in case.pairs]
+        staying = [pair for case in cases for pair in case.staying] if self.questions.kl else []
+        scores = self.base.scores(pairs, keep=staying)
+        texts = self.base.texts(_changing(cases)) if self.questions.free else None
+        return [case_metrics(case, scores, texts=texts) | self._writing(case) for case in cases]
+
+    def after(self, cases: Sequence[Case]) -> list[dict[str, float]]:
+        """The metrics of the model as it is now, compared with what it said in `before`."""
+        pairs = list(dict.fromkeys(pair for case in cases for pair in case.pairs))
+        moved: dict[Pair, list[float]] = {}
+
+        def visit(pair: Pair, place: int, log_probs: Tensor) -> None:
+            if pair in self.base.distributions:
+                moved.setdefault(pair, []).append(self.base.distributions.divergence(pair, place, log_probs))
+
+        found = target_scores(self.model, pairs, visit=visit if self.questions.kl else None)
+        scores = dict(zip(pairs, found, strict=True))
+        prompts = list(dict.fromkeys(_changing(cases))) if self.questions.free else []
+        texts = dict(zip(prompts, answers(self.model, prompts), strict=True)) if self.questions.free else None
+        divergences = {pair: float(np.mean(values)) for pair, values in moved.items()}
+        told: Mapping[str, Any] = {"base": self.base.scores(pairs), "divergences": divergences, "texts": texts}
+        return [case_metrics(case, scores, **told) | self._writing(case) for case in cases]
+
+    def forget(self) -> None:
+        """Drops the distributions of cases that are done."""
+        self.base.distributions.forget()
+
+    def _writing(self, case: Case) -> dict[str, float]:
+        """Fluency and consistency of one case."""
+        if not (self.questions.writing and case.samples):
+            return {}
+        labels = [f"{self.questions.seed}/{case.id}/{number}" for number in range(len(case.samples))]
+        texts = seeded_samples(self.model, case.samples, labels)
+        found = {"fluency": fluency(texts)}
+        snippets = (self.questions.snippets or {}).get(case.topic) if case.topic else None
+        if self._weights is not None and snippets:
+            found["consistency"] = consistency(texts, snippets, self._weights)
+        return found
+
+
+def _changing(cases: Sequence[Case]) -> list[str]:
+    """Prompts that the edit should change."""
+    return [ask.prompt for case in cases for group in case.groups if not group.stays for ask in group.asks]

@@ -1,0 +1,114 @@
+"""Makes the edits that an evaluation asks for, times them, and sees that nothing of them stays behind."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from editing.edit import Edit
+from editing.editors import Editor
+from editing.errors import EditingError, EvaluationError
+from editing.evaluation.case import Case
+from editing.request import EditRequest
+from tracer.errors import TracerError
+from tracer.model import LanguageModel
+
+FAILURES = (EditingError, TracerError)
+
+
+@dataclass(frozen=True, eq=False)
+class Made:
+    """An edit that was made, or why it could not be.
+
+    Attributes:
+        edit: None where it failed.
+        seconds: that making it took; edits made together share their time evenly.
+    """
+
+    edit: Edit | None
+    seconds: float
+    reason: str = ""
+
+    def diagnostics(self, number: int = 0) -> dict[str, Any]:
+        """The editor's record of a request of the edit, or the reason of the failure."""
+        if self.edit is None:
+            return {"not_editable": self.reason}
+        return dict(self.edit.diagnostics[number]) if number < len(self.edit.diagnostics) else {}
+
+
+def made_together(model: LanguageModel, editor: Editor, requests: Sequence[EditRequest], seed: int) -> Made:
+    """One applied edit of all requests."""
+    begun = now(model)
+    try:
+        edit = editor.apply(model, requests, seed=seed, progress=False)
+    except FAILURES as error:
+        return Made(None, now(model) - begun, str(error))
+    return Made(edit, now(model) - begun)
+
+
+def made_each(model: LanguageModel, editor: Editor, cases: Sequence[Case], seed: int) -> Iterator[tuple[Case, Made]]:
+    """Each case with its own applied edit: computed together where the editor can, applied in turn.
+
+    The caller undoes an edit before it asks for the next.
+    """
+    each = getattr(editor, "each", None)
+    requests = [case.request for case in cases if case.request is not None]
+    begun = now(model)
+    try:
+        ready = iter(each(model, requests, seed=seed, progress=False)) if each and len(requests) > 1 else None
+    except FAILURES:  # one of them cannot be made: alone it will say so
+        ready = None
+    share = (now(model) - begun) / max(1, len(requests))
+    for case in cases:
+        if case.request is None:
+            yield case, Made(None, 0.0, case.refused)
+        elif ready is None:
+            yield case, made_together(model, editor, [case.request], seed)
+        else:
+            yield case, _applied(model, next(ready), share)
+
+
+def _applied(model: LanguageModel, edit: Edit, seconds: float) -> Made:
+    begun = now(model)
+    try:
+        edit.apply(model)
+    except FAILURES as error:
+        return Made(None, seconds, str(error))
+    return Made(edit, seconds + now(model) - begun)
+
+
+def now(model: LanguageModel) -> float:
+    """Seconds of the wall clock, once the device has done what was asked of it."""
+    if model.device.type == "cuda":
+        torch.cuda.synchronize(model.device)
+    return time.perf_counter()
+
+
+@contextmanager
+def left_as_it_was(model: LanguageModel) -> Iterator[None]:
+    """Checks that the block leaves weights, hooks and list of edits as they were.
+
+    Raises:
+        EvaluationError: something stayed behind, and every later score would be of another model.
+    """
+    before = model.fingerprint()
+    hooks = hook_count(model)
+    yield
+    if model.edits:
+        raise EvaluationError(f"{model.edits[-1]!r} was not undone.")
+    if hook_count(model) != hooks:
+        raise EvaluationError(
+            f"The editor left {hook_count(model) - hooks} hooks on {model.name}: undo must remove them."
+        )
+    if model.fingerprint() != before:
+        raise EvaluationError(f"Undo did not give back the weights of {model.name} bit for bit.")
+
+
+def hook_count(model: LanguageModel) -> int:
+    """Hooks on all modules."""
+    return sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.torch.modules())

@@ -1,0 +1,123 @@
+"""What an evaluation is made of: manifest.json beside its records.
+
+Everything that a number depends on stands there. A run that finds the manifest of something else in its
+folder refuses to go on. It holds no time and no path, so that two runs of one evaluation agree.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from editing.alarms import PASSAGES
+from editing.editors import Editor
+from editing.errors import EvaluationError
+from editing.evaluation.benchmarks import Benchmark
+from editing.evaluation.case import Case
+from editing.evaluation.examination import Examination
+from editing.evaluation.fluency import WORDS
+from tracer.storage import to_json, write_json
+from tracer.studies.manifest import software
+
+NAME = "manifest.json"
+
+
+def manifest(
+    examination: Examination,
+    editor: Editor,
+    benchmark: Benchmark,
+    cases: Sequence[Case],
+    protocol: dict[str, Any],
+    *,
+    conflicts: Sequence[str] = (),
+) -> dict[str, Any]:
+    """An evaluation as JSON values."""
+    model, questions = examination.model, examination.questions
+    about = {
+        "kind": "evaluation",
+        "format": 1,
+        "model": {
+            "name": model.name,
+            "fingerprint": examination.base.fingerprint,
+            "dtype": str(model.dtype).removeprefix("torch."),
+            "device": model.device.type,
+            "threads": torch.get_num_threads(),
+        },
+        "editor": editor_record(editor),
+        "data": {
+            "benchmark": benchmark.name,
+            "target": benchmark.target,
+            "template": "raw",
+            "file_sha256": benchmark.sha256,
+            "cases": len(cases),
+            "cases_sha256": digest([dataclasses.asdict(case) for case in cases]),
+            "left_out": dict(benchmark.left_out),
+            "conflicts": list(conflicts),
+        },
+        "protocol": protocol,
+        "questions": {
+            "free": questions.free,
+            "kl": questions.kl,
+            "writing": questions.writing,
+            "snippets": digest(sorted(questions.snippets.items())) if questions.snippets else None,
+            "seed": questions.seed,
+            "words": WORDS,
+            "passages": digest(PASSAGES),
+        },
+        "versions": [software()],
+    }
+    return json.loads(to_json(about))
+
+
+def editor_record(editor: Editor) -> dict[str, Any]:
+    """The editor's class and settings."""
+    names = [one.name for one in dataclasses.fields(editor)] if dataclasses.is_dataclass(editor) else []
+    settings = {name: getattr(editor, name) for name in names}
+    if settings.get("corpus") is not None:
+        settings["corpus"] = Path(settings["corpus"]).name
+    return {"name": type(editor).__name__, **settings}
+
+
+def continued_manifest(folder: Path, now: dict[str, Any]) -> dict[str, Any]:
+    """Writes the manifest into a new folder; in one that has it, checks that it says the same.
+
+    Raises:
+        EvaluationError: the folder holds something else.
+    """
+    path = folder / NAME
+    if path.is_file():
+        try:
+            there = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise EvaluationError(f"{path} is damaged ({error}). Give this evaluation a folder of its own.") from error
+        different = [key for key in now if key != "versions" and there.get(key) != now[key]]
+        if different:
+            said = "; ".join(f"{key}: {_short(there.get(key), now[key])}" for key in different)
+            raise EvaluationError(
+                f"{folder} holds another evaluation ({said}). Go on with what it was made with, or write another --out."
+            )
+        versions = there["versions"]
+        now = {**now, "versions": versions if now["versions"][0] in versions else versions + now["versions"]}
+    write_json(path, now)
+    return now
+
+
+def digest(value: Any) -> str:
+    """sha256 of a JSON value."""
+    return hashlib.sha256(to_json(value).encode()).hexdigest()
+
+
+def _short(there: Any, now: Any) -> str:
+    """The parts of two values that differ."""
+    if isinstance(there, dict) and isinstance(now, dict):
+        keys = [key for key in dict.fromkeys([*there, *now]) if there.get(key) != now.get(key)]
+        return ", ".join(
+            f"{key} {to_json(there.get(key))[:40]} there, {to_json(now.get(key))[:40]} now" for key in keys
+        )
+    return f"{to_json(there)[:40]} there, {to_json(now)[:40]} now"

@@ -1,0 +1,274 @@
+"""Edits made one after another and never undone: what is kept of them, and of the model.
+
+With r(k, j) the score of edit j once k edits were made, at checkpoints k:
+    last-edit success  r(k, k)                     what each edit achieves when it is made
+    retention          (1/k) sum_{j <= k} r(k, j)  what is left of all of them
+Scoring each edit right after it is made, and averaging, gives the mean of r(j, j): that is no retention.
+Locality is measured on a fixed set of prompts against the model before the first edit.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from editing.alarms import CollapseAlarm, GeneralText
+from editing.edit import load_edit, undo_all
+from editing.editors import Editor
+from editing.errors import EvaluationError
+from editing.evaluation.batch import in_chunks, without_conflicts
+from editing.evaluation.case import Case, CaseScores
+from editing.evaluation.examination import Examination
+from editing.evaluation.lines import Lines
+from editing.evaluation.making import Made, left_as_it_was, made_together
+from editing.evaluation.metrics import failed
+from tracer.errors import FileFormatError, NumericsError
+from tracer.model import LanguageModel
+from tracer.progress import bar
+
+CHECKPOINTS = (1, 10, 50, 100, 500, 1000, 2000, 5000, 10000)
+FIXED = 50  # cases whose neighbours are the fixed set
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The model after some edits.
+
+    Attributes:
+        edits: how many cases have been edited.
+        step: how many of them were written last, together.
+        scores: r(k, j) of each metric, of every case so far.
+        fixed: the metrics of the fixed set, by case.
+        text: perplexity and KL on ordinary text.
+        relative_change: ||W_k - W_0|| / ||W_0|| of each changed weight.
+        stopped: the alarm rang and the edits since the last good checkpoint were undone.
+    """
+
+    edits: int
+    step: int
+    scores: tuple[CaseScores, ...]
+    fixed: tuple[CaseScores, ...]
+    text: GeneralText
+    relative_change: Mapping[str, float]
+    stopped: bool = False
+
+    def retention(self, metric: str) -> float:
+        """The mean of a metric over all edits so far."""
+        return _mean([case.after.get(metric, math.nan) for case in self.scores])
+
+    def last(self, metric: str) -> float:
+        """The mean of a metric over the edits of the last step."""
+        return _mean([case.after.get(metric, math.nan) for case in self.scores[-self.step :]])
+
+
+def retention_matrix(checkpoints: Sequence[Checkpoint], metric: str) -> pd.DataFrame:
+    """r(k, j): a row for each checkpoint k, a column for each case j; NaN where j came after k."""
+    rows = {point.edits: {case.case_id: case.after.get(metric) for case in point.scores} for point in checkpoints}
+    return pd.DataFrame.from_dict(rows, orient="index", dtype=float)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SequentialPlan:
+    """How edits follow each other.
+
+    Attributes:
+        checkpoints: numbers of edits after which everything is measured; the end of the last step always is.
+        step: edits written together.
+        fixed: how many of the cases, from the first on, give the fixed set of neighbours.
+        factor: growth of perplexity that rings the alarm.
+        stop: where it rings, undo the edits since the last good checkpoint and stop.
+        seed: of the edits.
+    """
+
+    checkpoints: tuple[int, ...] = CHECKPOINTS
+    step: int = 1
+    fixed: int = FIXED
+    factor: float = 1.5
+    stop: bool = False
+    seed: int = 0
+
+
+def sequential_edits(
+    examination: Examination,
+    editor: Editor,
+    cases: Sequence[Case],
+    plan: SequentialPlan | None = None,
+    *,
+    folder: str | Path | None = None,
+    done: Sequence[int] = (),
+    progress: bool | None = None,
+) -> Iterator[Checkpoint]:
+    """Writes the cases one step after another and yields what is measured at each checkpoint.
+
+    At the end, also when the caller stops early, the model is as it was before the first edit.
+
+    Args:
+        examination: of the unedited model.
+        editor: makes the edits.
+        cases: without conflicts (see `without_conflicts`).
+        plan: default `SequentialPlan()`.
+        folder: where edits are kept; edits found there are applied again, not made again.
+        done: checkpoints that need not be measured again.
+        progress: show a bar.
+
+    Raises:
+        EvaluationError: conflicting cases, or something was left on the model.
+    """
+    run = _Sequence(examination, editor, cases, plan or SequentialPlan(), None if folder is None else Path(folder))
+    with left_as_it_was(examination.model), bar(len(cases), "sequential edits", show=progress, unit="edit") as steps:
+        try:
+            yield from run.checkpoints(frozenset(done), steps)
+        finally:
+            undo_all(run.edits)
+
+
+class _Sequence:
+    """The edits made so far, the last good checkpoint among them, and what they are compared with."""
+
+    def __init__(
+        self, examination: Examination, editor: Editor, cases: Sequence[Case], plan: SequentialPlan, folder: Path | None
+    ) -> None:
+        if without_conflicts(cases)[1]:
+            raise EvaluationError("Some of these cases edit one fact twice. Edit without_conflicts(cases)[0].")
+        self.examination, self.editor, self.plan, self.folder = examination, editor, plan, folder
+        self.cases = [_part(case, stays=False) for case in cases]
+        self.fixed = [_part(case, stays=True) for case in cases[: plan.fixed]]
+        self.before = in_chunks(examination.before, self.cases)
+        self.fixed_before = in_chunks(examination.before, self.fixed)
+        self.alarm = CollapseAlarm(examination.model, factor=plan.factor)
+        self.edits: list[Any] = []
+        self.paths: list[Path | None] = []
+        self.good = 0  # edits up to the last good checkpoint
+        self.reasons: dict[str, str] = {}
+        self.seconds: dict[str, float] = {}
+        self.steps = None if folder is None else Lines(folder / "steps.jsonl")
+        self.known = {record["edits"]: record for record in (self.steps.read() if self.steps else ())}
+
+    def checkpoints(self, done: frozenset[int], steps: Any) -> Iterator[Checkpoint]:
+        """Makes every step; measures after those that reach a checkpoint."""
+        for begin in range(0, len(self.cases), self.plan.step):
+            end = min(begin + self.plan.step, len(self.cases))
+            self._make(begin, end)
+            steps.update(end - begin)
+            due = end == len(self.cases) or any(begin < point <= end for point in self.plan.checkpoints)
+            if not due:
+                continue
+            point = None if end in done else self._measure(begin, end)
+            if point is not None and point.text.collapsed and self.plan.stop:
+                self._roll_back()
+                yield dataclasses.replace(point, stopped=True)
+                return
+            self.good = len(self.edits)
+            _drop_later_copies(self.edits)
+            if point is not None:
+                yield point
+
+    def _roll_back(self) -> None:
+        """Undoes the edits since the last good checkpoint, and removes their files."""
+        undo_all(self.edits[self.good :])
+        for path in self.paths[self.good :]:
+            if path is not None:
+                path.unlink(missing_ok=True)
+
+    def _make(self, begin: int, end: int) -> None:
+        """Writes one step, or applies the edit that an earlier run kept."""
+        cases = self.cases[begin:end]
+        requests = [case.request for case in cases if case.request is not None]
+        self.reasons |= {case.id: case.refused for case in cases if case.request is None}
+        if not requests:
+            return
+        model = self.examination.model
+        path = None if self.folder is None else self.folder / "edits" / f"{end:06d}.safetensors"
+        made = self._kept(path, end) or made_together(model, self.editor, requests, self.plan.seed)
+        for case in cases:
+            if case.request is not None:
+                self.seconds[case.id] = made.seconds / len(requests)
+                self.reasons |= {case.id: made.reason} if made.edit is None else {}
+        if made.edit is not None:
+            self.edits.append(made.edit)
+            self.paths.append(path)
+            _drop_later_copies(self.edits[self.good :])
+        if self.steps is not None and end not in self.known:
+            diagnostics = []
+            if made.edit is not None and path is not None:
+                made.edit.save(path)
+                diagnostics = list(made.edit.diagnostics)
+            self.steps.append(
+                [{"edits": end, "seconds": made.seconds, "reason": made.reason, "diagnostics": diagnostics}]
+            )
+
+    def _kept(self, path: Path | None, end: int) -> Made | None:
+        """The step as an earlier run made it, applied."""
+        if path is None or end not in self.known:
+            return None
+        record = self.known[end]
+        if record["reason"]:
+            return Made(None, record["seconds"], record["reason"])
+        try:
+            return Made(load_edit(path).apply(self.examination.model), record["seconds"])
+        except FileFormatError:  # gone or of another kind: it is made again, from the same seed
+            return None
+
+    def _measure(self, begin: int, end: int) -> Checkpoint:
+        text = self.alarm.read()
+        try:
+            after = in_chunks(self.examination.after, self.cases[:end])
+            fixed = in_chunks(self.examination.after, self.fixed)
+        except NumericsError:  # a model of NaN has lost everything
+            after = [failed(case, old) for case, old in zip(self.cases[:end], self.before[:end], strict=True)]
+            fixed = [{name: 0.0 for name in old} for old in self.fixed_before]
+        return Checkpoint(
+            end,
+            end - begin,
+            tuple(self._scores(at, metrics) for at, metrics in enumerate(after)),
+            tuple(
+                CaseScores(case.id, old, new)
+                for case, old, new in zip(self.fixed, self.fixed_before, fixed, strict=True)
+            ),
+            text,
+            _relative_changes(self.examination.model),
+        )
+
+    def _scores(self, at: int, after: dict[str, float]) -> CaseScores:
+        case, before = self.cases[at], self.before[at]
+        seconds = self.seconds.get(case.id, math.nan)
+        if case.id in self.reasons:
+            return CaseScores(case.id, before, failed(case, before), {"not_editable": self.reasons[case.id]}, seconds)
+        return CaseScores(case.id, before, after, {}, seconds)
+
+
+def _part(case: Case, *, stays: bool) -> Case:
+    """The case with only those groups that should stay, or only those that should change."""
+    return dataclasses.replace(case, groups=tuple(group for group in case.groups if group.stays == stays))
+
+
+def _drop_later_copies(edits: Sequence[Any]) -> None:
+    """Of the old values of each weight the first edit's are enough to undo all of these edits together."""
+    seen: set[str] = set()
+    for edit in edits:
+        before = getattr(edit, "before", {})
+        for name in seen & before.keys():
+            del before[name]
+        seen |= before.keys()
+
+
+def _relative_changes(model: LanguageModel) -> dict[str, float]:
+    """||W_k - W_0|| / ||W_0|| of each weight that an edit changed."""
+    original: dict[str, Any] = {}
+    for edit in model.edits:
+        for name, before in getattr(edit, "before", {}).items():
+            original.setdefault(name, before.double())
+    now = {name: model.torch.get_parameter(name).detach().double() for name in original}
+    return {name: float((now[name] - before).norm() / before.norm()) for name, before in original.items()}
+
+
+def _mean(values: Sequence[float]) -> float:
+    known = [value for value in values if not math.isnan(value)]
+    return float(np.mean(known)) if known else math.nan

@@ -1,0 +1,70 @@
+"""Single edits: make one, score it, undo it, and see that the model is as it was."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from editing.editors import Editor
+from editing.evaluation.case import Case, CaseScores
+from editing.evaluation.examination import Examination
+from editing.evaluation.making import left_as_it_was, made_each
+from editing.evaluation.metrics import failed
+from tracer.errors import NumericsError
+from tracer.progress import bar
+
+CHUNK = 8  # cases whose edits are computed together, where the editor can
+VERIFY_EVERY = 100
+
+
+def single_edits(
+    examination: Examination,
+    editor: Editor,
+    cases: Sequence[Case],
+    *,
+    seed: int = 0,
+    chunk: int = CHUNK,
+    verify_every: int = VERIFY_EVERY,
+    progress: bool | None = None,
+) -> Iterator[CaseScores]:
+    """Edits, scores and undoes one case after the other; stopping early leaves the model unedited.
+
+    A case that cannot be edited fails where the edit should show and counts as untouched elsewhere; its
+    diagnostics say why.
+
+    Args:
+        examination: of the unedited model.
+        editor: makes the edits.
+        cases: to edit.
+        seed: of every edit.
+        chunk: cases scored together before their edits.
+        verify_every: cases after which weights and hooks are compared with those before.
+        progress: show a bar.
+
+    Raises:
+        EvaluationError: the editor left something on the model.
+    """
+    model = examination.model
+    with bar(len(cases), "single edits", show=progress, unit="case") as steps:
+        for begin in range(0, len(cases), max(verify_every, 1)):
+            span = cases[begin : begin + max(verify_every, 1)]
+            with left_as_it_was(model):
+                for at in range(0, len(span), chunk):
+                    for scores in _chunk(examination, editor, span[at : at + chunk], seed):
+                        yield scores
+                        steps.update()
+
+
+def _chunk(examination: Examination, editor: Editor, cases: Sequence[Case], seed: int) -> Iterator[CaseScores]:
+    before = {case.id: metrics for case, metrics in zip(cases, examination.before(cases), strict=True)}
+    for case, made in made_each(examination.model, editor, cases, seed):
+        diagnostics = made.diagnostics()
+        if made.edit is None:
+            after = failed(case, before[case.id])
+        else:
+            try:
+                with made.edit:
+                    (after,) = examination.after([case])
+            except NumericsError as error:
+                after, diagnostics = failed(case, before[case.id]), {**diagnostics, "not_editable": str(error)}
+        yield CaseScores(case.id, before[case.id], after, diagnostics, made.seconds)
+    examination.forget()

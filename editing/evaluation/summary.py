@@ -1,0 +1,150 @@
+"""From cases to a table: means over cases, with intervals and n; differences of editors, case by case.
+
+A mean is over the prompts of a case first, then over cases. Its 95 % half-width is 1.96 s / sqrt(n), s the
+cases' standard deviation (n - 1). S is the harmonic mean of the aggregated ES, PS and NS; `accuracy_S` that
+of efficacy, paraphrase and specificity accuracy (zsRE).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from editing.errors import EvaluationError
+from editing.evaluation.case import CaseScores
+from editing.evaluation.metrics import IN_NATS
+from editing.evaluation.sequential import Checkpoint
+from tracer.effect import Estimate
+from tracer.resample import percentile_interval, resampled_means
+
+COMPOUND: Mapping[str, tuple[str, ...]] = {
+    "S": ("ES", "PS", "NS"),
+    "accuracy_S": ("reliability_token_acc", "generalization_token_acc", "specificity_accuracy"),
+}
+ORDER = ("ES", "PS", "NS", "S")  # what a table begins with
+RESAMPLES = 10_000
+
+
+def summary(cases: Sequence[CaseScores], *, editable_only: bool = False) -> pd.DataFrame:
+    """A row for each time and score: when, score, mean, half_width, n; per cent, but for nll and KL (nats).
+
+    Args:
+        cases: scored.
+        editable_only: leave out those that could not be edited, which otherwise count as failures.
+    """
+    chosen = [case for case in cases if case.editable or not editable_only]
+    rows = []
+    for when in ("before", "after"):
+        metrics = [getattr(case, when) for case in chosen]
+        estimates = _estimates(metrics)
+        for name, value in estimates.items():
+            rows.append((when, name, scale(name) * value.mean, scale(name) * 1.96 * value.standard_error, value.n))
+        for name, parts in COMPOUND.items():
+            if all(part in estimates for part in parts):
+                mean = harmonic_mean([estimates[part].mean for part in parts])
+                rows.append((when, name, 100 * mean, np.nan, min(estimates[part].n for part in parts)))
+    rows.sort(key=lambda row: (row[0] == "after", ORDER.index(row[1]) if row[1] in ORDER else len(ORDER)))
+    return pd.DataFrame(rows, columns=pd.Index(["when", "score", "mean", "half_width", "n"]))
+
+
+def batch_summary(batches: Mapping[int, Sequence[CaseScores]], *, editable_only: bool = False) -> pd.DataFrame:
+    """`summary` of every batch size, in a column `size` in front."""
+    rows = [
+        {"size": size, **row}
+        for size, cases in sorted(batches.items())
+        for row in summary(cases, editable_only=editable_only).to_dict("records")
+    ]
+    return pd.DataFrame(rows)
+
+
+def sequential_summary(checkpoints: Sequence[Checkpoint]) -> pd.DataFrame:
+    """A row for each checkpoint and score: edits, score, mean, half_width, n, last.
+
+    `mean` is the retention, `last` the mean over the last step; metrics of the fixed set, perplexity_ratio,
+    text_kl and the largest relative_change stand beside them.
+    """
+    rows = []
+    for point in checkpoints:
+        for cases in (point.scores, point.fixed):
+            for row in summary(cases).query("when == 'after'").to_dict("records"):
+                last = scale(row["score"]) * point.last(row["score"])
+                rows.append({"edits": point.edits, **row, "last": last if cases is point.scores else np.nan})
+        model = {
+            "perplexity_ratio": point.text.ratio,
+            "text_kl": point.text.kl,
+            "relative_change": max(point.relative_change.values(), default=0.0),
+        }
+        rows += [{"edits": point.edits, "score": name, "mean": value, "n": 1} for name, value in model.items()]
+    return pd.DataFrame(rows, columns=pd.Index(["edits", "score", "mean", "half_width", "n", "last"]))
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How much higher the first editor scores than the second on the cases both were scored on.
+
+    Attributes:
+        mean: first less second, in the unit of the score's table.
+        low, high: 95 % percentile interval over resampled cases.
+        n: cases.
+    """
+
+    mean: float
+    low: float
+    high: float
+    n: int
+
+
+def paired_difference(
+    first: Iterable[CaseScores],
+    second: Iterable[CaseScores],
+    score: str,
+    *,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> Difference:
+    """The difference of two editors in a score, with a bootstrap over the cases that both have.
+
+    Raises:
+        EvaluationError: fewer than two such cases.
+    """
+    parts = COMPOUND.get(score, (score,))
+    sides = [{case.case_id: case.after for case in cases} for cases in (first, second)]
+    shared = [key for key in sides[0] if all(set(parts) <= set(side.get(key, ())) for side in sides)]
+    if len(shared) < 2:
+        raise EvaluationError(f"{len(shared)} cases have {score} of both editors. Score both on the same cases.")
+    values = np.array([[side[key][part] for side in sides for part in parts] for key in shared], dtype=float)
+    means = np.vstack([values.mean(0), resampled_means(values, resamples=resamples, seed=seed)])
+    one, other = (
+        np.array([harmonic_mean(row) for row in side.tolist()]) if len(parts) > 1 else side[:, 0]
+        for side in np.split(means, 2, axis=1)
+    )
+    differences = scale(score) * (one - other)
+    low, high = percentile_interval(differences[1:])
+    return Difference(float(differences[0]), float(low), float(high), len(shared))
+
+
+def edit_seconds(cases: Sequence[CaseScores], *, discard: int = 2) -> tuple[float, float, float, int]:
+    """Median seconds an edit with both quartiles and n, the first `discard` left out: they warm up."""
+    known = np.array([case.seconds for case in cases if case.editable and not np.isnan(case.seconds)][discard:])
+    if not len(known):
+        return float("nan"), float("nan"), float("nan"), 0
+    low, median, high = np.percentile(known, [25, 50, 75])
+    return float(median), float(low), float(high), len(known)
+
+
+def harmonic_mean(values: Sequence[float]) -> float:
+    """The harmonic mean, n / sum(1 / v); 0 if any value is 0."""
+    return 0.0 if min(values) <= 0 else len(values) / sum(1 / value for value in values)
+
+
+def scale(score: str) -> float:
+    """Shares and word entropies are shown times 100, nats as they are."""
+    return 1.0 if score.endswith(IN_NATS) else 100.0
+
+
+def _estimates(metrics: Sequence[Mapping[str, float]]) -> dict[str, Estimate]:
+    names = dict.fromkeys(name for record in metrics for name in record)
+    return {name: Estimate.of(np.array([record.get(name, np.nan) for record in metrics])) for name in names}

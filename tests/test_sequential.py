@@ -1,0 +1,193 @@
+"""Batches and sequences: planted retention, checkpoints, the alarm, and the way back to the first weights."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import pytest
+import torch
+from planted import RECORD, Dictated, Planted, RankOne, Refuses, simple_cases
+
+import tracer
+from editing import EditingWarning, EditRequest
+from editing.errors import EvaluationError
+from editing.evaluation import (
+    Case,
+    Examination,
+    Questions,
+    SequentialPlan,
+    batch_edits,
+    batch_summary,
+    retention_matrix,
+    sequential_edits,
+    sequential_summary,
+    single_edits,
+    without_conflicts,
+)
+from editing.evaluation.benchmarks import counterfact_case
+from editing.scores import target_scores
+
+QUICK = Questions(free=False)
+EACH = SequentialPlan(checkpoints=(1, 2, 3, 4, 5, 6), factor=1e9)
+
+
+def sequence(model, editor, cases, plan=EACH, **options):
+    return list(sequential_edits(Examination(model, QUICK), editor, cases, plan, progress=False, **options))
+
+
+def test_the_first_edit_of_a_fact_stays_and_the_others_are_listed() -> None:
+    def case(name: str, subject: str, relation: str | None, new: str) -> Case:
+        return Case(name, EditRequest(f"{subject} is", subject, new, relation=relation), ())
+
+    cases = [
+        case("1", "France", "P1", "big"), case("2", "France", "P1", "small"), case("3", "France", "P2", "small"),
+        case("4", "Spain", None, "big"), case("5", "Spain", None, "big"), Case("6", None, (), refused="no subject"),
+    ]  # fmt: skip
+    kept, left_out = without_conflicts(cases)
+    assert [case.id for case in kept] == ["1", "3", "4", "6"]
+    assert [(case.id, reason) for case, reason in left_out] == [("2", "contradicts case 1"), ("5", "repeats case 4")]
+
+
+def test_a_batch_of_one_is_a_single_edit(toy_model: tracer.LanguageModel) -> None:
+    cases = simple_cases(3)
+    ((size, scores),) = batch_edits(Examination(toy_model, QUICK), RankOne(), cases, [1], progress=False)
+    (single,) = single_edits(Examination(toy_model, QUICK), RankOne(), cases[:1], progress=False)
+    assert size == 1 and [case.after for case in scores] == [single.after]
+
+
+def test_batches_write_all_their_cases_at_once_and_leave_nothing(toy_model: tracer.LanguageModel) -> None:
+    before, editor = toy_model.fingerprint(), RankOne()
+    found = dict(batch_edits(Examination(toy_model, QUICK), editor, simple_cases(4), [1, 4], progress=False))
+    assert editor.calls == [1, 4] and [len(scores) for scores in found.values()] == [1, 4]
+    assert toy_model.fingerprint() == before
+    table = batch_summary(found)
+    assert set(table["size"]) == {1, 4}
+    assert table.loc[table["size"] == 4, "n"].max() == 4
+
+
+def test_a_batch_that_fails_fails_for_all_its_cases(toy_model: tracer.LanguageModel) -> None:
+    ((_, scores),) = batch_edits(Examination(toy_model, QUICK), Refuses(), simple_cases(2), [2], progress=False)
+    assert [case.diagnostics for case in scores] == [{"not_editable": "no subject"}] * 2
+
+
+@pytest.mark.parametrize(
+    ("cases", "sizes", "said"),
+    [
+        (simple_cases(2), [3], "Ask for 1 to 2 at once"),
+        (simple_cases(2), [0], "Ask for 1 to 2 at once"),
+        ([counterfact_case({**RECORD, "case_id": n}, str(n)) for n in (1, 2)], [2], "repeats case 1"),
+    ],
+)
+def test_batches_that_cannot_be_are_refused(toy_model, cases, sizes, said) -> None:
+    with pytest.raises(EvaluationError, match=said):
+        list(batch_edits(Examination(toy_model, QUICK), Planted(), cases, sizes, progress=False))
+
+
+def test_an_editor_that_forgets_has_the_retention_that_was_planted(toy_model: tracer.LanguageModel) -> None:
+    points = sequence(toy_model, Dictated(memory=2), simple_cases(5, "Constantinople"))
+    matrix = retention_matrix(points, "reliability_tf_exact")
+    for k in range(1, 6):
+        planted = [float(j > k - 2) if j <= k else math.nan for j in range(1, 6)]
+        assert matrix.loc[k].tolist() == pytest.approx(planted, nan_ok=True)
+    assert [point.last("reliability_tf_exact") for point in points] == [1] * 5
+    kept = [1, 1, 2 / 3, 1 / 2, 2 / 5]
+    assert [point.retention("reliability_tf_exact") for point in points] == pytest.approx(kept)
+    assert [point.fixed[0].after["locality_agreement"] for point in points] == [1] * 5
+
+
+def test_a_sequence_measures_the_weights_change_and_puts_them_back(toy_model: tracer.LanguageModel) -> None:
+    cases, editor = simple_cases(4), RankOne(scale=0.01)
+    weight = toy_model.torch.get_parameter(toy_model.anatomy.value_weight_name(1))
+    before, fingerprint, at = weight.detach().clone(), toy_model.fingerprint(), []
+    plan = SequentialPlan(checkpoints=(2,), factor=1e9)
+    points = []
+    for point in sequential_edits(Examination(toy_model, QUICK), editor, cases, plan, progress=False):
+        points.append(point)
+        at.append(float((weight.detach() - before).norm() / before.norm()))
+        assert sum(len(edit.before) for edit in toy_model.edits) == 1  # one copy is enough for any number of edits
+    assert [point.edits for point in points] == [2, 4]
+    assert [next(iter(point.relative_change.values())) for point in points] == pytest.approx(at)
+    assert toy_model.fingerprint() == fingerprint and toy_model.edits == []
+
+
+def test_steps_write_several_edits_together_and_a_checkpoint_inside_moves_to_their_end(toy_model) -> None:
+    editor = RankOne(scale=0.01)
+    points = sequence(toy_model, editor, simple_cases(5), dataclasses.replace(EACH, step=2, checkpoints=(3,)))
+    assert editor.calls == [2, 2, 1]
+    assert [(point.edits, point.step) for point in points] == [(4, 2), (5, 1)]
+
+
+def test_locality_compares_with_the_model_before_the_first_edit(toy_model: tracer.LanguageModel) -> None:
+    cases, strong = simple_cases(2), RankOne(scale=0.3)
+    points = sequence(toy_model, strong, cases, dataclasses.replace(EACH, fixed=1))
+    neighbour = cases[0].staying
+    (before,) = target_scores(toy_model, neighbour)
+    with strong.apply(toy_model, [cases[0].request]), strong.apply(toy_model, [cases[1].request]):
+        (after,) = target_scores(toy_model, neighbour)
+    assert after.nll != before.nll
+    fixed = points[-1].fixed
+    assert len(fixed) == 1 and fixed[0].after["locality_agreement"] == after.agree(before)
+    assert fixed[0].before["neighborhood_nll"] == pytest.approx(before.nll)
+    assert fixed[0].after["neighborhood_nll"] == pytest.approx(after.nll)
+
+
+def test_the_alarm_stops_a_sequence_at_the_last_good_checkpoint(toy_model: tracer.LanguageModel, tmp_path) -> None:
+    class Ruins(RankOne):
+        def apply(self, model, requests, *, seed=0, progress=None):
+            if len(self.calls) == 3:
+                return Planted({"French": 50.0}).apply(model, requests)
+            return super().apply(model, requests)
+
+    plan = SequentialPlan(checkpoints=(2, 4), factor=1.5, stop=True)
+    fingerprint, points, now = toy_model.fingerprint(), [], []
+    with pytest.warns(EditingWarning, match="losing its language"):
+        examination = Examination(toy_model, QUICK)
+        for point in sequential_edits(examination, Ruins(1e-6), simple_cases(6), plan, folder=tmp_path, progress=False):
+            points.append(point)
+            now.append(toy_model.fingerprint())
+    assert [(point.edits, point.text.collapsed, point.stopped) for point in points] == [
+        (2, False, False), (4, True, True)
+    ]  # fmt: skip
+    assert now[0] == now[1] != fingerprint == toy_model.fingerprint()
+    assert sorted(path.name for path in (tmp_path / "edits").iterdir()) == ["000001.safetensors", "000002.safetensors"]
+
+
+def test_cases_that_cannot_be_edited_fail_in_a_sequence_too(toy_model: tracer.LanguageModel) -> None:
+    cases = [*simple_cases(1), Case("x", None, simple_cases(2)[1].groups, refused="no subject")]
+    points = sequence(toy_model, RankOne(scale=0.01), cases)
+    assert points[-1].scores[1].diagnostics == {"not_editable": "no subject"}
+    assert points[-1].scores[1].after["reliability_token_acc"] == 0 and points[-1].scores[0].editable
+
+
+def test_a_model_that_turns_to_nan_is_recorded_as_lost(toy_model: tracer.LanguageModel) -> None:
+    class Breaks(Planted):
+        def apply(self, model, requests, *, seed=0, progress=None):
+            edit = super().apply(model, requests)
+            edit.handles = [*edit.handles, model.anatomy.head.register_forward_hook(lambda *said: said[2] * math.nan)]
+            return edit
+
+    with pytest.warns(EditingWarning):
+        (point,) = sequence(toy_model, Breaks(), simple_cases(1))
+    assert point.text.collapsed and point.retention("reliability_token_acc") == 0
+    assert point.fixed[0].after["specificity_accuracy"] == 0
+
+
+def test_the_table_of_a_sequence_has_retention_and_last_edit_side_by_side(toy_model) -> None:
+    table = sequential_summary(sequence(toy_model, Dictated(memory=1), simple_cases(3, "Constantinople")))
+    row = table[(table["edits"] == 3) & (table["score"] == "reliability_tf_exact")].iloc[0]
+    assert (row["mean"], row["last"], row["n"]) == (pytest.approx(100 / 3), 100, 3)
+    ratio = table[(table["edits"] == 3) & (table["score"] == "perplexity_ratio")].iloc[0]
+    assert ratio["mean"] == pytest.approx(1)
+
+
+def test_kept_edits_are_applied_again_bit_for_bit(toy_model: tracer.LanguageModel, tmp_path) -> None:
+    first, again = RankOne(scale=0.05), RankOne(scale=0.05)
+    cases, states = simple_cases(3), []
+    for editor in (first, again):
+        examination = Examination(toy_model, QUICK)
+        for _ in sequential_edits(examination, editor, cases, EACH, folder=tmp_path, progress=False):
+            states.append(toy_model.fingerprint())
+    assert (first.calls, again.calls) == ([1, 1, 1], [])
+    assert states[:3] == states[3:]
+    assert torch.isfinite(next(toy_model.torch.parameters())).all()
