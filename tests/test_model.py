@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, HeliumConfig, HeliumForCausalLM, 
 
 import tracer
 from editing import ROME, EditRequest
-from editing.edit import writable
+from editing.change import writable
 from editing.errors import BaseModelError
 from tracer.anatomy import LLAMA, POST_NORM, is_stored_transposed
 from tracer.errors import AnatomyError, ModelSourceError, NumericsError, SiteError, TracerWarning
@@ -186,6 +186,16 @@ def test_an_offloaded_model_is_traced_with_the_same_numbers(tmp_path: Path) -> N
         np.testing.assert_allclose(found.restored[name], values, atol=1e-6, err_msg=name)
     with pytest.raises(BaseModelError, match="layers.1.*offloaded: a change would be lost"):
         writable(model, model.anatomy.value_weight_name(1))
+
+
+def test_an_offloaded_embedding_is_refused_with_what_to_write(tmp_path: Path) -> None:
+    LlamaForCausalLM(LlamaConfig(**llama_like())).save_pretrained(tmp_path / "whole")
+    everything = {"": "disk"}
+    parts = AutoModelForCausalLM.from_pretrained(
+        tmp_path / "whole", device_map=everything, offload_folder=tmp_path / "off", dtype=torch.float32
+    )
+    with pytest.raises(ModelSourceError, match="'model.embed_tokens': 'cpu'"):
+        tracer.load(parts)
 
 
 def test_a_quantised_weight_is_not_edited(toy_model: tracer.LanguageModel) -> None:
