@@ -78,7 +78,7 @@ def from_pretrained(
     dtype: str | torch.dtype | None,
     options: dict[str, Any],
 ) -> Opened:
-    """Loads what `source` names, without gradients; with tensor_parallel among the options, its slices of this process."""
+    """Loads what `source` names, without gradients; of it the slices of this process, if the options say so."""
     kind = _dtype("float32" if dtype is None else dtype)
     if kind is torch.float16:
         warnings.warn("float16 overflows in many models; bfloat16 does not.", TracerWarning, stacklevel=3)
