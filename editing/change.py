@@ -16,6 +16,7 @@ from torch import Tensor
 from editing.errors import BaseModelError
 from tracer.anatomy import is_stored_transposed
 from tracer.model import LanguageModel
+from tracer.sharded import whole
 
 
 class Change(Protocol):
@@ -93,7 +94,7 @@ def writable(model: LanguageModel, weight: str) -> Tensor:
 
     Raises:
         BaseModelError: the model has none, or what is written to it would be lost or coarse: it is
-            quantised to integers, or offloaded and read anew from elsewhere for each pass.
+            quantised to integers, offloaded and read anew from elsewhere for each pass, or cut over processes.
     """
     try:
         parameter = model.torch.get_parameter(weight)
@@ -101,6 +102,8 @@ def writable(model: LanguageModel, weight: str) -> Tensor:
         raise BaseModelError(f"{model.name} has no weight {weight!r}, which this edit changes.") from error
     if parameter.is_meta:
         raise BaseModelError(f"{weight} is offloaded: a change would be lost. Load the model without offloading.")
+    if whole(parameter) is not parameter:
+        raise BaseModelError(f"{weight} is cut over several processes. Load the model in one, without tensor_parallel.")
     if not parameter.is_floating_point():
         kind = str(parameter.dtype).removeprefix("torch.")
         raise BaseModelError(f"{weight} is quantised ({kind}). Load the model unquantised, in float32 or bfloat16.")

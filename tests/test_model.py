@@ -188,6 +188,16 @@ def test_an_offloaded_model_is_traced_with_the_same_numbers(tmp_path: Path) -> N
         writable(model, model.anatomy.value_weight_name(1))
 
 
+def test_an_offloaded_embedding_is_refused_with_what_to_write(tmp_path: Path) -> None:
+    LlamaForCausalLM(LlamaConfig(**llama_like())).save_pretrained(tmp_path / "whole")
+    everything = {"": "disk"}
+    parts = AutoModelForCausalLM.from_pretrained(
+        tmp_path / "whole", device_map=everything, offload_folder=tmp_path / "off", dtype=torch.float32
+    )
+    with pytest.raises(ModelSourceError, match="'model.embed_tokens': 'cpu'"):
+        tracer.load(parts)
+
+
 def test_a_quantised_weight_is_not_edited(toy_model: tracer.LanguageModel) -> None:
     matrix = toy_model.anatomy.value_matrix(1)
     matrix.weight = torch.nn.Parameter(torch.zeros_like(matrix.weight, dtype=torch.int8), requires_grad=False)

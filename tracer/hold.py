@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from tracer.anatomy import Anatomy, SubLayer
 from tracer.hidden import by_token, hidden_of, with_hidden
+from tracer.sharded import first_column
 from tracer.site import Unit
 
 
@@ -114,8 +115,9 @@ class UnitHold:
     @contextmanager
     def writing(self, unit: Unit, rows: Tensor, tokens: Tensor) -> Iterator[None]:
         """In this thread, the queries, which are `tokens`, get the unit's values of the recorded `rows`."""
-        self._now.values = self.values[unit.layer][rows][:, tokens, unit.begin : unit.end]
-        self._now.columns = slice(unit.begin, unit.end)
+        here = first_column(self.matrices[unit.layer])
+        self._now.columns = slice(max(0, unit.begin - here), max(0, unit.end - here))
+        self._now.values = self.values[unit.layer][rows][:, tokens, self._now.columns]
         try:
             yield
         finally:

@@ -15,11 +15,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tracer.anatomy import Anatomy, Names, anatomy_of
 from tracer.embedded import DEFAULT
-from tracer.errors import AnatomyError, FactError, NumericsError, TracerError, TracerWarning
+from tracer.errors import AnatomyError, FactError, ModelSourceError, NumericsError, TracerError, TracerWarning
 from tracer.foreign import foreign_hooks
 from tracer.hidden import hidden_of
 from tracer.parallel import is_out_of_memory
 from tracer.parts import check_parts
+from tracer.sharded import is_sharded, slice_here, whole
 from tracer.source import from_pretrained, loaded_model
 
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -33,6 +34,7 @@ class LanguageModel:
         tokenizer: its fast tokenizer, or None for a model traced by token ids alone.
         anatomy: its modules by role.
         name: what it was loaded from.
+        remote: where nnsight runs it if not here; `torch` has no weights then.
         edits: what `editing` has written into the weights and not undone, oldest first.
         remembered: what was measured on this model and need not be measured again, by what it depends on.
     """
@@ -44,6 +46,8 @@ class LanguageModel:
         *,
         name: str,
         names: Names | None = None,
+        remote: bool | str = False,
+        nnsight: Any = None,
     ) -> None:
         self.torch = torch_model.eval()
         self.tokenizer = tokenizer
@@ -55,7 +59,8 @@ class LanguageModel:
         # Kept on the torch model, so that two wrappers of it know of each other's edits.
         self.edits: list[Any] = torch_model.__dict__.setdefault("_applied_edits", [])
         self.remembered: dict[Any, Any] = {}
-        self._nnsight: Any = None
+        self.remote = remote
+        self._nnsight = nnsight
         self._digests: dict[str, tuple[tuple, str]] = {}
 
     @property
@@ -64,7 +69,12 @@ class LanguageModel:
         if self._nnsight is None:
             # nnsight fills in a padding token: in a copy, not in the user's tokenizer.
             own = copy.deepcopy(self.tokenizer)
-            self._nnsight = NNsight(self.torch) if own is None else TransformersModel(self.torch, tokenizer=own)
+            if self.is_sharded:
+                from tracer.tensor_parallel import sharded_nnsight  # which needs a recent transformers
+
+                self._nnsight = sharded_nnsight(self.torch, own)
+            else:
+                self._nnsight = NNsight(self.torch) if own is None else TransformersModel(self.torch, tokenizer=own)
         return self._nnsight
 
     @property
@@ -111,7 +121,15 @@ class LanguageModel:
     @property
     def device(self) -> torch.device:
         """Where token ids go: the device of the token embedding (the first one, if there are several)."""
-        return next(self.anatomy.embedding.parameters()).device
+        if self.remote:
+            return torch.device("cpu")
+        device = next(self.anatomy.embedding.parameters()).device
+        if device.type == "meta":
+            raise ModelSourceError(
+                f"The token embedding of {self.name} is offloaded, and nnsight sends inputs to where it is. Give a "
+                f"device_map that keeps it in memory: device_map={{{self.anatomy.names.embedding!r}: 'cpu', ...}}."
+            )
+        return device
 
     @property
     def dtype(self) -> torch.dtype:
@@ -124,6 +142,11 @@ class LanguageModel:
         return any(weight.is_meta for weight in self.torch.parameters())
 
     @property
+    def is_sharded(self) -> bool:
+        """Whether its matrices are cut over several processes: all of them must do the same, one call at a time."""
+        return is_sharded(self.torch)
+
+    @property
     def context_length(self) -> int | None:
         """Longest prompt in tokens, if the configuration says."""
         return getattr(self.torch.config.get_text_config(), "max_position_embeddings", None)
@@ -131,12 +154,24 @@ class LanguageModel:
     def fingerprint(self) -> str:
         """sha256 over every weight and its name: equal weights, equal fingerprint, on any device.
 
-        Only weights that changed since the last call are read again.
+        Only weights that changed since the last call are read again. A model on another machine shows no weights: its
+        name stands for them.
         """
+        if self.remote:
+            return hashlib.sha256(f"remote {self.name}".encode()).hexdigest()
         whole = hashlib.sha256()
         for name, parameter in sorted(self._weights().items()):
             whole.update(f"{name}:{self._digest(name, parameter)}".encode())
         return whole.hexdigest()
+
+    def embedded(self, ids: Tensor) -> Tensor:
+        """What the embedding module gives for token ids [...]: [..., width]."""
+        if self.remote:
+            from tracer.remote import embedded_there  # which builds on this module
+
+            return embedded_there(self, ids)
+        with torch.inference_mode():
+            return self.anatomy.embedding(ids.to(self.device))
 
     def _weights(self) -> dict[str, Tensor]:
         if self.is_offloaded:
@@ -148,12 +183,13 @@ class LanguageModel:
     def _digest(self, name: str, parameter: Tensor) -> str:
         # `.data` writes do not raise `_version`, so a checksum of all bits goes into the state too.
         version = 0 if parameter.is_inference() else parameter._version
-        bits = parameter.detach().contiguous().view(_INTEGERS[parameter.element_size()])
+        here = slice_here(parameter.detach())
+        bits = here.contiguous().view(_INTEGERS[here.element_size()])
         checksum = int(bits.sum(dtype=torch.int64))
-        state = (parameter.data_ptr(), version, tuple(parameter.shape), parameter.dtype, checksum)
+        state = (here.data_ptr(), version, tuple(parameter.shape), parameter.dtype, checksum)
         known = self._digests.get(name)
         if known is None or known[0] != state:
-            raw = parameter.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+            raw = whole(parameter.detach()).cpu().contiguous().reshape(-1).view(torch.uint8)
             label = f"{tuple(parameter.shape)}{parameter.dtype}"
             known = (state, hashlib.sha256(label.encode() + raw.numpy().tobytes()).hexdigest())
             self._digests[name] = known
@@ -163,6 +199,14 @@ class LanguageModel:
         """Raises FactError where a text of `n_tokens` is longer than the model's context."""
         if self.context_length is not None and n_tokens > self.context_length:
             raise FactError(f"The text has {n_tokens} tokens; {self.name} takes {self.context_length}. Shorten it.")
+
+    def check_whole(self, wanted: str) -> None:
+        """Raises AnatomyError where this process holds only slices of the attention's matrices; `wanted` uses them."""
+        if self.is_sharded:
+            raise AnatomyError(
+                f"{wanted} look inside attention, and of its heads this process has but a part. Load the model without "
+                f"tensor_parallel; tracer.trace, trace_heads and attribute work with it."
+            )
 
     def check_unembedding(self) -> None:
         """Raises AnatomyError where the model does not run, or `anatomy.unembed` does not give its own logits."""
@@ -220,6 +264,8 @@ def load(
     dtype: str | torch.dtype | None = None,
     names: Names | None = None,
     check: bool = True,
+    tensor_parallel: bool = False,
+    remote: bool | str = False,
     **options: Any,
 ) -> LanguageModel:
     """Opens a language model for tracing and editing.
@@ -233,6 +279,10 @@ def load(
         names: module paths, for a family that `tracer.anatomy` does not list and `tracer.structure` does not find.
         check: whether names given are of the parts they say; compare the sweep with the definition on a
             made-up prompt, and where they disagree, or the sweep cannot run, say so and trace by the definition.
+        tensor_parallel: cut the model over the processes that torchrun started, each with a GPU of its own if
+            there are GPUs; all of them run the same script.
+        remote: True for a model that NDIF runs, by its hub name, or the address of another such server; its weights
+            stay there and the definition traces it. "local" rehearses that on this machine.
         **options: passed on to `AutoModelForCausalLM.from_pretrained`.
 
     Raises:
@@ -240,6 +290,12 @@ def load(
         AnatomyError: a model type whose parts are not known, names of other parts, or a model that
             the definition cannot trace.
     """
+    if tensor_parallel:
+        options["tensor_parallel"] = True
+    if remote and isinstance(source, str | Path):
+        from tracer.remote import remote_model  # which builds on this module
+
+        return remote_model(str(source), remote, tokenizer, names, here={"device": device, "dtype": dtype, **options})
     opened = loaded_model(source, tokenizer, device=device, dtype=dtype, options=options)
     if opened is None:
         opened = from_pretrained(str(source), tokenizer, device=device, dtype=dtype, options=options)

@@ -24,7 +24,6 @@ from torch import Tensor
 
 from tracer.anatomy import SubLayer
 from tracer.corrupt import Draws
-from tracer.hidden import by_token, hidden_of
 from tracer.lock import lock_of
 from tracer.metric import METRICS, Metric
 from tracer.model import LanguageModel
@@ -80,37 +79,62 @@ def forward(
         positions: how many of the last positions to read.
     """
     begin, end = subject_span
-    nn, places = model.nnsight, _in_order(held or {})
-    kept: dict[Kind, list[Tensor]] = {kind: [] for kind in KINDS}
-    embedding = _envoy(model, model.anatomy.names.embedding)
-    units: list[Tensor] = []
+    nn, embedding, rows = model.nnsight, model.anatomy.names.embedding, len(ids)
+    noise, replaces = (None, False) if draws is None else (draws.values[0], draws.replaces)
+    visits = _visits(model, held or {}, held_unit, keep, keep_units)
+    elsewhere = {"remote": model.remote} if model.remote else {}
+    with lock_of(model.torch), torch.inference_mode(), nn.trace(ids, logits_to_keep=positions, **elsewhere):
+        # Plain values alone in here: the block may be sent to a machine that has no `tracer`.
+        kept = nnsight.save({})
+        if noise is not None:
+            embedded = nn.get(embedding).output
+            subject = embedded[:, begin:end]
+            embedded[:, begin:end] = noise.to(subject) if replaces else subject + noise.to(subject)
+        for path, side, writes, name in visits:
+            found = nn.get(path).input if side == "input" else nn.get(path).output
+            found = found if isinstance(found, torch.Tensor) else found[0]
+            hidden = found.unflatten(0, (rows, -1)) if found.dim() == 2 else found
+            for token, first, last, value in writes:
+                hidden[:, token, first:last] = value.to(hidden)
+            if name:
+                kept.setdefault(name, []).append(hidden.detach().clone())
+        read = nnsight.save(nn.output.logits[:, -positions:].detach())
+    return Run(read, {kind: kept.get(kind, []) for kind in KINDS}, kept.get("units", []))
+
+
+Visit = tuple[str, str, Sequence[tuple[int, int | None, int | None, Tensor]], str]
+
+
+def _visits(
+    model: LanguageModel,
+    held: Mapping[Site, Tensor],
+    held_unit: tuple[Unit, int, Tensor] | None,
+    keep: bool,
+    keep_units: UnitKind | None,
+) -> list[Visit]:
+    """The modules where a pass reads or writes, in the order in which they run.
+
+    Each is its path, "input" or "output" of it, what is written there as (token, first column, last column,
+    value), and the name under which it is kept, or "".
+    """
+    found: list[Visit] = []
     unit_kind = held_unit[0].kind if held_unit else keep_units
-    unit_layers = {held_unit[0].layer} if held_unit else set()
-    whole = keep or keep_units is not None
-    layers = range(model.n_layers) if whole else sorted({site.layer for site in places} | unit_layers)
-    with lock_of(model.torch), torch.inference_mode(), nn.trace(ids, logits_to_keep=positions):
-        if draws is not None:
-            subject = embedding.output[:, begin:end]
-            embedding.output[:, begin:end] = draws.onto(subject[None])[0]
-        for layer in layers:
-            for kind in ("attn", "mlp", "state"):  # the order in which a block computes them
-                if unit_kind is not None and kind == {"head": "attn", "neuron": "mlp"}[unit_kind]:
-                    inside = by_token(_matrix_envoy(model, unit_kind, layer).input, len(ids))
-                    if held_unit and layer == held_unit[0].layer:
-                        unit, token, value = held_unit
-                        inside[:, token, unit.begin : unit.end] = value.to(inside)
-                    if keep_units:
-                        units.append(nnsight.save(inside.clone()))
-                sites = [site for site in places if site.layer == layer and site.kind == kind]
-                if not sites and not keep:
-                    continue
-                hidden = by_token(hidden_of(_site_envoy(model, kind, layer).output), len(ids))
-                for site in sites:
-                    hidden[:, site.token] = held[site].to(hidden)  # pyright: ignore[reportOptionalSubscript]
-                if keep:
-                    kept[kind].append(nnsight.save(hidden.clone()))
-        read = nnsight.save(nn.output.logits[:, -positions:])
-    return Run(read, kept, units)
+    unit_site = None if unit_kind is None else {"head": "attn", "neuron": "mlp"}[unit_kind]
+    for layer in range(model.n_layers):
+        for kind in ("attn", "mlp", "state"):  # the order in which a block computes them
+            if unit_kind is not None and kind == unit_site:
+                unit_writes = []
+                if held_unit and layer == held_unit[0].layer:
+                    unit, token, value = held_unit
+                    unit_writes.append((token, unit.begin, unit.end, value))
+                if unit_writes or keep_units:
+                    path = _matrix_path(model, unit_kind, layer)
+                    found.append((path, "input", unit_writes, "units" if keep_units else ""))
+            sites = [site for site in _in_order(held) if site.layer == layer and site.kind == kind]
+            if sites or keep:
+                writes = [(site.token, None, None, held[site]) for site in sites]
+                found.append((_site_path(model, kind, layer), "output", writes, kind if keep else ""))
+    return found
 
 
 class Passes:
@@ -314,17 +338,13 @@ def _in_order(held: Mapping[Site, Tensor]) -> list[Site]:
     return sorted(held, key=lambda site: (site.layer, site.kind, site.token))
 
 
-def _site_envoy(model: LanguageModel, kind: Kind, layer: int) -> Any:
+def _site_path(model: LanguageModel, kind: Kind, layer: int) -> str:
     names = model.anatomy.names
     inside = {"state": "", "mlp": f".{names.mlp_site}", "attn": f".{names.attention_site}"}[kind]
-    return _envoy(model, f"{names.blocks}.{layer}{inside}")
+    return f"{names.blocks}.{layer}{inside}"
 
 
-def _matrix_envoy(model: LanguageModel, kind: UnitKind, layer: int) -> Any:
+def _matrix_path(model: LanguageModel, kind: UnitKind, layer: int) -> str:
     names = model.anatomy.names
     matrices_of(model, kind)  # or an error that says which is missing
-    return _envoy(model, f"{names.blocks}.{layer}.{names.head_matrix if kind == 'head' else names.value_matrix}")
-
-
-def _envoy(model: LanguageModel, path: str) -> Any:
-    return model.nnsight.get(path)
+    return f"{names.blocks}.{layer}.{names.head_matrix if kind == 'head' else names.value_matrix}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from importlib.util import find_spec
 from typing import Any
@@ -19,8 +20,9 @@ def bar(total: int, label: str, *, show: bool | None = None, unit: str = "it") -
     Args:
         total: number of steps.
         label: what is being done.
-        show: True or False; None shows it in a terminal or a notebook only.
+        show: True or False; None shows it in a terminal or a notebook only, and of torchrun's processes in the first.
         unit: what a step is.
     """
-    visible = (sys.stderr.isatty() or "ipykernel" in sys.modules) if show is None else show
+    watched = os.environ.get("RANK", "0") == "0" and (sys.stderr.isatty() or "ipykernel" in sys.modules)
+    visible = watched if show is None else show
     return tqdm(total=total, desc=label, unit=unit, leave=False, disable=not visible, dynamic_ncols=True)

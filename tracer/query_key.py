@@ -130,6 +130,7 @@ def attribute_queries_and_keys(
         raise SiteError(f"There is no method {method!r}. Choose from {', '.join(get_args(Method))}.")
     if method == "atp*" and model.n_layers < 2:
         raise AnatomyError('AtP* drops one layer of several; this model has one. Write method="qk-fix".')
+    model.check_whole("Queries and keys")
     prepared = prepare(model, fact, Plan(window=1, samples=samples, seed=seed, corruption=corruption))
     with differentiable():
         backward = _Backward(prepared)

@@ -15,7 +15,7 @@ from torch._dynamo.eval_frame import OptimizedModule
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from tracer.embedded import EMBEDDED, dequantise, embedded_folder
-from tracer.errors import ModelSourceError, TracerWarning
+from tracer.errors import MissingPackageError, ModelSourceError, TracerWarning
 from tracer.storage import cache_folder
 
 Opened = tuple[PreTrainedModel, PreTrainedTokenizerBase | None, str]
@@ -78,15 +78,20 @@ def from_pretrained(
     dtype: str | torch.dtype | None,
     options: dict[str, Any],
 ) -> Opened:
-    """Loads what `source` names, without gradients."""
+    """Loads what `source` names, without gradients; of it the slices of this process, if the options say so."""
     kind = _dtype("float32" if dtype is None else dtype)
     if kind is torch.float16:
         warnings.warn("float16 overflows in many models; bfloat16 does not.", TracerWarning, stacklevel=3)
-    where = _device(device)
+    cut = bool(options.pop("tensor_parallel", False))
+    if cut and device is not None:
+        raise ModelSourceError("With tensor_parallel=True each process takes a device of its own: leave out device=.")
+    where = None if cut else _device(device)
     if where == "auto":
         options = {**options, "device_map": "auto"}
     try:
-        place = _folder(source)
+        place = place_of(source)
+        if cut:
+            options = {**options, "distributed_config": _parallel_plan(place)}
         model = AutoModelForCausalLM.from_pretrained(place, dtype=kind, **{"return_dict": True, **options})
         tokenizer = tokenizer or AutoTokenizer.from_pretrained(place)
     except ModelSourceError:
@@ -101,6 +106,14 @@ def from_pretrained(
         model.to(where)  # pyright: ignore[reportArgumentType]
     model.requires_grad_(False)
     return model, tokenizer, source
+
+
+def _parallel_plan(place: str) -> Any:
+    try:
+        from tracer.tensor_parallel import parallel_plan  # which needs a recent transformers
+    except ImportError as error:
+        raise MissingPackageError("tensor_parallel=True needs transformers 5.21 or newer.") from error
+    return parallel_plan(place)
 
 
 def _device(device: str | torch.device | None) -> torch.device | Literal["auto"]:
@@ -124,7 +137,7 @@ def _dtype(dtype: str | torch.dtype) -> torch.dtype:
     return found
 
 
-def _folder(source: str) -> str:
+def place_of(source: str) -> str:
     """What `from_pretrained` takes for this source; GGUF files are dequantised once into the cache."""
     if source in EMBEDDED:
         return str(embedded_folder(source))

@@ -23,6 +23,7 @@ from tracer.groups import Group
 from tracer.model import LanguageModel
 from tracer.plan import Plan
 from tracer.progress import bar
+from tracer.ranks import folder_here
 from tracer.severed import Severed
 from tracer.site import KINDS, Direction, Kind
 from tracer.storage import plain
@@ -162,7 +163,7 @@ class _Traces:
 
     def __init__(self, model: LanguageModel, plan: Plan, folder: str | Path | None, steps: Any) -> None:
         self.model, self.plan, self.steps = model, plan, steps
-        self.folder = None if folder is None else Path(folder)
+        self.folder = None if folder is None else folder_here(model, folder)
         self.fingerprint = model.fingerprint()
         self.n = 0
         self._done: dict[int, TraceResult] = {}

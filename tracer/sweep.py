@@ -232,8 +232,9 @@ class BatchSweep:
 
         groups = [group for group in places if group]
         while rows and groups:
-            # Offloaded weights come and go with each call: one thread alone may use them.
-            workers = 1 if self.model.is_offloaded else thread_count(self.draws.device, len(self.draws))
+            # Offloaded weights come and go with each call, slices are put together in each: one thread alone may do so.
+            alone = self.model.is_offloaded or self.model.is_sharded
+            workers = 1 if alone else thread_count(self.draws.device, len(self.draws))
             cut = bundles(groups, self.n_tokens, self.budget.bundle_pairs)
             chunks = self._chunks(len(rows), workers)
             try:
@@ -241,7 +242,8 @@ class BatchSweep:
                     in_threads([partial(climb, *job) for job in product(cut, chunks)], workers)
                 break
             except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error):
+                # The other processes of a sharded model do not know that memory ran out in this one.
+                if not is_out_of_memory(error) or self.model.is_sharded:
                     raise
                 self.budget = self.budget.halved()  # or an error that says what to write
         found = result[[places[group] for group in wanted]]

@@ -14,9 +14,7 @@ from tracer.model import LanguageModel
 
 def embeddings(model: LanguageModel, ids: Tensor) -> Tensor:
     """What the embedding module gives for token ids [...]: float64 [..., width] on the CPU."""
-    with torch.inference_mode():
-        found = model.anatomy.embedding(ids.to(model.device)).cpu().double()
-    return found.clone()
+    return model.embedded(ids).cpu().double().clone()
 
 
 def subject_embeddings(model: LanguageModel, subjects: Iterable[str]) -> Tensor:

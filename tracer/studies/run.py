@@ -24,6 +24,7 @@ from tracer.fact import Fact, TokenizedFact
 from tracer.model import LanguageModel
 from tracer.plan import Plan
 from tracer.progress import bar
+from tracer.ranks import folder_here
 from tracer.studies.batches import Batch, batches_of
 from tracer.studies.manifest import NAME, Entry, Manifest, plan_record, software
 from tracer.studies.study import Study
@@ -74,7 +75,7 @@ def run_study(
         FactError: no facts.
         StudyError: the folder holds another study, or a worker dies on every attempt.
     """
-    facts, out = list(facts), Path(out)
+    facts, out = list(facts), folder_here(model, out)
     if not facts or (most is not None and most < 1):
         raise FactError("No facts to study. Try tracer.facts.bundled(), and most=1 or more.")
     if until_ci is not None and not until_ci > 0:

@@ -75,6 +75,8 @@ def workers_of(backend: Backend, n: int, recipe: Recipe, model: LanguageModel) -
     """`n` workers, which end with the block; none: `model` itself traces."""
     if n < 0 or backend not in ("local", "ray"):
         raise StudyError(f'There are no {n} workers of {backend!r}. Write workers=2 and backend="local" or "ray".')
+    if n and model.is_sharded:
+        raise StudyError("The processes of torchrun trace this model together: write workers=0.")
     if n == 0:
         yield Here(model, recipe.plan)
         return
