@@ -8,6 +8,7 @@ from tracer.errors import FactError
 from tracer.fact import Fact
 from tracer.facts import bundled, paraphrases, spread_over_relations
 from tracer.model import LanguageModel
+from tracer.plan import Plan
 from tracer.study import usable
 
 MOST_PARAPHRASES = 4
@@ -24,11 +25,12 @@ def bundled_records(model: LanguageModel, n: int) -> list[dict[str, Any]]:
         FactError: fewer than `n` such facts.
     """
     records: list[dict[str, Any]] = []
+    plan = Plan()
     for number, fact in enumerate(spread_over_relations(bundled())):
         if len(records) == n:
             break
         found = _record(number, fact)
-        if found is not None and usable(model, fact, None, known_only=True)[0] is not None:
+        if found is not None and usable(model, fact, plan, known_only=True)[0] is not None:
             records.append(found)
     if len(records) < n:
         raise FactError(f"The model predicts {len(records)} bundled facts with neighbours. Ask for as many or fewer.")
