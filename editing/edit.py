@@ -1,15 +1,15 @@
-"""What was written: changes of weights that can be undone, saved and applied again.
+"""What was written: changes of weights, or what was put beside them; undone, saved and applied again.
 
 Undo puts the old values back bit for bit: subtracting a change would not. A saved edit holds the
-changes alone (for low-rank ones two thin matrices, a few kilobytes) and the fingerprint of the weights
-it was made for.
+changes alone (for low-rank ones two thin matrices, a few kilobytes), its attachments and the
+fingerprint of the model it was made for.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from editing.attachment import ATTACHMENTS, Attachment
 from editing.change import KINDS, Change
 from editing.errors import BaseModelError, EditFailedError, EditOrderError
 from editing.request import EditRequest
@@ -25,7 +26,7 @@ from tracer.errors import FileFormatError
 from tracer.model import LanguageModel
 from tracer.storage import read_tensors, write_tensors
 
-FORMAT = 2
+FORMAT = 3
 
 
 @dataclass(frozen=True)
@@ -43,19 +44,20 @@ class Written:
 
 @dataclass(eq=False)
 class Edit:
-    """Changes of a model's weights, with what they were made from.
+    """What makes a model answer otherwise, with what it was made from.
 
-    Usable as a context manager: the changes are undone when the block ends, also by an exception; so are
-    later ones of the same weight that were made inside the block.
+    Usable as a context manager: it is undone when the block ends, also by an exception; so are later
+    changes of the same weight that were made inside the block.
 
     Attributes:
         requests: the facts written.
         changes: in the order in which they are made.
         editor: the method's name and settings.
-        base: fingerprint of the weights before the edit.
+        base: fingerprint of the model before the edit.
         diagnostics: one record a request: norms, losses, times.
         kept: tensors that later edits of the same method need, by name.
         summary: of the edit as a whole: change of each weight, residuals, times, memory.
+        attachments: what stands beside the weights, in the order in which it is attached.
         model: the model it is applied to now, or None.
         before: the changed weights as they were, while the edit is applied.
     """
@@ -67,11 +69,13 @@ class Edit:
     diagnostics: tuple[Mapping[str, Any], ...] = ()
     kept: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
     summary: Mapping[str, Any] = field(default_factory=dict)
+    attachments: tuple[Attachment, ...] = ()
     model: LanguageModel | None = None
     before: dict[str, Tensor] = field(default_factory=dict, repr=False)
+    _detachers: list[Callable[[], None]] = field(default_factory=list, repr=False)
 
     def apply(self, model: LanguageModel) -> Edit:
-        """Adds the changes to `model`'s weights.
+        """Adds the changes to `model`'s weights, and attaches the rest.
 
         Raises:
             BaseModelError: these are not the weights the edit was made for.
@@ -89,6 +93,7 @@ class Edit:
         try:
             for change in self.changes:
                 self.write(change)
+            self.attach_all()
         except BaseException:
             self.undo()
             raise
@@ -122,8 +127,23 @@ class Edit:
         norm, lost = delta.norm(), (rounded.double() - wanted).norm()
         return Written(float(norm / before.double().norm()), float(lost / norm) if norm else 0.0)
 
+    def attach_all(self) -> None:
+        """Puts the attachments on the model."""
+        assert self.model is not None
+        for attachment in self.attachments:
+            self._detachers.append(attachment.attach(self.model))
+
+    def detach_all(self) -> None:
+        """Takes them off, the last one first."""
+        while self._detachers:
+            self._detachers.pop()()
+
+    def digest(self) -> str:
+        """Of what is attached now; "" where nothing is. Weights speak for themselves."""
+        return "".join(attachment.digest() for attachment in self.attachments) if self._detachers else ""
+
     def undo(self) -> None:
-        """Puts the old weights back, bit for bit. An edit that is not applied stays as it is.
+        """Puts the old weights back, bit for bit, and detaches the rest. An edit that is not applied stays as it is.
 
         Raises:
             EditOrderError: a later edit of the same weight is still applied.
@@ -136,6 +156,7 @@ class Edit:
                 f"{len(blocking)} later edit(s) change the same weight and must be undone first, the last one first: "
                 f"{'; '.join(edit.title for edit in reversed(blocking))}."
             )
+        self.detach_all()
         with torch.no_grad():
             for name, before in self.before.items():
                 self.model.torch.get_parameter(name).copy_(before)
@@ -170,16 +191,19 @@ class Edit:
         return f"Edit({self.editor.get('method')}: {self.title}; {state})"
 
     def save(self, path: str | Path) -> None:
-        """Writes the changes to one safetensors file, atomically."""
+        """Writes changes and attachments to one safetensors file, atomically."""
         tensors = {f"kept/{name}": tensor for name, tensor in self.kept.items()}
         for number, change in enumerate(self.changes):
             tensors |= {f"{number}/{name}": tensor for name, tensor in change.tensors().items()}
+        for number, attachment in enumerate(self.attachments):
+            tensors |= {f"attached/{number}/{name}": tensor for name, tensor in attachment.tensors().items()}
         names: dict[type, str] = {of: kind for kind, of in KINDS.items()}
         about = {
             "kind": "edit",
             "format": FORMAT,
             "base": self.base,
             "changes": [{"kind": names[type(change)], "weight": change.weight} for change in self.changes],
+            "attachments": [{"kind": one.kind, "about": one.about()} for one in self.attachments],
             "requests": [dataclasses.asdict(request) for request in self.requests],
             "editor": dict(self.editor),
             "diagnostics": [dict(record) for record in self.diagnostics],
@@ -201,11 +225,12 @@ def load_edit(path: str | Path) -> Edit:
         changes = tuple(_change(number, record, tensors) for number, record in enumerate(about["changes"]))
         requests = tuple(EditRequest(**request) for request in about["requests"])
         kept = {name.removeprefix("kept/"): tensor for name, tensor in tensors.items() if name.startswith("kept/")}
+        attached = tuple(_attachment(number, one, tensors) for number, one in enumerate(about["attachments"]))
         records, summary = tuple(about["diagnostics"]), dict(about["summary"])
-        edit = Edit(requests, changes, dict(about["editor"]), str(about["base"]), records, kept, summary)
+        edit = Edit(requests, changes, dict(about["editor"]), str(about["base"]), records, kept, summary, attached)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise FileFormatError(f"{path} is an edit of another version: {error}. Make it again.") from error
-    expected = sum(len(change.tensors()) for change in changes) + len(kept)
+    expected = sum(len(part.tensors()) for part in (*changes, *attached)) + len(kept)
     if len(tensors) != expected or not all(torch.isfinite(tensor).all() for tensor in tensors.values()):
         raise FileFormatError(f"{path} is damaged. Make the edit again.")
     return edit
@@ -215,6 +240,12 @@ def _change(number: int, record: Mapping[str, str], tensors: Mapping[str, Tensor
     kind = KINDS[record["kind"]]
     names = [one.name for one in dataclasses.fields(kind) if one.name != "weight"]
     return kind(record["weight"], *(tensors[f"{number}/{name}"] for name in names))
+
+
+def _attachment(number: int, record: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Attachment:
+    begin = f"attached/{number}/"
+    own = {name.removeprefix(begin): tensor for name, tensor in tensors.items() if name.startswith(begin)}
+    return ATTACHMENTS[record["kind"]].restored(record["about"], own)
 
 
 def undo_all(edits: Sequence[Edit]) -> None:
@@ -228,17 +259,22 @@ def undo_all(edits: Sequence[Edit]) -> None:
 
 @contextlib.contextmanager
 def unedited(model: LanguageModel) -> Iterator[None]:
-    """The model's weights as they were before every edit, while the block runs."""
+    """The model as it was before every edit, while the block runs."""
     original: dict[str, Tensor] = {}
+    attached = [edit for edit in model.edits if edit.digest()]
     for edit in model.edits:
         for name, before in edit.before.items():
             original.setdefault(name, before)
     now = {name: model.torch.get_parameter(name).detach().clone() for name in original}
     _put(model, original)
+    for edit in attached:
+        edit.detach_all()
     try:
         yield
     finally:
         _put(model, now)
+        for edit in attached:
+            edit.attach_all()
 
 
 def _put(model: LanguageModel, values: Mapping[str, Tensor]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from editing.asking import routes
 from tracer.model import LanguageModel
 from tracer.progress import bar
 from tracer.tokens import encode
@@ -40,9 +42,9 @@ OPENINGS = (
 def complete(model: LanguageModel, prompts: Sequence[str], *, new_tokens: int = 20) -> list[str]:
     """The greedy continuation of each prompt, without the prompt; it may end earlier at an end-of-text token."""
     written = []
-    for prompt in prompts:
-        ids = torch.tensor([encode(model.tokenizer, prompt).ids], device=model.device)
-        written.append(_text(model, continued(model, ids, new_tokens)[0, ids.shape[1] :].tolist()))
+    for route in routes(model, prompts):
+        ids = torch.tensor([encode(route.model.tokenizer, route.prompt).ids], device=route.model.device)
+        written.append(_text(route.model, continued(route.model, ids, new_tokens)[0, ids.shape[1] :].tolist()))
     return written
 
 
@@ -53,15 +55,15 @@ def answers(model: LanguageModel, prompts: Sequence[str], *, new_tokens: int = 2
     abbreviation.
     """
     found = [""] * len(prompts)
-    for numbers, ids in _of_one_length(model, prompts):
-        width = ids.shape[1]
+    for batch in _of_one_length(model, prompts):
+        width, answering = batch.ids.shape[1], batch.model
 
-        def all_ended(now: Tensor, width: int = width) -> bool:
-            return all(_first_line(model, row)[1] for row in now[:, width:].tolist())
+        def all_ended(now: Tensor, width: int = width, answering: LanguageModel = answering) -> bool:
+            return all(_first_line(answering, row)[1] for row in now[:, width:].tolist())
 
-        written = continued(model, ids, new_tokens, until=all_ended)[:, width:].tolist()
-        for number, row in zip(numbers, written, strict=True):
-            found[number] = _first_line(model, row)[0]
+        written = continued(answering, batch.ids, new_tokens, until=all_ended)[:, width:].tolist()
+        for number, row in zip(batch.numbers, written, strict=True):
+            found[number] = _first_line(answering, row)[0]
     return found
 
 
@@ -80,25 +82,47 @@ def seeded_samples(
     Source: Meng et al. 2022, sec. 3.3 (fluency): top-k 5, 100 tokens.
     """
     found = [""] * len(prompts)
-    for numbers, ids in _of_one_length(model, prompts):
-        new = max(0, length - ids.shape[1])
-        draws = np.stack([_stream(labels[number]).random(new) for number in numbers])
-        written = continued(model, ids, new, top_k=top_k, draws=torch.from_numpy(draws))
-        for number, row in zip(numbers, written.tolist(), strict=True):
-            found[number] = _decoded(model, row)
+    for batch in _of_one_length(model, prompts):
+        new = max(0, length - batch.given)
+        draws = np.stack([_stream(labels[number]).random(new) for number in batch.numbers])
+        written = continued(batch.model, batch.ids, new, top_k=top_k, draws=torch.from_numpy(draws))
+        for number, row in zip(batch.numbers, written.tolist(), strict=True):
+            read = _decoded(batch.model, row[: batch.ids.shape[1]])
+            found[number] = prompts[number] + _decoded(batch.model, row).removeprefix(read)
     return found
 
 
-def _of_one_length(model: LanguageModel, prompts: Sequence[str], most: int = 64) -> Iterator[tuple[list[int], Tensor]]:
-    """Prompts with equally many tokens, at most `most` at a time: nothing need be padded."""
-    encoded = [encode(model.tokenizer, prompt).ids for prompt in prompts]
-    groups: dict[int, list[int]] = {}
-    for number, ids in enumerate(encoded):
-        groups.setdefault(len(ids), []).append(number)
+@dataclass(frozen=True)
+class _Batch:
+    """Prompts that one model reads, with equally many tokens: nothing need be padded.
+
+    Attributes:
+        model: that reads them.
+        numbers: their places among the prompts given.
+        ids: what it reads, [prompt, token].
+        given: tokens of each prompt as it was given.
+    """
+
+    model: LanguageModel
+    numbers: list[int]
+    ids: Tensor
+    given: int
+
+
+def _of_one_length(model: LanguageModel, prompts: Sequence[str], most: int = 64) -> Iterator[_Batch]:
+    """The prompts in batches of at most `most`."""
+    asked = routes(model, prompts)
+    encoded = [encode(route.model.tokenizer, route.prompt).ids for route in asked]
+    given = [len(encode(model.tokenizer, prompt).ids) for prompt in prompts]
+    groups: dict[tuple[int, int, int], list[int]] = {}
+    for number, (route, ids) in enumerate(zip(asked, encoded, strict=True)):
+        groups.setdefault((id(route.model), len(ids), given[number]), []).append(number)
     for group in groups.values():
+        answering = asked[group[0]].model
         for begin in range(0, len(group), most):
             numbers = group[begin : begin + most]
-            yield numbers, torch.tensor([encoded[number] for number in numbers], device=model.device)
+            ids = torch.tensor([encoded[number] for number in numbers], device=answering.device)
+            yield _Batch(answering, numbers, ids, given[numbers[0]])
 
 
 def _stream(label: str) -> np.random.Generator:

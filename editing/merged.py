@@ -25,6 +25,11 @@ def merge(edit: Edit, folder: str | Path) -> Path:
     folder, model = Path(folder), edit.model
     if model is None or model.edits != [edit]:
         raise EditFailedError("Only a model with this one edit applied can be merged. Apply it, undo the others.")
+    if edit.attachments:
+        raise EditFailedError(
+            f"{edit.editor.get('method')} leaves the weights as they are, so there is nothing to merge: "
+            f"edit.save(path) keeps the edit."
+        )
     if folder.exists():
         raise EditFailedError(f"{folder} is there already. Give a new folder.")
     about = {

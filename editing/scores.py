@@ -14,11 +14,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from editing.asking import prompts_end_at, routes
 from tracer.model import LanguageModel
 from tracer.tokens import TargetEncoding, encode_with_target, right_padded
 
@@ -28,6 +30,7 @@ WHOLE_OUTPUT_TOKENS = 128  # padded tokens in one pass that gives logits everywh
 
 Pair = tuple[str, str]
 Ids = tuple[int, ...]
+Row = tuple[Ids, int | None]  # an input, and where its prompt ends if that matters
 Visit = Callable[[Pair, int, Tensor], None]
 
 
@@ -85,17 +88,35 @@ def target_scores(
         FactError: a target without tokens, or a text longer than the model's context.
         NumericsError: logits that are not finite.
     """
-    encodings = {pair: encode_with_target(model.tokenizer, *pair) for pair in dict.fromkeys(pairs)}
+    prompts = list(dict.fromkeys(prompt for prompt, _ in pairs))
+    asked = dict(zip(prompts, routes(model, prompts), strict=True))
+    found: dict[Pair, TargetScore] = {}
+    for answering in {id(route.model): route.model for route in asked.values()}.values():
+        encodings = {
+            pair: encode_with_target(answering.tokenizer, asked[pair[0]].prompt, pair[1])
+            for pair in dict.fromkeys(pairs)
+            if asked[pair[0]].model is answering
+        }
+        found |= _scores(answering, encodings, visit, share=share)
+    return [found[pair] for pair in pairs]
+
+
+def _scores(
+    model: LanguageModel, encodings: Mapping[Pair, TargetEncoding], visit: Visit | None, *, share: bool
+) -> dict[Pair, TargetScore]:
     model.check_length(max((len(encoding.ids) - 1 for encoding in encodings.values()), default=0))
-    hosts = _hosts(encodings.values(), share=share)
-    readers: dict[Ids, list[Pair]] = {}
+    by_end = any(edit.attachments for edit in model.edits)  # what is attached may go by where a prompt ends
+    hosts = _hosts(encodings.values(), share=share and not by_end)
+    readers: dict[Row, list[Pair]] = {}
     for pair, encoding in encodings.items():
-        readers.setdefault(hosts[encoding.ids[:-1]], []).append(pair)
+        end = encoding.n_prompt - 1 if by_end else None
+        readers.setdefault((hosts[encoding.ids[:-1]], end), []).append(pair)
     found: dict[Pair, TargetScore] = {}
     for rows in _batches(readers, WHOLE_OUTPUT_TOKENS if _wrapped(model) else TOKENS):
         served = [{pair: encodings[pair] for pair in readers[row]} for row in rows]
-        found |= _batch_scores(model, rows, served, visit)
-    return [found[pair] for pair in pairs]
+        with prompts_end_at(model, [end for _, end in rows if end is not None]) if by_end else nullcontext():
+            found |= _batch_scores(model, [ids for ids, _ in rows], served, visit)
+    return found
 
 
 def _hosts(encodings: Iterable[TargetEncoding], *, share: bool) -> dict[Ids, Ids]:
@@ -110,11 +131,11 @@ def _hosts(encodings: Iterable[TargetEncoding], *, share: bool) -> dict[Ids, Ids
     return hosts
 
 
-def _batches(rows: Mapping[Ids, object], tokens: int) -> Iterator[list[Ids]]:
+def _batches(rows: Iterable[Row], tokens: int) -> Iterator[list[Row]]:
     """Rows by length, as many at a time as fit into `tokens` when padded."""
-    batch: list[Ids] = []
-    for row in sorted(rows, key=len):
-        if batch and (len(batch) + 1) * len(row) > tokens:
+    batch: list[Row] = []
+    for row in sorted(rows, key=lambda row: len(row[0])):
+        if batch and (len(batch) + 1) * len(row[0]) > tokens:
             yield batch
             batch = []
         batch.append(row)

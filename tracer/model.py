@@ -35,7 +35,8 @@ class LanguageModel:
         anatomy: its modules by role.
         name: what it was loaded from.
         remote: where nnsight runs it if not here; `torch` has no weights then.
-        edits: what `editing` has written into the weights and not undone, oldest first.
+        edits: what `editing` has written or attached and not undone, oldest first.
+        readers: what `editing` has attached that reads prompts before the model does, oldest first.
         remembered: what was measured on this model and need not be measured again, by what it depends on.
     """
 
@@ -58,6 +59,7 @@ class LanguageModel:
         self._warned_hooks: set[int] = set()
         # Kept on the torch model, so that two wrappers of it know of each other's edits.
         self.edits: list[Any] = torch_model.__dict__.setdefault("_applied_edits", [])
+        self.readers: list[Any] = torch_model.__dict__.setdefault("_prompt_readers", [])
         self.remembered: dict[Any, Any] = {}
         self.remote = remote
         self._nnsight = nnsight
@@ -154,14 +156,16 @@ class LanguageModel:
     def fingerprint(self) -> str:
         """sha256 over every weight and its name: equal weights, equal fingerprint, on any device.
 
-        Only weights that changed since the last call are read again. A model on another machine shows no weights: its
-        name stands for them.
+        What edits have attached beside the weights counts too. Only weights that changed since the last call are read
+        again. A model on another machine shows no weights: its name stands for them.
         """
         if self.remote:
             return hashlib.sha256(f"remote {self.name}".encode()).hexdigest()
         whole = hashlib.sha256()
         for name, parameter in sorted(self._weights().items()):
             whole.update(f"{name}:{self._digest(name, parameter)}".encode())
+        for edit in self.edits:
+            whole.update(edit.digest().encode())
         return whole.hexdigest()
 
     def embedded(self, ids: Tensor) -> Tensor:
