@@ -64,6 +64,31 @@ def test_values_found_together_equal_those_found_alone(family_model: tracer.Lang
         assert value.steps == alone.steps and value.clamped == alone.clamped
 
 
+def test_rows_of_some_contexts_are_the_rows_of_those_contexts_alone(family_model: tracer.LanguageModel) -> None:
+    assert len(PREFIXES) > 2
+    some = request_rows(family_model, REQUESTS, PREFIXES).of_some([0, 2])
+    alone = request_rows(family_model, REQUESTS, (PREFIXES[0], PREFIXES[2]))
+    for name, value in vars(alone).items():
+        assert torch.equal(torch.as_tensor(getattr(some, name)), torch.as_tensor(value)), name
+
+
+def test_contexts_taken_in_turns_all_have_their_turn_and_the_bare_prompt_every_one(toy_model) -> None:
+    rows = request_rows(toy_model, REQUESTS, ("", "Yes. ", "It is so: ", "No. ", "Then: ", "Well. "))
+    assert rows.in_turns(None) == rows.in_turns(5) == [rows]
+    turns = rows.in_turns(2)
+    assert [turn.each for turn in turns] == [4, 4, 3]  # the bare prompt, at most two prefixes, the essence
+    assert all(torch.equal(turn.lookup[0], rows.lookup[0]) for turn in turns)
+    places = [int(at) for turn in turns for at in turn.lookup[1 : turn.each - 1]]
+    assert sorted(places) == sorted(rows.lookup[1 : rows.each - 1].tolist())
+
+
+def test_values_from_contexts_in_turns_say_the_new_answer_too(toy_model: tracer.LanguageModel) -> None:
+    rows = request_rows(toy_model, REQUESTS, PREFIXES)
+    search = Search(steps=30, decay=0.0, kl=0.0, clamp=20.0, contexts_a_step=1)
+    for value in optimise_values(toy_model, 1, rows, search):
+        assert value.probability[1] > max(0.5, 20 * value.probability[0])
+
+
 def test_a_delta_at_two_places_equals_one_in_a_whole_pass(family_model: tracer.LanguageModel) -> None:
     layer, rows = 2, request_rows(family_model, REQUESTS, PREFIXES)
     shape = (len(REQUESTS), 2, family_model.d_model)

@@ -120,7 +120,8 @@ def read_tensors(path: str | Path, kind: str) -> tuple[dict[str, torch.Tensor], 
         with safe_open(path, framework="pt") as file:
             about = json.loads((file.metadata() or {}).get("about", "null"))
             names = list(file.keys())  # a safetensors file is not iterable itself
-            tensors = {name: file.get_tensor(name) for name in names}
+            # Copies: as they lie in a file they are not aligned, and products of them round otherwise.
+            tensors = {name: file.get_tensor(name).clone() for name in names}
     except (SafetensorError, json.JSONDecodeError, OSError) as error:
         raise FileFormatError(f"{path} is not a whole safetensors file ({error}). Save it again.") from error
     if not isinstance(about, dict) or about.get("kind") != kind:

@@ -42,7 +42,7 @@ class LocateThenEdit(ABC):
     """Settings of the value optimisation and of the key statistics; `apply` and `each`.
 
     Attributes:
-        steps, rate, decay, kl, clamp: of the value optimisation (`Search`).
+        steps, rate, decay, kl, clamp, contexts_a_step: of the value optimisation (`Search`).
         context_plan: random prefixes, (how many, tokens each); () for the bare prompt alone.
         corpus: text file for the key statistics; None: text that the model writes itself.
         tokens: of the corpus; None: 100,000 of a file, 10 * d_mlp of the model's own text.
@@ -54,6 +54,7 @@ class LocateThenEdit(ABC):
     decay: float = 0.5
     kl: float = 0.0625
     clamp: float = 4.0
+    contexts_a_step: int | None = None
     context_plan: tuple[tuple[int, int], ...] = ()
     corpus: str | Path | None = None
     tokens: int | None = None
@@ -63,12 +64,15 @@ class LocateThenEdit(ABC):
     openings: ClassVar[tuple[str, ...] | None] = None
 
     def __post_init__(self) -> None:
-        for name in ("steps", *(("tokens",) if self.tokens is not None else ())):
-            self._whole_number(name)
+        for name in ("steps", "tokens", "contexts_a_step"):
+            if getattr(self, name) is not None:
+                self._whole_number(name)
         if self.steps < 2:
             raise RequestError(f"steps={self.steps} leaves the value as it is. Write steps=20.")
         if self.tokens is not None and self.tokens < 2:
             raise RequestError(f"tokens={self.tokens} estimates nothing. Write tokens=100_000, or None.")
+        if self.contexts_a_step is not None and self.contexts_a_step < 1:
+            raise RequestError(f"contexts_a_step={self.contexts_a_step}: write contexts_a_step=2, or None for all.")
         if not self.ridge >= 0:
             raise RequestError(f"ridge={self.ridge} is negative. Write ridge={RIDGE}.")
         if self.corpus is not None and not Path(self.corpus).is_file():
@@ -154,7 +158,8 @@ class LocateThenEdit(ABC):
 
     def search(self) -> Search:
         """Settings of the value optimisation."""
-        return Search(steps=self.steps, rate=self.rate, decay=self.decay, kl=self.kl, clamp=self.clamp)
+        names = ("steps", "rate", "decay", "kl", "clamp", "contexts_a_step")
+        return Search(**{name: getattr(self, name) for name in names})
 
     def prefixes(self, model: LanguageModel, seed: int) -> tuple[str, ...]:
         """The contexts of every request, the empty one first."""

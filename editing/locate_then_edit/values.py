@@ -6,6 +6,7 @@ and kept in the ball |delta| <= clamp * |z0| (Meng et al. 2022, eq. 4, with the 
 optimises two places of a block together (Li et al. 2023, sec. 4.1).
 
 Requests are optimised together: Adam is elementwise, so each goes its own way as if it were alone.
+Where steps take contexts in turns, each sees the bare prompt and some of the others: other values, sooner.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ class Search:
         decay, kl: weights in the loss.
         clamp: of |delta| / |z0|.
         greedy: once every target token is the argmax, weigh the NLL by 0.1 and stop at a small KL (PMET).
+        contexts_a_step: random prefixes that a step sees, others at the next; None: all at every step, as published.
     """
 
     steps: int = 20
@@ -44,6 +46,7 @@ class Search:
     kl: float = 0.0625
     clamp: float = 4.0
     greedy: bool = False
+    contexts_a_step: int | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,16 +89,17 @@ def optimise_values(
     Raises:
         EditFailedError: a loss became NaN or infinite.
     """
-    suffix = Suffix(model, layer, rows, parts)
+    turns = [Suffix(model, layer, some, parts) for some in rows.in_turns(search.contexts_a_step)]
     # In 16 bits Adam's own numbers underflow: deltas live in float32 or wider.
-    initial = suffix.initial if suffix.initial.dtype == torch.float64 else suffix.initial.float()
+    initial = turns[0].initial if turns[0].initial.dtype == torch.float64 else turns[0].initial.float()
     paths = [_Path(z0, search) for z0 in initial]
     base: Tensor | None = None
-    for _ in range(search.steps):
+    for step in range(search.steps):
+        suffix = turns[step % len(turns)]
         targets, essence = suffix.logits(torch.stack([path.delta for path in paths]))
         essence = essence.log_softmax(-1)
         base = essence.detach() if base is None else base
-        nll, greedy = _on_targets(rows, targets)
+        nll, greedy = _on_targets(suffix.rows, targets)
         drift = search.kl * (essence.exp() * (essence - base)).sum(-1)
         losses = [path.loss(*of_request) for path, *of_request in zip(paths, nll, drift, greedy, strict=True)]
         each_step()
