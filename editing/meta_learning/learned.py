@@ -22,7 +22,7 @@ from editing.meta_learning.factors import frozen
 from editing.meta_learning.hypernetwork import Hypernetwork
 from editing.meta_learning.matrices import Sizes, check_sizes, feed_forward_weights, lowest_layer, sizes
 from editing.meta_learning.objective import Objective, Weighted
-from editing.meta_learning.pieces import Pieces, changes, column, request_records
+from editing.meta_learning.pieces import Pieces, changes, pieces_of, request_records
 from editing.meta_learning.plan import TrainingPlan
 from editing.meta_learning.records import TrainingRecord, digest, split_by_subject
 from editing.meta_learning.texts import texts_of
@@ -255,7 +255,7 @@ class Learned(ABC):
                 asked = network.asked(model, pairs[number * TOGETHER : number * TOGETHER + each.n_rows])
                 terms = network.proposed(each, asked, scale.to(each.base))
                 for row in range(each.n_rows):
-                    yield {name: (column(term.out[row]), column(term.into[row])) for name, term in terms.items()}
+                    yield pieces_of(terms, row)
                 shown.update(each.n_rows)
 
     def _write(self, edit: Edit, pieces: Sequence[Pieces]) -> None:

@@ -9,14 +9,20 @@ import torch
 from torch import Tensor
 
 from editing.change import LowRank
+from editing.meta_learning.side_terms import SideTerm
 from editing.request import EditRequest
 
 Pieces = dict[str, tuple[Tensor, Tensor]]  # of one request, by weight name: out [m, rank], into [n, rank]
 
 
-def column(side: Tensor) -> Tensor:
-    """[rank, width] as [width, rank], without the columns of padding, which are zero."""
-    return side.detach().double().cpu()[(side != 0).any(-1).cpu()].T.contiguous()
+def pieces_of(terms: Mapping[str, SideTerm], row: int) -> Pieces:
+    """One row's changes, float64 on the CPU, without what padding left: columns of zeros."""
+    found = {}
+    for weight, term in terms.items():
+        out, into = (side[row].detach().double().cpu() for side in (term.out, term.into))
+        kept = (out != 0).any(-1) & (into != 0).any(-1)
+        found[weight] = (out[kept].T.contiguous(), into[kept].T.contiguous())
+    return found
 
 
 def changes(pieces: Sequence[Pieces]) -> tuple[LowRank, ...]:
