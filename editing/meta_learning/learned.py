@@ -3,37 +3,36 @@
 from __future__ import annotations
 
 import dataclasses
-import time
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import torch
-from torch import Tensor
 
 from editing.edit import Edit
-from editing.errors import EditingWarning, RequestError
+from editing.errors import RequestError
 from editing.locate_then_edit.settings import editable
 from editing.meta_learning.checkpoint import EDITOR, State
 from editing.meta_learning.factors import frozen
 from editing.meta_learning.hypernetwork import Hypernetwork
-from editing.meta_learning.matrices import Sizes, check_sizes, feed_forward_weights, lowest_layer, sizes
+from editing.meta_learning.matrices import Sizes, feed_forward_weights, lowest_layer, sizes
 from editing.meta_learning.objective import Objective, Weighted
 from editing.meta_learning.pieces import Pieces, changes, pieces_of, request_records
 from editing.meta_learning.plan import TrainingPlan
 from editing.meta_learning.records import TrainingRecord, digest, split_by_subject
 from editing.meta_learning.texts import texts_of
-from editing.meta_learning.trained import Trained, untrained, write_editor
+from editing.meta_learning.trained import Trained, read_editor, untrained, write_editor
 from editing.meta_learning.training import Task, train
 from editing.request import EditRequest, check_requests
-from editing.scores import target_scores
+from editing.scores import Pair, target_scores
 from editing.writing import writing
+from tracer.errors import FileFormatError
 from tracer.model import LanguageModel
 from tracer.progress import bar
-from tracer.storage import of_this_version, read_tensors
+from tracer.storage import of_this_version
 
 TOGETHER = 16  # requests whose gradients one pass computes
 
@@ -73,9 +72,9 @@ class Learned(ABC):
         """What the rates are multiplied by at a step."""
         return 1.0
 
-    def scales(self, lengths: Tensor) -> Tensor:
-        """What each request's loss counts in a call, from the tokens of their answers, [request]."""
-        return torch.ones_like(lengths, dtype=torch.float64)
+    def scales(self, model: LanguageModel, pairs: Sequence[Pair]) -> list[float]:
+        """What each request's loss counts in a call."""
+        return [1.0] * len(pairs)
 
     @property
     def most(self) -> int:
@@ -113,37 +112,32 @@ class Learned(ABC):
             BaseModelError: a matrix that is quantised or offloaded.
             EditFailedError: no loss was finite.
         """
-        plan, folder = plan or TrainingPlan(), None if folder is None else Path(folder)
+        plan, base = plan or TrainingPlan(), model.fingerprint()
         if held_out is None:
             records, held_out = split_by_subject(records, plan.held_out, seed)
         editor = self if self.weights else dataclasses.replace(self, weights=feed_forward_weights(model, self.blocks))
-        lowest_layer(model, editor.weights)
-        dtype = torch.float64 if model.dtype == torch.float64 else torch.float32
-        network = editor.network(
-            sizes(model, editor.weights), embedding_size=model.anatomy.embedding_size, dtype=dtype, seed=seed
-        ).to(model.device)
+        network = editor._new_network(model, seed)
         state = State(network, editor.optimiser(network), editor.objective())
-        base = model.fingerprint()
         about = {
             **{"method": self.method, "settings": editor.settings(), "plan": dataclasses.asdict(plan), "seed": seed},
             **{"base": base, "records": digest(records), "held_out": digest(held_out)},
         }
-        task = Task(
-            model,
-            records,
-            held_out,
-            plan,
-            seed,
-            lambda step: editor.rate_factor(step, plan.steps),
-            Weighted(self.edit_weight, self.drift_weight),
-            about,
-            lambda where, now: write_editor(
-                where / EDITOR, self.method, editor.settings(), Trained(now.network, base, model.name)
-            ),
-        )
+
+        def write_best(where: Path, now: State) -> None:
+            write_editor(where / EDITOR, self.method, editor.settings(), Trained(now.network, base, model.name))
+
+        rate, yardstick = partial(editor.rate_factor, steps=plan.steps), Weighted(self.edit_weight, self.drift_weight)
+        task = Task(model, records, held_out, plan, seed, rate, yardstick, about, write_best)
         with editable(model), frozen(model):
-            result = train(task, state, folder=folder, progress=progress)
+            result = train(task, state, folder=None if folder is None else Path(folder), progress=progress)
         return dataclasses.replace(editor, trained=Trained(network.eval(), base, model.name, result))
+
+    def _new_network(self, model: LanguageModel, seed: int) -> Hypernetwork:
+        lowest_layer(model, self.weights)  # says so where a weight is in no block
+        dtype = torch.float64 if model.dtype == torch.float64 else torch.float32
+        found = sizes(model, self.weights)
+        network = self.network(found, embedding_size=model.anatomy.embedding_size, dtype=dtype, seed=seed)
+        return network.to(model.device)
 
     def save(self, path: str | Path) -> None:
         """Writes settings and network to one safetensors file, atomically."""
@@ -157,22 +151,15 @@ class Learned(ABC):
             FileFormatError: the file is missing, truncated or something else.
             RequestError: it holds another method's network.
         """
-        path = Path(path) / EDITOR if Path(path).is_dir() else Path(path)
-        tensors, about = read_tensors(path, "trained editor")
-        if about.get("method") != cls.method:
-            raise RequestError(f"{path} holds a network of {about.get('method')}, not of {cls.method}.")
+        tensors, about = read_editor(path, cls.method)
         with of_this_version(path, "a trained editor"):
             editor = cls(**{**about["settings"], "weights": tuple(about["settings"]["weights"])})
-            network = editor.network(
-                {weight: (n, m) for weight, (n, m) in about["sizes"].items()},
-                embedding_size=about["embedding_size"],
-                dtype=getattr(torch, about["dtype"]),
-                seed=0,
-            )
+            dtype, sizes = getattr(torch, about["dtype"]), {name: tuple(size) for name, size in about["sizes"].items()}
+            network = editor.network(sizes, embedding_size=about["embedding_size"], dtype=dtype, seed=0)
         try:
             network.load_state_dict(tensors)
         except RuntimeError as error:
-            raise RequestError(f"{path} is damaged: {error}. Train again.") from error
+            raise FileFormatError(f"{path} is damaged: {error}. Train again.") from error
         return dataclasses.replace(editor, trained=Trained(network.eval(), about["base"], about["model"]))
 
     def apply(
@@ -191,13 +178,15 @@ class Learned(ABC):
             BaseModelError: the model lacks a matrix the network was trained for.
             EditFailedError: a change is not finite, or rounding swallows it; the model is as it was.
         """
-        edit = self._begun(model, requests, seed)
+        check_requests(model, requests)
+        (edit,) = self._begun(model, [requests], seed)
+        pairs = [(request.prompt, request.new) for request in requests]
         with writing(edit, model):
-            pieces = list(self._pieces(model, requests, progress))
-            before = target_scores(model, [(request.prompt, request.new) for request in requests])
+            before = target_scores(model, pairs)
+            pieces = list(self._pieces(model, pairs, progress))
             self._write(edit, pieces)
-            self._again(edit, pieces)
-            after = target_scores(model, [(request.prompt, request.new) for request in requests])
+            self._again(edit, pieces, pairs)
+            after = target_scores(model, pairs)
             edit.diagnostics = tuple(
                 {**record, "probability_before": old.prob, "probability_written": new.prob}
                 for record, old, new in zip(request_records(requests, pieces), before, after, strict=True)
@@ -209,67 +198,56 @@ class Learned(ABC):
     ) -> list[Edit]:
         """An edit for each request alone, not applied; their gradients are computed together."""
         if self.most > 1:  # how often a change is added shows on the edited model alone
-            edits: list[Edit] = []
-            for request in requests:
-                edits.append(self.apply(model, [request], seed=seed, progress=False))
-                edits[-1].undo()
-            return edits
-        edits = [self._begun(model, [request], seed) for request in requests]
+            return [self._apart(model, request, seed) for request in requests]
         check_requests(model, requests)
+        edits = self._begun(model, [[request] for request in requests], seed)
+        pairs = [(request.prompt, request.new) for request in requests]
         with editable(model):
-            for edit, pieces in zip(edits, self._pieces(model, requests, progress), strict=True):
+            for edit, pieces in zip(edits, self._pieces(model, pairs, progress), strict=True):
                 edit.changes = changes([pieces])
                 edit.diagnostics = request_records(edit.requests, [pieces])
         return edits
 
-    def _begun(self, model: LanguageModel, requests: Sequence[EditRequest], seed: int) -> Edit:
-        """An empty edit, after all checks."""
-        trained = self._trained()
-        check_sizes(model, trained.network.sizes)
-        check_requests(model, requests)
-        base = model.fingerprint()
-        if base != trained.base and not model.edits:
-            warnings.warn(
-                f"{self.method} was trained on other weights ({trained.model}, {trained.base[:12]}; these are "
-                f"{base[:12]}). Train it on this model, in this dtype.",
-                EditingWarning,
-                stacklevel=3,
-            )
-        about = {"method": self.method, **self.settings(), "network": str(trained), "seed": seed}
-        return Edit(tuple(requests), (), about, base)
+    def _apart(self, model: LanguageModel, request: EditRequest, seed: int) -> Edit:
+        with self.apply(model, [request], seed=seed, progress=False) as edit:
+            return edit
 
     def _trained(self) -> Trained:
         if self.trained is None:
             raise RequestError(untrained(self.method))
         return self.trained
 
-    def _pieces(self, model: LanguageModel, requests: Sequence[EditRequest], progress: bool | None) -> Iterator[Pieces]:
-        """The change of every matrix for each request, float64 on the CPU."""
+    def _begun(self, model: LanguageModel, groups: Sequence[Sequence[EditRequest]], seed: int) -> list[Edit]:
+        """An empty edit for each group of requests, after all checks."""
+        trained = self._trained()
+        base = trained.check(model, self.method)
+        about = {"method": self.method, **self.settings(), "network": str(trained), "seed": seed}
+        return [Edit(tuple(group), (), about, base) for group in groups]
+
+    def _pieces(self, model: LanguageModel, pairs: Sequence[Pair], progress: bool | None) -> Iterator[Pieces]:
+        """The change of every matrix for each (prompt, new) pair."""
         network = self._trained().network.to(model.device)
-        layer, pairs = lowest_layer(model, tuple(network.sizes)), [(one.prompt, one.new) for one in requests]
-        texts = [texts_of(model, layer, pairs[at : at + TOGETHER]) for at in range(0, len(pairs), TOGETHER)]
-        lengths = [each.rows.bincount(minlength=each.n_rows) for each in texts]
-        scales = self.scales(torch.cat(lengths)).split([len(each) for each in lengths]) if texts else ()
+        layer, scales = lowest_layer(model, tuple(network.sizes)), self.scales(model, pairs)
         with bar(len(pairs), self.method, show=progress, unit="edit") as shown, frozen(model), torch.no_grad():
-            for number, (each, scale) in enumerate(zip(texts, scales, strict=True)):
-                asked = network.asked(model, pairs[number * TOGETHER : number * TOGETHER + each.n_rows])
-                terms = network.proposed(each, asked, scale.to(each.base))
-                for row in range(each.n_rows):
+            for at in range(0, len(pairs), TOGETHER):
+                some = pairs[at : at + TOGETHER]
+                texts = texts_of(model, layer, some)
+                scale = torch.tensor(scales[at : at + TOGETHER], dtype=torch.float64).to(texts.base)
+                terms = network.proposed(texts, network.asked(model, some), scale)
+                for row in range(len(some)):
                     yield pieces_of(terms, row)
-                shown.update(each.n_rows)
+                shown.update(len(some))
 
     def _write(self, edit: Edit, pieces: Sequence[Pieces]) -> None:
-        begun = time.perf_counter()
         written = {}
         for change in changes(pieces):
             written[change.weight] = dataclasses.asdict(edit.write(change))
             edit.changes += (change,)
-        edit.summary = {"weights": written, "seconds_writing": time.perf_counter() - begun}
+        edit.summary = {"weights": written}
 
-    def _again(self, edit: Edit, pieces: Sequence[Pieces]) -> None:
+    def _again(self, edit: Edit, pieces: Sequence[Pieces], pairs: Sequence[Pair]) -> None:
         """Adds the change of each request whose answer is not the new one yet once more, up to `most` times."""
         assert edit.model is not None
-        pairs = [(request.prompt, request.new) for request in edit.requests]
         for _ in range(self.most - 1):
             scores = target_scores(edit.model, pairs)
             missing = [piece for piece, score in zip(pieces, scores, strict=True) if not score.tf_exact]

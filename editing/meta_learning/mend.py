@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, get_args
 
 import torch
-from torch import Tensor
 
 from editing.errors import RequestError
 from editing.meta_learning.hypernetwork import Hypernetwork
@@ -14,6 +14,9 @@ from editing.meta_learning.learned import Learned
 from editing.meta_learning.matrices import Sizes
 from editing.meta_learning.mend_network import MendNetwork
 from editing.meta_learning.objective import Weighted
+from editing.scores import Pair
+from tracer.model import LanguageModel
+from tracer.tokens import encode_with_target
 
 Reduction = Literal["sum", "mean"]
 
@@ -67,6 +70,9 @@ class MEND(Learned):
         """The weighted sum that also chooses the best network."""
         return Weighted(self.edit_weight, self.drift_weight)
 
-    def scales(self, lengths: Tensor) -> Tensor:
+    def scales(self, model: LanguageModel, pairs: Sequence[Pair]) -> list[float]:
         """1 for a sum; for a mean the request's share of the tokens."""
-        return super().scales(lengths) if self.reduction == "sum" else lengths.double() / lengths.sum()
+        if self.reduction == "sum":
+            return super().scales(model, pairs)
+        lengths = [len(encode_with_target(model.tokenizer, *pair).target_ids) for pair in pairs]
+        return [length / sum(lengths) for length in lengths]
