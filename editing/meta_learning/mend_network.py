@@ -51,20 +51,19 @@ class FactorTransform(nn.Module):
         super().__init__()
         width, self.size = sum(size), size
         rank = min(rank, width)
-        self.moments = nn.ModuleList(RunningMoments(each) for each in size)
+        self.inputs, self.deltas = (RunningMoments(each) for each in size)
         self.layers = nn.ModuleList(ResidualLayer(width, rank, n_matrices, generator, dtype) for _ in range(2))
 
-    def see(self, *parts: Tensor) -> None:
-        """Takes rows of x and of delta into the statistics."""
-        for moments, part in zip(self.moments, parts, strict=True):
-            assert isinstance(moments, RunningMoments)
-            moments.update(part)
+    def see(self, inputs: Tensor, deltas: Tensor) -> None:
+        """Takes x and delta of some tokens into the statistics, [row, n] and [row, m]."""
+        self.inputs.update(inputs)
+        self.deltas.update(deltas)
 
-    def forward(self, parts: Sequence[Tensor], number: int, normalise: bool) -> Sequence[Tensor]:
+    def forward(self, inputs: Tensor, deltas: Tensor, number: int, normalise: bool) -> Sequence[Tensor]:
         """What x and delta of some tokens should have been, [row, n] and [row, m]."""
         if normalise:
-            parts = [moments.normalised(part) for moments, part in zip(self.moments, parts, strict=True)]  # pyright: ignore[reportCallIssue]
-        values = torch.cat(list(parts), dim=-1)
+            inputs, deltas = self.inputs.normalised(inputs), self.deltas.normalised(deltas)
+        values = torch.cat((inputs, deltas), dim=-1)
         for layer in self.layers:
             values = layer(values, number)
         return values.split(self.size, dim=-1)
@@ -105,7 +104,7 @@ class MendNetwork(Hypernetwork):
             if self.training and self.normalise:
                 transform.see(*(torch.cat(parts) for parts in zip(*rows, strict=True)))
             for number, (weight, parts) in enumerate(zip(group, rows, strict=True)):
-                into, out = transform(parts, number, self.normalise)
+                into, out = transform(*parts, number, self.normalise)
                 found[weight] = (factors[weight], into, out)
         return {weight: self._term(number, *found[weight]) for number, weight in enumerate(self.sizes)}
 
