@@ -22,7 +22,7 @@ from editing.meta_learning.matrices import Sizes, feed_forward_weights, lowest_l
 from editing.meta_learning.objective import Objective, Weighted
 from editing.meta_learning.pieces import Pieces, changes, pieces_of, request_records
 from editing.meta_learning.plan import TrainingPlan
-from editing.meta_learning.records import TrainingRecord, digest, split_by_subject
+from editing.meta_learning.records import TrainingRecord, check_disjoint, digest, split_by_subject
 from editing.meta_learning.texts import texts_of
 from editing.meta_learning.trained import Trained, read_editor, untrained, write_editor
 from editing.meta_learning.training import Task, train
@@ -115,6 +115,7 @@ class Learned(ABC):
         plan, base = plan or TrainingPlan(), model.fingerprint()
         if held_out is None:
             records, held_out = split_by_subject(records, plan.held_out, seed)
+        check_disjoint(records, held_out)
         editor = self if self.weights else dataclasses.replace(self, weights=feed_forward_weights(model, self.blocks))
         network = editor._new_network(model, seed)
         state = State(network, editor.optimiser(network), editor.objective())

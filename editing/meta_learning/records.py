@@ -63,6 +63,18 @@ def split_by_subject(
     return kept, others
 
 
+def check_disjoint(records: Sequence[TrainingRecord], held_out: Sequence[TrainingRecord]) -> None:
+    """Raises RequestError where records to train and to validate on share a subject, or there are none of one kind."""
+    if not records or not held_out:
+        raise RequestError(f"{len(records)} records to train on and {len(held_out)} to validate on: give some of both.")
+    shared = sorted({_name(record) for record in records} & {_name(record) for record in held_out})
+    if shared:
+        raise RequestError(
+            f"{len(shared)} subjects are both trained and validated on, e.g. {', '.join(shared[:3])}. Leave held_out "
+            f"out: then records are split by subject."
+        )
+
+
 def digest(records: Sequence[TrainingRecord]) -> str:
     """sha256 of the records in their order."""
     return hashlib.sha256(repr([astuple(record) for record in records]).encode()).hexdigest()
