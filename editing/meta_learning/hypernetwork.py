@@ -51,9 +51,9 @@ class Hypernetwork(nn.Module, ABC):
 
     def proposed(self, texts: Texts, asked: Sequence[Asked], scale: Tensor | None = None) -> dict[str, SideTerm]:
         """The change of each matrix for each row of `texts`, its gradient's loss times `scale` [row]."""
-        model, kind = texts.model, next(self.parameters()).dtype
+        model, own = texts.model, next(self.parameters())
         found = gradient_factors(texts, self.matrices(model), smoothing=self.smoothing, scale=scale)
-        wide = {weight: Factors(each.inputs.to(kind), each.deltas.to(kind)) for weight, each in found.items()}
+        wide = {weight: Factors(each.inputs.to(own), each.deltas.to(own)) for weight, each in found.items()}
         return self.terms(model, wide, asked)
 
     def matrices(self, model: LanguageModel) -> dict[str, nn.Module]:

@@ -89,7 +89,7 @@ class KeNetwork(Hypernetwork):
         texts = [f"{one.predicted} >> {one.new} || {one.prompt}" for one in asked]
         ids, mask = right_padded([encode(model.tokenizer, text).ids for text in texts], device=model.device)
         with torch.no_grad():
-            embedded = model.anatomy.embedding(ids).to(self.project.weight.dtype)
+            embedded = model.anatomy.embedding(ids).to(self.project.weight)
         lengths = mask.sum(1).cpu()
         # Packed by length: what a text is padded with is never read.
         packed = pack_padded_sequence(embedded, lengths, batch_first=True, enforce_sorted=False)

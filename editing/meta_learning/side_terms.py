@@ -40,9 +40,9 @@ def edited(matrices: Mapping[str, nn.Module], terms: Mapping[str, SideTerm]) -> 
 
     def adds(term: SideTerm) -> Callable[..., Tensor]:
         def hook(_module: nn.Module, arguments: tuple[Tensor, ...], output: Tensor) -> Tensor:
-            given = by_token(arguments[0], len(term.out)).to(term.into.dtype)
+            given = by_token(arguments[0], len(term.out)).to(term.into)
             added = (given @ term.into.mT) @ term.out
-            return output + added.reshape(output.shape).to(output.dtype)
+            return output + added.reshape(output.shape).to(output)
 
         return hook
 
