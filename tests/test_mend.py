@@ -253,6 +253,7 @@ def test_training_teaches_edits_that_are_more_local_than_gradient_steps(
 ) -> None:
     model, editor = learned
     _, held_out = split_by_subject(small_records(), PLAN.held_out)
+    lesson = lesson_of(model, editor.trained.network, held_out, [record.rephrases[0] for record in held_out])
     plain = with_new_network(MEND(blocks=1, normalise=False), model).trained.network
     low, high = 0.01, 1.0  # the step at which plain gradients do as well on other words lies between
     with torch.no_grad():
