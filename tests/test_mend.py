@@ -416,7 +416,11 @@ def test_the_command_trains_and_its_folder_is_an_editor(model_folder: Path, tmp_
 
 def test_the_figure_shows_the_curve(learned: tuple[tracer.LanguageModel, MEND]) -> None:
     result = learned[1].trained.result
-    losses_axes = plot_training(result).axes[0]
+    figure = plot_training(result)
+    figure.canvas.draw()
+    losses_axes = figure.axes[0]
+    labels = [label.get_text() for each in figure.axes[:2] for label in each.get_yticklabels(which="both")]
+    assert any(labels) and not any("$" in label for label in labels)
     thin, dots = (line.get_ydata().tolist() for line in losses_axes.lines[:2])
     assert thin == [one["edit_loss"] for one in result.curve if not one.get("validation")] and len(thin) == 24
     assert dots == [one["edit_loss"] for one in result.curve if one.get("validation")] and len(dots) == 2

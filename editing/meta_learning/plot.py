@@ -9,6 +9,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogFormatter
 
 from editing.meta_learning.training import TrainingResult
 from tracer.plot import STYLE, NotebookFigure
@@ -37,7 +38,7 @@ def plot_training(result: TrainingResult) -> Figure:
         _taken(axes[2], checks)
         for each in axes:
             each.axvline(result.best["step"], color="#999999", linewidth=0.8, linestyle=":")
-            each.set_xlabel("step")
+            each.set(xlabel="step", xlim=(0, 1.03 * result.steps))
             each.spines[["top", "right"]].set_visible(False)
     return figure
 
@@ -47,6 +48,8 @@ def _loss(axes: Axes, name: str, steps: Sequence[Mapping[str, Any]], checks: Seq
     axes.plot(_column(checks, "step"), _column(checks, name), "o-", color=COLOURS[name], markersize=4, linewidth=1.4)
     axes.set_title(WORDS[name], loc="left", fontsize=10)
     axes.set_yscale("log")
+    for of_axis in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):  # 0.02, not a formula
+        of_axis(LogFormatter(labelOnlyBase=False, minor_thresholds=(2, 0.5)))
 
 
 def _taken(axes: Axes, checks: Sequence[Mapping[str, Any]]) -> None:
