@@ -19,13 +19,21 @@ from editing.locate_then_edit.memit import MEMIT, layers_around
 from editing.locate_then_edit.pmet import PMET
 from editing.locate_then_edit.rome import ROME
 from editing.lora import to_peft
+from editing.meta_learning.ke import KE
+from editing.meta_learning.mend import MEND
+from editing.meta_learning.plan import TrainingPlan
+from editing.meta_learning.plot import plot_training
+from editing.meta_learning.readers import training_records
+from editing.meta_learning.records import TrainingRecord
 from editing.request import EditRequest
 
 __all__ = [
     "EMMET",
     "FT",
+    "KE",
     "KN",
     "MEMIT",
+    "MEND",
     "PMET",
     "ROME",
     "AlphaEdit",
@@ -39,10 +47,14 @@ __all__ = [
     "EditingWarning",
     "LayerCheck",
     "RequestError",
+    "TrainingPlan",
+    "TrainingRecord",
     "check_by_editing",
     "layers_around",
     "load_edit",
+    "plot_training",
     "to_peft",
+    "training_records",
     "undo_all",
     "unedited",
 ]

@@ -15,6 +15,7 @@ from editing.evaluation.cli import evaluate
 from editing.generation import complete
 from editing.locate_then_edit.rome import ROME
 from editing.merged import merge, unmerge
+from editing.meta_learning.cli import train
 from editing.request import EditRequest
 from editing.workflow import Report
 from editing.workflow import locate_then_edit as whole_way
@@ -45,6 +46,7 @@ app = typer.Typer(
 )
 app.command("check-layers")(check_layers)
 app.command()(evaluate)
+app.command()(train)
 New = Annotated[str, typer.Option(help="The new continuation.")]
 Layer = Annotated[int | None, typer.Option(help="The MLP to write to; default: located by tracing.")]
 Corpus = Annotated[Path | None, typer.Option(help="Text file for key statistics; default: the model's own text.")]

@@ -19,6 +19,10 @@ from editing.locate_then_edit.kn import KN
 from editing.locate_then_edit.memit import MEMIT, layers_around
 from editing.locate_then_edit.pmet import PMET
 from editing.locate_then_edit.rome import ROME
+from editing.meta_learning.ke import KE
+from editing.meta_learning.learned import Learned
+from editing.meta_learning.mend import MEND
+from editing.meta_learning.trained import untrained
 from editing.request import EditRequest
 from tracer.model import LanguageModel
 
@@ -89,6 +93,15 @@ def _neurons(_model: LanguageModel, layer: int | None, **settings: Any) -> Edito
     return KN(**settings)
 
 
+def _learned(kind: type[Learned], _model: LanguageModel, layer: int | None, **settings: Any) -> Editor:
+    checkpoint = settings.pop("checkpoint", None)
+    if checkpoint is None:
+        raise RequestError(untrained(kind.method))
+    if layer is not None:
+        raise RequestError(f"{kind.method} changes the matrices it was trained for: leave the layer out.")
+    return dataclasses.replace(kind.load(checkpoint), **settings)
+
+
 EDITORS: Mapping[str, Callable[..., Editor]] = {
     "r-rome": partial(_one_layer, partial(ROME, variant="r-rome")),
     "rome": partial(_one_layer, partial(ROME, variant="rome")),
@@ -101,4 +114,6 @@ EDITORS: Mapping[str, Callable[..., Editor]] = {
     "ft-l": partial(_fine_tuned, "FT-L"),
     "ft-m": partial(_fine_tuned, "FT-M"),
     "kn": _neurons,
+    "mend": partial(_learned, MEND),
+    "ke": partial(_learned, KE),
 }

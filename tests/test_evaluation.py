@@ -318,7 +318,7 @@ def test_tables_say_the_same_in_markdown_and_latex() -> None:
     assert r"ES & 0.000 $\pm$ 0.000 & 75.0 $\pm$ 49.0 & 4 \\" in as_latex(table)
 
 
-@pytest.mark.parametrize("name", EDITORS)
+@pytest.mark.parametrize("name", [name for name in EDITORS if name not in ("mend", "ke")])  # which want training
 def test_every_editor_is_made_by_name(toy_model: tracer.LanguageModel, name: str) -> None:
     editor = editor_named(name, toy_model, None if name == "kn" else 2)
     layers = getattr(editor, "layers", (getattr(editor, "layer", 2),))

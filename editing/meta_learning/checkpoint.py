@@ -1,0 +1,121 @@
+"""A training as far as it has come, in one file: network, optimiser and objective belong together.
+
+A folder holds
+    state.safetensors    what going on needs                 curve.jsonl      losses of every step
+    editor.safetensors   the best network so far             training.json    what is trained, on what
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from editing.errors import RequestError
+from editing.meta_learning.hypernetwork import Hypernetwork
+from editing.meta_learning.objective import Objective
+from tracer.storage import atomic_path, read_tensors, to_json, write_json, write_tensors
+
+STATE, EDITOR, CURVE, ABOUT = "state.safetensors", "editor.safetensors", "curve.jsonl", "training.json"
+
+
+@dataclass(eq=False)
+class State:
+    """Where a training is.
+
+    Attributes:
+        network, optimiser: as they are now.
+        objective: likewise, a new one after each step.
+        step: steps taken.
+        best_step, best_loss: of the best validation.
+        best: the network's tensors there.
+        skipped: passes whose gradient was not finite.
+        seconds: of training, validation and writing.
+        curve: one record a step and a validation.
+    """
+
+    network: Hypernetwork
+    optimiser: torch.optim.Optimizer
+    objective: Objective
+    step: int = 0
+    best_step: int = 0
+    best_loss: float = math.inf
+    best: dict[str, Tensor] = field(default_factory=dict)
+    skipped: int = 0
+    seconds: float = 0.0
+    curve: list[dict[str, Any]] = field(default_factory=list)
+
+    def keep_best(self, loss: float) -> None:
+        """Remembers the network as it is."""
+        self.best_step, self.best_loss = self.step, loss
+        self.best = {name: tensor.detach().clone() for name, tensor in self.network.state_dict().items()}
+
+
+NUMBERS = ("step", "best_step", "best_loss", "skipped", "seconds")
+
+
+def check_same_training(folder: Path, about: Mapping[str, Any], subjects: Mapping[str, Sequence[str]]) -> None:
+    """Writes what is trained into a new folder; of an old one sees that it is the same.
+
+    Raises:
+        RequestError: the folder holds another training.
+    """
+    path = folder / ABOUT
+    wanted = json.loads(to_json(about))
+    if not path.exists():
+        write_json(path, {**wanted, "subjects": subjects})
+        return
+    found = json.loads(path.read_text(encoding="utf-8"))
+    other = [name for name in wanted if found.get(name) != wanted[name]]
+    if other:
+        raise RequestError(
+            f"{folder} holds another training: {', '.join(other)} differ. Give a new folder, or the same arguments."
+        )
+
+
+def save_state(folder: Path, state: State) -> None:
+    """Writes the state, whole or not at all; the curve goes first and may run ahead of it."""
+    with atomic_path(folder / CURVE) as temporary:
+        temporary.write_text("".join(to_json(record) + "\n" for record in state.curve), encoding="utf-8")
+    tensors = {f"network/{name}": tensor for name, tensor in state.network.state_dict().items()}
+    tensors |= {f"best/{name}": tensor for name, tensor in state.best.items()}
+    for number, slots in state.optimiser.state_dict()["state"].items():
+        tensors |= {f"optimiser/{number}/{name}": tensor for name, tensor in slots.items()}
+    numbers = {name: getattr(state, name) for name in NUMBERS}
+    write_tensors(folder / STATE, tensors, {"kind": "training", **numbers, "objective": state.objective.state()})
+
+
+def resume(folder: Path, state: State) -> None:
+    """Takes up what `save_state` wrote, if anything.
+
+    Raises:
+        FileFormatError: the file is damaged.
+    """
+    if not (folder / STATE).exists():
+        return
+    tensors, about = read_tensors(folder / STATE, "training")
+    state.network.load_state_dict(_under("network/", tensors))
+    state.best = _under("best/", tensors)
+    slots: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in _under("optimiser/", tensors).items():
+        number, _, slot = name.partition("/")
+        slots.setdefault(int(number), {})[slot] = tensor
+    groups = state.optimiser.state_dict()["param_groups"]
+    state.optimiser.load_state_dict({"state": slots, "param_groups": groups})
+    for name in NUMBERS:
+        setattr(state, name, math.inf if about[name] is None else about[name])  # JSON has no infinity
+    objective: Any = state.objective
+    state.objective = dataclasses.replace(objective, **about["objective"])
+    lines = (folder / CURVE).read_text(encoding="utf-8").splitlines()
+    state.curve = [record for record in map(json.loads, lines) if record["step"] <= state.step]
+
+
+def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

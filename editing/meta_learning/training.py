@@ -1,0 +1,203 @@
+"""Trains a network that edits: the model stays frozen, each record is an edit of its own on its own row.
+
+A step draws its records from (seed, step) alone and a checkpoint holds all the rest, so that a training
+which was killed goes on to the same network, bit for bit, as one that was not.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from editing.errors import EditFailedError
+from editing.meta_learning.checkpoint import State, check_same_training, resume, save_state
+from editing.meta_learning.lessons import Lesson, edits_take, lesson_of, losses, numbers_of_step, other_words
+from editing.meta_learning.objective import Weighted
+from editing.meta_learning.plan import TrainingPlan
+from editing.meta_learning.records import TrainingRecord
+from tracer.model import LanguageModel
+from tracer.progress import bar
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """What is trained on what.
+
+    Attributes:
+        model: whose edits are learned.
+        records, held_out: to train and to validate on.
+        plan: how long.
+        seed: of the order of records and of their other words.
+        rate_factor: what the rates are multiplied by at each step.
+        yardstick: the loss by which validations are compared.
+        about: identifies the training, for its folder.
+        write_best: writes the best network into the folder.
+    """
+
+    model: LanguageModel
+    records: Sequence[TrainingRecord]
+    held_out: Sequence[TrainingRecord]
+    plan: TrainingPlan
+    seed: int
+    rate_factor: Callable[[int], float]
+    yardstick: Weighted
+    about: Mapping[str, Any]
+    write_best: Callable[[Path, State], None]
+
+
+@dataclass(frozen=True, eq=False)
+class TrainingResult:
+    """How a training went.
+
+    Attributes:
+        steps: taken.
+        best: the validation record of the network that was kept.
+        early: no validation had been better for `plan.patience` steps.
+        seconds: in all, over every process that took part.
+        peak_bytes: the most memory held: by the device's tensors, on a CPU by this process.
+        skipped: passes whose gradient was not finite.
+        curve: one record a step ("loss", "edit_loss", "drift") and a validation ("validation": True).
+    """
+
+    steps: int
+    best: Mapping[str, Any]
+    early: bool
+    seconds: float
+    peak_bytes: int
+    skipped: int
+    curve: tuple[Mapping[str, Any], ...]
+
+
+def train(task: Task, state: State, *, folder: Path | None, progress: bool | None) -> TrainingResult:
+    """Trains until the plan's end or its patience's; `state` then holds the best network.
+
+    Raises:
+        RequestError: the folder holds another training.
+        EditFailedError: no validation had a finite loss.
+    """
+    model, plan = task.model, task.plan
+    if model.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(model.device)
+    if folder is not None:
+        groups = {"training": task.records, "held_out": task.held_out}
+        subjects = {name: sorted({record.subject for record in group}) for name, group in groups.items()}
+        check_same_training(folder, task.about, subjects)
+        resume(folder, state)
+    held_out = list(_held_out_lessons(task, state)) if state.step < plan.steps else []
+    with bar(plan.steps, "training", show=progress, unit="step") as shown:
+        shown.update(state.step)
+        while state.step < plan.steps and not _early(plan, state):
+            begun = time.perf_counter()
+            record = _step(task, state)
+            state.curve.append(record)
+            if state.step % plan.every == 0 or state.step == plan.steps:
+                _validate(task, state, held_out, folder)
+            state.seconds += time.perf_counter() - begun
+            if folder is not None and state.curve[-1] is not record:
+                save_state(folder, state)
+            shown.set_postfix(loss=f"{record['loss']:.3f}", refresh=False)
+            shown.update()
+    if not state.best:
+        raise EditFailedError("No validation had a finite loss. Write a smaller rate.")
+    state.network.load_state_dict(state.best)
+    best = next(one for one in state.curve if one.get("validation") and one["step"] == state.best_step)
+    return TrainingResult(
+        state.step, best, _early(plan, state), state.seconds, peak_bytes(model), state.skipped, tuple(state.curve)
+    )
+
+
+def peak_bytes(model: LanguageModel) -> int:
+    """The most memory held so far: by tensors on the model's GPU, else by this process; 0 where nobody counts."""
+    if model.device.type == "cuda":
+        return torch.cuda.max_memory_allocated(model.device)
+    if sys.platform == "win32":
+        return 0
+    import resource  # which Windows lacks
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _early(plan: TrainingPlan, state: State) -> bool:
+    return state.step - state.best_step >= plan.patience
+
+
+def _step(task: Task, state: State) -> dict[str, Any]:
+    """One step of the optimiser; returns its record."""
+    plan, network, parameters = task.plan, state.network.train(), list(state.network.parameters())
+    drawn = numbers_of_step(state.step, n=len(task.records), batch=plan.batch, seed=task.seed)
+    sums = torch.zeros(3, dtype=torch.float64)
+    for begin in range(0, len(drawn), plan.together):
+        lesson = _lesson(task, state, drawn[begin : begin + plan.together])
+        found = losses(network, lesson)
+        loss = state.objective.loss(found.edit, found.drift) * (len(found.edit) / len(drawn))
+        gradients = torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)
+        if not all(torch.isfinite(gradient).all() for gradient in gradients):
+            state.skipped += 1
+            continue
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
+        rows = torch.stack((found.edit, found.drift)).detach().double().sum(1).cpu()
+        sums += torch.cat((rows, torch.tensor([float(len(found.edit))], dtype=torch.float64)))
+    edit, drift = (sums[:2] / sums[2]).tolist()  # NaN where every pass was skipped
+    loss = float(state.objective.loss(torch.tensor([edit]), torch.tensor([drift])))
+    if sums[2]:
+        _descend(task, state, parameters)
+        state.objective = state.objective.stepped(drift)
+    state.step += 1
+    return {"step": state.step, "loss": loss, "edit_loss": edit, "drift": drift, **state.objective.state()}
+
+
+def _descend(task: Task, state: State, parameters: Sequence[torch.nn.Parameter]) -> None:
+    torch.nn.utils.clip_grad_norm_(parameters, task.plan.clip)
+    for group in state.optimiser.param_groups:
+        group["lr"] = group["first_rate"] * task.rate_factor(state.step)
+    state.optimiser.step()
+    state.optimiser.zero_grad(set_to_none=True)
+
+
+def _lesson(task: Task, state: State, drawn: Sequence[tuple[int, int]]) -> Lesson:
+    records = [task.records[number] for number, _ in drawn]
+    others = [
+        other_words(task.records[number], task.plan.own_words, seed=task.seed, number=number, turn=turn)
+        for number, turn in drawn
+    ]
+    return lesson_of(task.model, state.network, records, others)
+
+
+def _held_out_lessons(task: Task, state: State) -> Iterator[Lesson]:
+    """What is validated on, recorded once for all validations; success is measured on the first rephrase."""
+    for begin in range(0, len(task.held_out), task.plan.together):
+        records = task.held_out[begin : begin + task.plan.together]
+        yield lesson_of(task.model, state.network, records, [record.rephrases[0] for record in records])
+
+
+def _validate(task: Task, state: State, lessons: Sequence[Lesson], folder: Path | None) -> None:
+    """Scores the network on what is held out, and keeps it if it is the best so far."""
+    state.network.eval()
+    with torch.no_grad():
+        found = [losses(state.network, lesson) for lesson in lessons]
+        taken = torch.cat([edits_take(state.network, lesson) for lesson in lessons]).double().mean()
+    edit, drift = (torch.cat(parts).double() for parts in zip(*((one.edit, one.drift) for one in found), strict=True))
+    record = {
+        "step": state.step,
+        "validation": True,
+        "loss": float(task.yardstick.loss(edit, drift)),
+        "edit_loss": float(edit.mean()),
+        "drift": float(drift.mean()),
+        "edits_taken": float(taken),
+        "others_taken": float(torch.cat([one.taken for one in found]).double().mean()),
+        "n": len(edit),
+    }
+    state.curve.append(record)
+    state.objective = state.objective.validated(record["edits_taken"])
+    if record["loss"] < state.best_loss:
+        state.keep_best(record["loss"])
+        if folder is not None:
+            task.write_best(folder, state)
