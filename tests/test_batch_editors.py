@@ -82,11 +82,13 @@ def test_contexts_taken_in_turns_all_have_their_turn_and_the_bare_prompt_every_o
     assert sorted(places) == sorted(rows.lookup[1 : rows.each - 1].tolist())
 
 
-def test_values_from_contexts_in_turns_say_the_new_answer_too(toy_model: tracer.LanguageModel) -> None:
+@pytest.mark.parametrize("steps", [2, 3])
+def test_the_first_step_in_turns_sees_the_first_turn_and_the_next_another(toy_model, steps: int) -> None:
     rows = request_rows(toy_model, REQUESTS, PREFIXES)
-    search = Search(steps=30, decay=0.0, kl=0.0, clamp=20.0, contexts_a_step=1)
-    for value in optimise_values(toy_model, 1, rows, search):
-        assert value.probability[1] > max(0.5, 20 * value.probability[0])
+    turns = optimise_values(toy_model, 2, rows, Search(steps=steps, contexts_a_step=1))
+    first = optimise_values(toy_model, 2, rows.in_turns(1)[0], Search(steps=steps))
+    for value, alone in zip(turns, first, strict=True):
+        assert torch.allclose(value.delta, alone.delta, atol=1e-9) == (steps == 2)
 
 
 def test_a_delta_at_two_places_equals_one_in_a_whole_pass(family_model: tracer.LanguageModel) -> None:
