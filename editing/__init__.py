@@ -1,5 +1,7 @@
 """Change a fact in a language model: editors behind one contract, edits that can be undone."""
 
+from editing.added_parameters.calibration import Calibration, calibrate
+from editing.added_parameters.grace import GRACE
 from editing.check_by_editing import LayerCheck, check_by_editing
 from editing.edit import Edit, load_edit, undo_all, unedited
 from editing.errors import (
@@ -31,6 +33,7 @@ __all__ = [
     "EMMET",
     "FT",
     "KE",
+    "GRACE",
     "KN",
     "MEMIT",
     "MEND",
@@ -38,6 +41,7 @@ __all__ = [
     "ROME",
     "AlphaEdit",
     "BaseModelError",
+    "Calibration",
     "CovarianceError",
     "Edit",
     "EditFailedError",
@@ -49,6 +53,7 @@ __all__ = [
     "RequestError",
     "TrainingPlan",
     "TrainingRecord",
+    "calibrate",
     "check_by_editing",
     "layers_around",
     "load_edit",

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Protocol
 
+from editing.added_parameters.grace import GRACE
 from editing.edit import Edit
 from editing.errors import RequestError
 from editing.finetune import FT, Variant
@@ -83,8 +84,7 @@ def _several_layers(kind: Callable[..., Editor], model: LanguageModel, layer: in
 
 
 def _fine_tuned(variant: Variant, model: LanguageModel, layer: int | None, **settings: Any) -> Editor:
-    suited = FT.suited_to(model, variant)
-    return dataclasses.replace(suited, layer=suited.layer if layer is None else layer, **settings)
+    return _suited(partial(FT.suited_to, variant=variant), model, layer, **settings)
 
 
 def _neurons(_model: LanguageModel, layer: int | None, **settings: Any) -> Editor:
@@ -100,6 +100,9 @@ def _learned(kind: type[Learned], _model: LanguageModel, layer: int | None, **se
     if layer is not None:
         raise RequestError(f"{kind.method} changes the matrices it was trained for: leave the layer out.")
     return dataclasses.replace(kind.load(checkpoint), **settings)
+def _suited(kind: Callable[..., Any], model: LanguageModel, layer: int | None, **settings: Any) -> Editor:
+    suited = kind(model)
+    return dataclasses.replace(suited, layer=suited.layer if layer is None else layer, **settings)
 
 
 EDITORS: Mapping[str, Callable[..., Editor]] = {
@@ -116,4 +119,5 @@ EDITORS: Mapping[str, Callable[..., Editor]] = {
     "kn": _neurons,
     "mend": partial(_learned, MEND),
     "ke": partial(_learned, KE),
+    "grace": partial(_suited, GRACE.suited_to),
 }
