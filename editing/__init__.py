@@ -2,6 +2,7 @@
 
 from editing.added_parameters.calibration import Calibration, calibrate
 from editing.added_parameters.grace import GRACE
+from editing.added_parameters.t_patcher import TPatcher
 from editing.check_by_editing import LayerCheck, check_by_editing
 from editing.edit import Edit, load_edit, undo_all, unedited
 from editing.errors import (
@@ -53,6 +54,7 @@ __all__ = [
     "RequestError",
     "TrainingPlan",
     "TrainingRecord",
+    "TPatcher",
     "calibrate",
     "check_by_editing",
     "layers_around",

@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any, Protocol
 
 from editing.added_parameters.grace import GRACE
+from editing.added_parameters.t_patcher import TPatcher
 from editing.edit import Edit
 from editing.errors import RequestError
 from editing.finetune import FT, Variant
@@ -105,6 +106,12 @@ def _suited(kind: Callable[..., Any], model: LanguageModel, layer: int | None, *
     return dataclasses.replace(suited, layer=suited.layer if layer is None else layer, **settings)
 
 
+def _last_layer(kind: Callable[..., Editor], model: LanguageModel, layer: int | None, **settings: Any) -> Editor:
+    if layer not in (None, model.n_layers - 1):
+        raise RequestError(f"T-Patcher writes beside the last MLP, layer {model.n_layers - 1}: leave the layer out.")
+    return kind(**settings)
+
+
 EDITORS: Mapping[str, Callable[..., Editor]] = {
     "r-rome": partial(_one_layer, partial(ROME, variant="r-rome")),
     "rome": partial(_one_layer, partial(ROME, variant="rome")),
@@ -120,4 +127,5 @@ EDITORS: Mapping[str, Callable[..., Editor]] = {
     "mend": partial(_learned, MEND),
     "ke": partial(_learned, KE),
     "grace": partial(_suited, GRACE.suited_to),
+    "t-patcher": partial(_last_layer, TPatcher),
 }

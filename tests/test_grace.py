@@ -238,7 +238,7 @@ def test_a_saved_codebook_answers_as_the_first_one_did(toy_model: tracer.Languag
 
 
 def test_the_hooks_come_off_when_an_edit_fails(toy_model: tracer.LanguageModel, monkeypatch) -> None:
-    monkeypatch.setattr("editing.added_parameters.grace.target_scores", fails_on_second_call())
+    monkeypatch.setattr("editing.added_parameters.attaching.target_scores", fails_on_second_call())
     with pytest.raises(EditFailedError, match="second"):
         QUICK.apply(toy_model, [REQUEST])
     assert toy_model.edits == [] and not toy_model.torch.__dict__["_codebooks"]

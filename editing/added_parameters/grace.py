@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 import time
-import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
@@ -17,13 +16,13 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
+from editing.added_parameters.attaching import attach_and_score
 from editing.added_parameters.codebook import Codebook, Placing, Record
 from editing.added_parameters.codebook_branch import Journal, Place, Replace, codebook_at
 from editing.added_parameters.replaced_value import Trained, Trial, trained_value, trial_of
 from editing.edit import Edit
-from editing.errors import EditingWarning, RequestError
+from editing.errors import RequestError
 from editing.request import EditRequest, check_requests
-from editing.scores import target_scores
 from editing.writing import writing
 from tracer.model import LanguageModel
 from tracer.progress import bar
@@ -104,10 +103,9 @@ class GRACE:
     def _write(self, edit: Edit, seed: int, progress: bool | None) -> None:
         model, generator = edit.model, torch.Generator().manual_seed(seed)
         assert model is not None
-        pairs = [(request.prompt, request.new) for request in edit.requests]
-        before, book = target_scores(model, pairs), codebook_at(model, self.place)
-        n_before, records, notes = len(book), [], []
-        with bar(len(pairs), "training values", show=progress, unit="edit") as steps:
+        book, records, notes = codebook_at(model, self.place), [], []
+        n_before = len(book)
+        with bar(len(edit.requests), "training values", show=progress, unit="edit") as steps:
             for request in edit.requests:
                 begun = time.perf_counter()
                 trial = trial_of(model, self.layer, request, self.replace)
@@ -117,23 +115,10 @@ class GRACE:
                 records.append(record)
                 notes.append({**note, "keys": len(book), "seconds": time.perf_counter() - begun})
                 steps.update()
-        edit.attachments = (Journal(self.place, records),)
-        edit.attach_all()
-        after = target_scores(model, pairs)
-        edit.diagnostics = tuple(
-            {
-                "subject": request.subject,
-                "new": request.new,
-                "probability_before": before[n].prob,
-                "probability_written": after[n].prob,
-                **notes[n],
-            }
-            for n, request in enumerate(edit.requests)
-        )
-        each = 4 * (records[0].query.numel() + records[0].value.numel() + 1)
-        new = len(book) - n_before
-        edit.summary = {"keys": len(book), "keys_added": new, "bytes_added": new * each}
-        _warn(edit)
+        advice = 'Use more steps, another layer, or init="warm".'
+        attach_and_score(edit, [Journal(self.place, records)], notes, advice=advice)
+        added, each = len(book) - n_before, 4 * (records[0].query.numel() + records[0].value.numel() + 1)
+        edit.summary = {"keys": len(book), "keys_added": added, "bytes_added": added * each}
 
     def _record(self, book: Codebook, trial: Trial, generator: torch.Generator) -> tuple[Record, dict[str, Any]]:
         """What the codebook is to learn, and how its value was trained."""
@@ -161,15 +146,3 @@ class GRACE:
                 f"{request.new!r} has {len(trial.label)} tokens, and a value in the last layer changes the first one "
                 f"alone. Write layer={max(0, model.n_layers - 2)} or lower."
             )
-
-
-def _warn(edit: Edit) -> None:
-    unsaid = [record for record in edit.diagnostics if record["probability_written"] < 0.5]
-    if unsaid:
-        first = f"{unsaid[0]['subject']} -> {unsaid[0]['new'].strip()}"
-        warnings.warn(
-            f"{len(unsaid)} of {len(edit.diagnostics)} answers stay below probability 0.5, e.g. {first}: "
-            f"{unsaid[0]['probability_written']:.2f}. Use more steps, another layer, or init='warm'.",
-            EditingWarning,
-            stacklevel=4,
-        )
