@@ -1,6 +1,8 @@
 """Change a fact in a language model: editors behind one contract, edits that can be undone."""
 
 from editing.added_parameters.calibration import Calibration, calibrate
+from editing.added_parameters.calinet import CaliNet
+from editing.added_parameters.detection import Known, known, unrelated_templates
 from editing.added_parameters.grace import GRACE
 from editing.added_parameters.t_patcher import TPatcher
 from editing.check_by_editing import LayerCheck, check_by_editing
@@ -42,6 +44,7 @@ __all__ = [
     "ROME",
     "AlphaEdit",
     "BaseModelError",
+    "CaliNet",
     "Calibration",
     "CovarianceError",
     "Edit",
@@ -50,6 +53,7 @@ __all__ = [
     "EditRequest",
     "EditingError",
     "EditingWarning",
+    "Known",
     "LayerCheck",
     "RequestError",
     "TrainingPlan",
@@ -57,6 +61,7 @@ __all__ = [
     "TPatcher",
     "calibrate",
     "check_by_editing",
+    "known",
     "layers_around",
     "load_edit",
     "plot_training",
@@ -64,4 +69,5 @@ __all__ = [
     "training_records",
     "undo_all",
     "unedited",
+    "unrelated_templates",
 ]

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Protocol
 
+from editing.added_parameters.calinet import CaliNet
 from editing.added_parameters.grace import GRACE
 from editing.added_parameters.t_patcher import TPatcher
 from editing.edit import Edit
@@ -112,6 +113,12 @@ def _last_layer(kind: Callable[..., Editor], model: LanguageModel, layer: int | 
     return kind(**settings)
 
 
+def _calibrated(model: LanguageModel, layer: int | None, **settings: Any) -> Editor:
+    if layer is not None:
+        settings.setdefault("layers", (layer,))
+    return dataclasses.replace(CaliNet.suited_to(model), **settings)
+
+
 EDITORS: Mapping[str, Callable[..., Editor]] = {
     "r-rome": partial(_one_layer, partial(ROME, variant="r-rome")),
     "rome": partial(_one_layer, partial(ROME, variant="rome")),
@@ -128,4 +135,5 @@ EDITORS: Mapping[str, Callable[..., Editor]] = {
     "ke": partial(_learned, KE),
     "grace": partial(_suited, GRACE.suited_to),
     "t-patcher": partial(_last_layer, TPatcher),
+    "calinet": _calibrated,
 }
