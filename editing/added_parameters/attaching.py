@@ -1,15 +1,32 @@
-"""The end of every editor here: what was trained is attached, and said is how probable each answer became."""
+"""How every editor here begins and ends: requests are checked, what was trained is attached and scored."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from editing.attachment import Attachment
 from editing.edit import Edit
 from editing.errors import EditingWarning
+from editing.request import EditRequest, check_requests
 from editing.scores import target_scores
+from editing.writing import writing
+from tracer.model import LanguageModel
+
+
+@contextmanager
+def started(model: LanguageModel, requests: Sequence[EditRequest], settings: Mapping[str, Any]) -> Iterator[Edit]:
+    """An edit of these requests, nothing attached yet; it is undone when the block fails.
+
+    Raises:
+        RequestError: two requests contradict each other.
+    """
+    check_requests(model, requests)
+    edit = Edit(tuple(requests), (), settings, model.fingerprint())
+    with writing(edit, model):
+        yield edit
 
 
 def attach_and_score(

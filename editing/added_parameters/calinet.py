@@ -15,14 +15,13 @@ from typing import Any, Literal, get_args
 
 import torch
 
-from editing.added_parameters.attaching import attach_and_score
+from editing.added_parameters.attaching import attach_and_score, started
 from editing.added_parameters.calinet_branch import CalibrationBranch, Init
 from editing.added_parameters.calinet_training import CHUNK, Fit, chunks_of, fit_branches
 from editing.added_parameters.side_branch import mlp_module, model_activation, wide
 from editing.edit import Edit
 from editing.errors import RequestError
-from editing.request import EditRequest, check_requests
-from editing.writing import writing
+from editing.request import EditRequest
 from tracer.facts import paraphrases
 from tracer.model import LanguageModel
 from tracer.progress import bar
@@ -97,10 +96,9 @@ class CaliNet:
         """
         for layer in self.layers:
             mlp_module(model, layer)
-        check_requests(model, requests)
-        settings = {"method": "CaliNet", **asdict(self), "layers": list(self.layers), "seed": seed}
-        edit = Edit(tuple(requests), (), settings, model.fingerprint())
-        with writing(edit, model):
+        with started(
+            model, requests, {"method": "CaliNet", **asdict(self), "layers": list(self.layers), "seed": seed}
+        ) as edit:
             if requests:
                 self._write(edit, seed, progress)
         return edit

@@ -74,11 +74,7 @@ class CalibrationBranch(SideBranch, kind="calinet branch"):
         plain = {"keys": self.keys, "values": self.values}
         return plain if self.gates is None else {**plain, "gates": self.gates}
 
-    def about(self) -> dict[str, Any]:
-        """The layer and the activation function."""
-        return {"layer": self.layer, "act": self.act}
-
     @classmethod
     def restored(cls, about: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Self:
         """From a file."""
-        return cls(**about, **tensors)
+        return cls(about["layer"], about["act"], tensors["keys"], tensors["values"], tensors.get("gates"))

@@ -16,14 +16,13 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from editing.added_parameters.attaching import attach_and_score
+from editing.added_parameters.attaching import attach_and_score, started
 from editing.added_parameters.codebook import Codebook, Placing, Record
 from editing.added_parameters.codebook_branch import Journal, Place, Replace, codebook_at
 from editing.added_parameters.replaced_value import Trained, Trial, trained_value, trial_of
 from editing.edit import Edit
 from editing.errors import RequestError
-from editing.request import EditRequest, check_requests
-from editing.writing import writing
+from editing.request import EditRequest
 from tracer.model import LanguageModel
 from tracer.progress import bar
 
@@ -92,10 +91,7 @@ class GRACE:
             EditFailedError: a loss became NaN; the model is as it was.
         """
         model.anatomy.value_matrix(self.layer)
-        check_requests(model, requests)
-        settings = {"method": "GRACE", **asdict(self), "seed": seed}
-        edit = Edit(tuple(requests), (), settings, model.fingerprint())
-        with writing(edit, model):
+        with started(model, requests, {"method": "GRACE", **asdict(self), "seed": seed}) as edit:
             if requests:
                 self._write(edit, seed, progress)
         return edit

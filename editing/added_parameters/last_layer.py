@@ -113,6 +113,6 @@ def last_layer(model: LanguageModel, request: EditRequest) -> LastLayer:
 def _factor(run: Recording, layer: int) -> float:
     """The factor c in h[l] = h[l-1] + c (a[l] + m[l]), by least squares; 1 in almost every family."""
     moved = (run.outputs[layer] - run.inputs[layer]).double()
-    added = sum(run.added[kind][layer].double() for kind in ("attn", "mlp"))
+    added = run.added["attn"][layer].double() + run.added["mlp"][layer].double()
     found = float((moved * added).sum() / added.square().sum())
     return 1.0 if abs(found - 1) < 0.01 else found

@@ -45,14 +45,11 @@ class Patch(SideBranch, kind="t-patcher neurons"):
         """Parameters and what was seen."""
         return {name: getattr(self, name) for name in ("keys", "biases", "values", "seen")}
 
-    def about(self) -> dict[str, Any]:
-        """The layer and the activation function."""
-        return {"layer": self.layer, "act": self.act}
-
     @classmethod
     def restored(cls, about: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Self:
         """From a file."""
-        return cls(**about, **tensors)
+        parts = (tensors[name] for name in ("keys", "biases", "values", "seen"))
+        return cls(about["layer"], about["act"], *parts)
 
 
 def fired(entering: Tensor, keys: Tensor, biases: Tensor, act: str) -> Tensor:

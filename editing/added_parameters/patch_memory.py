@@ -57,13 +57,13 @@ def memory_of(
         without: subjects whose bundled facts are left out.
         progress: show a bar.
     """
-    facts = spread_over_relations(bundled())
+    facts = spread_over_relations([fact for fact in bundled() if fact.answer])
     with unedited(model):
         key = ("t-patcher memory", model.fingerprint(), n_rows, seed)
         if key not in model.remembered:
             each = round(n_rows * (1 + APART)) // 2
             with bar(2 * each, "memory", show=progress, unit="row") as steps:
-                said = _rows(model, [joined(fact.prompt, fact.answer) for fact in facts], each)
+                said = _rows(model, [joined(fact.prompt, fact.answer or "") for fact in facts], each)
                 steps.update(len(said.rows))
                 written = _rows(model, _own_texts(model, each, seed), each)
                 steps.update(len(written.rows))

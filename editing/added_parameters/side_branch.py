@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -28,13 +29,19 @@ class SideBranch(Attachment):
 
     Attributes:
         layer: which.
+        act: the name of the branch's activation function.
     """
 
     layer: int
+    act: str
 
     @abstractmethod
     def increment(self, entering: Tensor) -> Tensor:
         """What is added for `entering` [..., d_model]; like it in shape, float32 or wider."""
+
+    def about(self) -> dict[str, Any]:
+        """The layer and the activation function."""
+        return {"layer": self.layer, "act": self.act}
 
     def attach(self, model: LanguageModel) -> Callable[[], None]:
         """Adds the increment from now on."""

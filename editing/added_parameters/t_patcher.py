@@ -15,7 +15,7 @@ from typing import Any, Literal, get_args
 
 import torch
 
-from editing.added_parameters.attaching import attach_and_score
+from editing.added_parameters.attaching import attach_and_score, started
 from editing.added_parameters.last_layer import last_layer
 from editing.added_parameters.patch import Patch, attached_patches
 from editing.added_parameters.patch_memory import Memory, memory_of
@@ -23,8 +23,7 @@ from editing.added_parameters.patch_training import Neurons, Schedule, trained_p
 from editing.added_parameters.side_branch import mlp_module, model_activation
 from editing.edit import Edit
 from editing.errors import RequestError
-from editing.request import EditRequest, check_requests
-from editing.writing import writing
+from editing.request import EditRequest
 from tracer.model import LanguageModel
 from tracer.progress import bar
 
@@ -88,10 +87,7 @@ class TPatcher:
             EditFailedError: a loss became NaN; the model is as it was.
         """
         mlp_module(model, model.n_layers - 1)
-        check_requests(model, requests)
-        settings = {"method": "T-Patcher", **asdict(self), "seed": seed}
-        edit = Edit(tuple(requests), (), settings, model.fingerprint())
-        with writing(edit, model):
+        with started(model, requests, {"method": "T-Patcher", **asdict(self), "seed": seed}) as edit:
             if requests:
                 self._write(edit, seed, progress)
         return edit
