@@ -14,12 +14,13 @@ from test_t_patcher import whole_pass
 import tracer
 from editing import GRACE, CaliNet, EditFailedError, EditRequest, RequestError, known, load_edit, unrelated_templates
 from editing.added_parameters.calinet_branch import CalibrationBranch
+from editing.added_parameters.calinet_keeping import kept_prompts
 from editing.added_parameters.calinet_training import chunks_of, fit_branches
 from editing.asking import prompts_end_at
 from editing.editors import editor_named
 from editing.generation import continued
 from editing.scores import target_scores
-from tracer.facts import templates
+from tracer.facts import bundled, spread_over_relations, templates
 from tracer.tokens import encode
 
 QUICK = CaliNet(layers=(2,), steps=4)
@@ -125,6 +126,21 @@ def test_paraphrases_of_bundled_relations_are_trained_on_too(toy_model: tracer.L
         assert edit.diagnostics[0]["loss"] < edit.diagnostics[0]["loss_before"]
     with dataclasses.replace(QUICK, paraphrased=False).apply(toy_model, [request]) as edit:
         assert edit.diagnostics[0]["prompts"] == 1
+
+
+def test_what_is_kept_moves_less_and_its_divergence_is_that_of_whole_passes(toy_model: tracer.LanguageModel) -> None:
+    prompts = [fact.prompt for fact in spread_over_relations(bundled())[:6]]
+    before, moved = next_tokens(toy_model, prompts).log_softmax(-1), []
+    kept = kept_prompts(toy_model, 2, 6, without=[])
+    assert abs(kept.divergence().item()) < 1e-9
+    for weight in (0.0, 3.0):
+        editor = CaliNet(layers=(2,), slots=16, rate=0.02, steps=40, paraphrased=False, keep_weight=weight, keep=6)
+        with editor.apply(toy_model, [LONG]) as edit, torch.no_grad():
+            now = next_tokens(toy_model, prompts).log_softmax(-1)
+            moved.append(float((before.exp() * (before - now)).sum(-1).mean()))
+            assert kept.divergence().item() == pytest.approx(moved[-1], abs=1e-9)
+            assert edit.diagnostics[0]["loss"] < edit.diagnostics[0]["loss_before"]
+    assert 0 < moved[1] < 0.5 * moved[0]
 
 
 def test_branches_stand_beside_each_other_and_beside_a_codebook(toy_model: tracer.LanguageModel) -> None:

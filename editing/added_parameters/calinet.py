@@ -17,6 +17,7 @@ import torch
 
 from editing.added_parameters.attaching import attach_and_score, started
 from editing.added_parameters.calinet_branch import CalibrationBranch, Init
+from editing.added_parameters.calinet_keeping import kept_prompts
 from editing.added_parameters.calinet_training import CHUNK, Fit, chunks_of, fit_branches
 from editing.added_parameters.side_branch import mlp_module, model_activation, wide
 from editing.edit import Edit
@@ -45,6 +46,8 @@ class CaliNet:
         steps: at most.
         stop_below: mean loss at which training ends, once all answers are the most probable ones.
         batch: prompts that share a step.
+        keep_weight: of the KL of bundled prompts about other subjects in the loss; 0: none, as published.
+        keep: how many such prompts.
         paraphrased: train on the bundled paraphrases of a prompt too, where its relation has some.
 
     Source: Dong et al. 2022 (arXiv:2210.03329), there for T5; Adam, rate and steps are ours.
@@ -59,6 +62,8 @@ class CaliNet:
     steps: int = 500
     stop_below: float = 0.05
     batch: int = 512
+    keep_weight: float = 0.0
+    keep: int = 32
     paraphrased: bool = True
 
     def __post_init__(self) -> None:
@@ -67,10 +72,13 @@ class CaliNet:
         for name, kinds in (("act", Act), ("init", Init)):
             if getattr(self, name) not in get_args(kinds):
                 raise RequestError(f"{name}={getattr(self, name)!r}: choose from {', '.join(get_args(kinds))}.")
-        for name, ours in (("slots", 64), ("rate", 1e-3), ("steps", 500), ("batch", 512)):
+        for name, ours in (("slots", 64), ("rate", 1e-3), ("steps", 500), ("batch", 512), ("keep", 32)):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
                 raise RequestError(f"{name}={value} is not above 0. Write {name}={ours}.")
+
+        if not 0 <= self.keep_weight < math.inf:
+            raise RequestError(f"keep_weight={self.keep_weight} is no weight. Write keep_weight=1.0, or 0 for none.")
 
     @classmethod
     def suited_to(cls, model: LanguageModel) -> CaliNet:
@@ -120,7 +128,11 @@ class CaliNet:
         each = max(1, self.batch // CHUNK)
         groups = [chunks[begin : begin + each] for begin in range(0, len(chunks), each)]
         branches = self.new_branches(model, len(edit.requests), seed)
-        options = {"rate": self.rate, "steps": self.steps, "stop_below": self.stop_below}
+        options: dict[str, Any] = {"rate": self.rate, "steps": self.steps, "stop_below": self.stop_below}
+        if self.keep_weight:
+            subjects = [request.subject for request in edit.requests]
+            options["kept"] = kept_prompts(model, min(self.layers), self.keep, without=subjects)
+            options["weight"] = self.keep_weight
         with bar(self.steps, "calibrating", show=progress, unit="step") as steps:
             found = fit_branches(model, branches, groups, **options, each_step=steps.update)
         notes = _notes(found, [len(group) for group in prompts], time.perf_counter() - begun)

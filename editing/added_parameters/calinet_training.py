@@ -1,6 +1,6 @@
 """Training of branches on prompts and their answers; the model's own parameters are held.
 
-    loss = mean over prompts of -(1/T) sum_t log p(y_t | x, y_<t)
+    loss = mean over prompts of -(1/T) sum_t log p(y_t | x, y_<t)  +  weight * KL (`calinet_keeping`)
 What enters the lowest of the layers is recorded once; in each step only the blocks from there up are run,
 some prompts at a time, their gradients added up before the step.
 """
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from editing.added_parameters.calinet_branch import CalibrationBranch
+from editing.added_parameters.calinet_keeping import Kept
 from editing.added_parameters.side_branch import add_branch
 from editing.asking import prompts_end_at
 from editing.descent import Batch, batch_of
@@ -70,11 +71,14 @@ def fit_branches(
     rate: float,
     steps: int,
     stop_below: float,
+    kept: Kept | None = None,
+    weight: float = 0.0,
     each_step: Callable[[], object] = lambda: None,
 ) -> Fit:
     """Adam, one group of chunks a step in turn; trains the branches in place.
 
-    Ends once the mean loss is below `stop_below` and every answer is the most probable one.
+    Ends once the mean loss is below `stop_below` and every answer is the most probable one; with prompts to
+    be `kept` only when `weight` times their KL is below it too.
 
     Raises:
         EditFailedError: the loss became NaN or infinite.
@@ -88,10 +92,11 @@ def fit_branches(
         for step in range(steps + len(groups)):  # after the last step each group is read once more
             at = step % len(groups)
             found, gradients = _gradients(groups[at], parameters)
+            moved = _add_kept(gradients, parameters, kept, weight)
             if not torch.isfinite(found).all():
                 raise EditFailedError(f"The loss became {found.mean().item()} after {taken} steps. Use a smaller rate.")
             first[at], last[at] = found if first[at] is None else first[at], found
-            if _learnt(last, lengths, stop_below):
+            if moved < stop_below and _learnt(last, lengths, stop_below):
                 break
             if step < steps:
                 for parameter, gradient in zip(parameters, gradients, strict=True):
@@ -115,6 +120,16 @@ def _gradients(group: Sequence[Chunk], parameters: Sequence[Tensor]) -> tuple[Te
             sum_ += gradient
         losses.append(nll.detach())
     return torch.cat(losses), total
+
+
+def _add_kept(gradients: Sequence[Tensor], parameters: Sequence[Tensor], kept: Kept | None, weight: float) -> float:
+    """Adds the gradients of weight * KL, and returns that; 0 where nothing is to be kept."""
+    if kept is None or not weight:
+        return 0.0
+    moved = weight * kept.divergence()
+    for sum_, gradient in zip(gradients, torch.autograd.grad(moved, parameters), strict=True):
+        sum_ += gradient
+    return moved.item()
 
 
 def _learnt(last: Sequence[Tensor | None], lengths: Sequence[Tensor], stop_below: float) -> bool:
