@@ -2,7 +2,7 @@
 
     KL = mean over prompts of sum_w p(w) log(p(w) / p'(w))      p before the branch, p' with it, nats
 The published loss has no such term, and a branch acts at every token: trained on one fact it says that
-fact's answer everywhere.
+fact's answer everywhere. The term holds the prompts that it is given; others, near the edited one, may still move.
 """
 
 from __future__ import annotations
