@@ -102,6 +102,8 @@ def _learned(kind: type[Learned], _model: LanguageModel, layer: int | None, **se
     if layer is not None:
         raise RequestError(f"{kind.method} changes the matrices it was trained for: leave the layer out.")
     return dataclasses.replace(kind.load(checkpoint), **settings)
+
+
 def _suited(kind: Callable[..., Any], model: LanguageModel, layer: int | None, **settings: Any) -> Editor:
     suited = kind(model)
     return dataclasses.replace(suited, layer=suited.layer if layer is None else layer, **settings)
