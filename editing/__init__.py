@@ -1,5 +1,10 @@
 """Change a fact in a language model: editors behind one contract, edits that can be undone."""
 
+from editing.added_parameters.calibration import Calibration, calibrate
+from editing.added_parameters.calinet import CaliNet
+from editing.added_parameters.detection import Known, known, unrelated_templates
+from editing.added_parameters.grace import GRACE
+from editing.added_parameters.t_patcher import TPatcher
 from editing.check_by_editing import LayerCheck, check_by_editing
 from editing.edit import Edit, load_edit, undo_all, unedited
 from editing.errors import (
@@ -30,6 +35,7 @@ from editing.request import EditRequest
 __all__ = [
     "EMMET",
     "FT",
+    "GRACE",
     "KE",
     "KN",
     "MEMIT",
@@ -38,6 +44,8 @@ __all__ = [
     "ROME",
     "AlphaEdit",
     "BaseModelError",
+    "CaliNet",
+    "Calibration",
     "CovarianceError",
     "Edit",
     "EditFailedError",
@@ -45,11 +53,15 @@ __all__ = [
     "EditRequest",
     "EditingError",
     "EditingWarning",
+    "Known",
     "LayerCheck",
     "RequestError",
+    "TPatcher",
     "TrainingPlan",
     "TrainingRecord",
+    "calibrate",
     "check_by_editing",
+    "known",
     "layers_around",
     "load_edit",
     "plot_training",
@@ -57,4 +69,5 @@ __all__ = [
     "training_records",
     "undo_all",
     "unedited",
+    "unrelated_templates",
 ]

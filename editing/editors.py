@@ -10,6 +10,9 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Protocol
 
+from editing.added_parameters.calinet import CaliNet
+from editing.added_parameters.grace import GRACE
+from editing.added_parameters.t_patcher import TPatcher
 from editing.edit import Edit
 from editing.errors import RequestError
 from editing.finetune import FT, Variant
@@ -83,8 +86,7 @@ def _several_layers(kind: Callable[..., Editor], model: LanguageModel, layer: in
 
 
 def _fine_tuned(variant: Variant, model: LanguageModel, layer: int | None, **settings: Any) -> Editor:
-    suited = FT.suited_to(model, variant)
-    return dataclasses.replace(suited, layer=suited.layer if layer is None else layer, **settings)
+    return _suited(partial(FT.suited_to, variant=variant), model, layer, **settings)
 
 
 def _neurons(_model: LanguageModel, layer: int | None, **settings: Any) -> Editor:
@@ -102,6 +104,23 @@ def _learned(kind: type[Learned], _model: LanguageModel, layer: int | None, **se
     return dataclasses.replace(kind.load(checkpoint), **settings)
 
 
+def _suited(kind: Callable[..., Any], model: LanguageModel, layer: int | None, **settings: Any) -> Editor:
+    suited = kind(model)
+    return dataclasses.replace(suited, layer=suited.layer if layer is None else layer, **settings)
+
+
+def _last_layer(kind: Callable[..., Editor], model: LanguageModel, layer: int | None, **settings: Any) -> Editor:
+    if layer not in (None, model.n_layers - 1):
+        raise RequestError(f"T-Patcher writes beside the last MLP, layer {model.n_layers - 1}: leave the layer out.")
+    return kind(**settings)
+
+
+def _calibrated(model: LanguageModel, layer: int | None, **settings: Any) -> Editor:
+    if layer is not None:
+        settings.setdefault("layers", (layer,))
+    return dataclasses.replace(CaliNet.suited_to(model), **settings)
+
+
 EDITORS: Mapping[str, Callable[..., Editor]] = {
     "r-rome": partial(_one_layer, partial(ROME, variant="r-rome")),
     "rome": partial(_one_layer, partial(ROME, variant="rome")),
@@ -116,4 +135,7 @@ EDITORS: Mapping[str, Callable[..., Editor]] = {
     "kn": _neurons,
     "mend": partial(_learned, MEND),
     "ke": partial(_learned, KE),
+    "grace": partial(_suited, GRACE.suited_to),
+    "t-patcher": partial(_last_layer, TPatcher),
+    "calinet": _calibrated,
 }

@@ -1,0 +1,67 @@
+"""How every editor here begins and ends: requests are checked, what was trained is attached and scored."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from editing.attachment import Attachment
+from editing.edit import Edit
+from editing.errors import EditingWarning
+from editing.request import EditRequest, check_requests
+from editing.scores import target_scores
+from editing.writing import writing
+from tracer.model import LanguageModel
+
+
+@contextmanager
+def started(model: LanguageModel, requests: Sequence[EditRequest], settings: Mapping[str, Any]) -> Iterator[Edit]:
+    """An edit of these requests, nothing attached yet; it is undone when the block fails.
+
+    Raises:
+        RequestError: two requests contradict each other.
+    """
+    check_requests(model, requests)
+    edit = Edit(tuple(requests), (), settings, model.fingerprint())
+    with writing(edit, model):
+        yield edit
+
+
+def attach_and_score(
+    edit: Edit, attachments: Sequence[Attachment], notes: Sequence[Mapping[str, Any]], *, advice: str
+) -> None:
+    """Attaches to the edit's model and fills in its diagnostics.
+
+    Args:
+        edit: started, with nothing attached yet.
+        attachments: what it adds.
+        notes: what else is known of each request.
+        advice: what to try where answers stay improbable.
+    """
+    assert edit.model is not None
+    pairs = [(request.prompt, request.new) for request in edit.requests]
+    before = target_scores(edit.model, pairs)
+    edit.attachments = tuple(attachments)
+    edit.attach_all()
+    after = target_scores(edit.model, pairs)
+    edit.diagnostics = tuple(
+        {
+            "subject": request.subject,
+            "new": request.new,
+            "probability_before": old.prob,
+            "probability_written": now.prob,
+            **note,
+        }
+        for request, old, now, note in zip(edit.requests, before, after, notes, strict=True)
+    )
+    unsaid = [record for record in edit.diagnostics if record["probability_written"] < 0.5]
+    if unsaid:
+        first = f"{unsaid[0]['subject']} -> {unsaid[0]['new'].strip()}"
+        warnings.warn(
+            f"{len(unsaid)} of {len(edit.diagnostics)} answers stay below probability 0.5, e.g. {first}: "
+            f"{unsaid[0]['probability_written']:.2f}. {advice}",
+            EditingWarning,
+            stacklevel=5,
+        )

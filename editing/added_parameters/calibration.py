@@ -1,0 +1,93 @@
+"""How far queries lie apart in a model, to choose a codebook's radius by.
+
+    own        |q(paraphrase) - q(its edit's prompt)|          to be reached
+    unrelated  min over edits |q(prompt) - q(edit's prompt)|   to be spared
+No one radius fits all models: distances grow with their activations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from editing.errors import RequestError
+from editing.locate_then_edit.keys import hooked_until
+from tracer.hidden import by_token
+from tracer.model import LanguageModel
+from tracer.tokens import encode, right_padded
+
+BATCH = 32
+QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Distances at one layer, rising.
+
+    Attributes:
+        layer: where.
+        own: of paraphrases to their own edit's prompt.
+        unrelated: of other prompts to the nearest edit's prompt.
+    """
+
+    layer: int
+    own: tuple[float, ...]
+    unrelated: tuple[float, ...]
+
+    def quantiles(self, of: str = "own") -> dict[float, float]:
+        """Quantile -> distance, of "own" or "unrelated"."""
+        distances = torch.tensor(getattr(self, of), dtype=torch.float64)
+        return {share: float(distances.quantile(share)) for share in QUANTILES}
+
+    def radius(self, spared: float = 0.95) -> float:
+        """The largest radius outside of which this share of the unrelated prompts stays."""
+        return float(torch.tensor(self.unrelated, dtype=torch.float64).quantile(1 - spared))
+
+    def reached(self, radius: float) -> float:
+        """The share of paraphrases inside a radius."""
+        return sum(distance <= radius for distance in self.own) / len(self.own)
+
+
+def calibrate(
+    model: LanguageModel, layer: int, prompts: Mapping[str, Sequence[str]], unrelated: Sequence[str]
+) -> Calibration:
+    """Measures a layer.
+
+    Args:
+        model: as it is now.
+        layer: of the value matrix.
+        prompts: prompts to edit, each with its paraphrases.
+        unrelated: prompts that no edit should reach.
+
+    Raises:
+        RequestError: no paraphrase or no unrelated prompt.
+    """
+    paraphrases = [(other, own) for own, others in prompts.items() for other in others]
+    if not paraphrases or not unrelated:
+        raise RequestError("Distances of both kinds are needed. Give paraphrases and unrelated prompts.")
+    texts = list(dict.fromkeys([*prompts, *(other for other, _ in paraphrases), *unrelated]))
+    at = dict(zip(texts, queries(model, layer, texts), strict=True))
+    own = [float((at[other] - at[prompt]).norm()) for other, prompt in paraphrases]
+    edited = torch.stack([at[prompt] for prompt in prompts])
+    others = [float((edited - at[prompt]).norm(dim=-1).min()) for prompt in unrelated]
+    return Calibration(layer, tuple(sorted(own)), tuple(sorted(others)))
+
+
+def queries(model: LanguageModel, layer: int, prompts: Sequence[str]) -> Tensor:
+    """What enters the value matrix at each prompt's last token, float64 [prompt, n_in]."""
+    encoded = [encode(model.tokenizer, prompt).ids for prompt in prompts]
+    matrix, found = model.anatomy.value_matrix(layer), []
+    for begin in range(0, len(encoded), BATCH):
+        ids, mask = right_padded(encoded[begin : begin + BATCH], device=model.device)
+        each, ends = torch.arange(len(ids), device=ids.device), mask.sum(1) - 1
+
+        def keep(_module: nn.Module, inputs: tuple[Any, ...], _output: Any, each=each, ends=ends) -> None:
+            found.append(by_token(inputs[0], len(each))[each, ends].double())
+
+        with torch.no_grad(), hooked_until([(matrix, keep)]):
+            model.torch.base_model(input_ids=ids, attention_mask=mask, use_cache=False)
+    return torch.cat(found)

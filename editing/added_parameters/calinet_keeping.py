@@ -1,0 +1,63 @@
+"""What a branch should leave alone: the next word after bundled prompts about other subjects.
+
+    KL = mean over prompts of sum_w p(w) log(p(w) / p'(w))      p before the branch, p' with it, nats
+The published loss has no such term, and a branch acts at every token: trained on one fact it says that
+fact's answer everywhere. The term holds the prompts that it is given; others, near the edited one, may still move.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from editing.added_parameters.side_branch import wide
+from editing.asking import prompts_end_at
+from editing.upper_blocks import UpperBlocks, upper_blocks
+from tracer.facts import bundled, spread_over_relations
+from tracer.model import LanguageModel
+from tracer.replay import record
+from tracer.tokens import encode, right_padded
+
+
+@dataclass(frozen=True, eq=False)
+class Kept:
+    """Prompts whose next word is to stay as it was.
+
+    Attributes:
+        model: the model.
+        above: the blocks that a branch can change, on these prompts.
+        ends: each prompt's last token, [prompt].
+        before: log-probabilities of the next word without the branch, [prompt, vocab].
+    """
+
+    model: LanguageModel
+    above: UpperBlocks
+    ends: Tensor
+    before: Tensor
+
+    def divergence(self) -> Tensor:
+        """KL from the words before to those now, nats a prompt."""
+        now = _next_words(self.model, self.above, self.ends)
+        return nn.functional.kl_div(now, self.before, log_target=True, reduction="batchmean")
+
+
+def kept_prompts(model: LanguageModel, layer: int, n: int, *, without: Sequence[str]) -> Kept:
+    """Reads `n` bundled prompts of many relations, none about the subjects `without`, as the model is now."""
+    others = [fact.prompt for fact in spread_over_relations(bundled()) if fact.subject not in without]
+    ids, mask = right_padded([encode(model.tokenizer, prompt).ids for prompt in others[:n]], device=model.device)
+    ends = mask.sum(1) - 1
+    with torch.no_grad():
+        with prompts_end_at(model, ends.tolist()):
+            run = record(model, ids, attention_mask=mask)
+        above = upper_blocks(run, layer, first=0, stop=ids.shape[1], lengths=mask.sum(1))
+        return Kept(model, above, ends, _next_words(model, above, ends))
+
+
+def _next_words(model: LanguageModel, above: UpperBlocks, ends: Tensor) -> Tensor:
+    with prompts_end_at(model, ends.tolist()):
+        hidden = above.outputs()
+    each = torch.arange(len(ends), device=ends.device)
+    return wide(model.anatomy.unembed(hidden[each, ends])).log_softmax(-1)

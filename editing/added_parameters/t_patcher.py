@@ -1,0 +1,140 @@
+"""T-Patcher: for each answer token that the model gets wrong, one neuron beside the last MLP.
+
+A neuron is trained to fire on its query, the MLP's input at the token that predicts the wrong one, to mend
+it there, and to stay silent on a memory of other texts. Sequences of edits add neuron to neuron.
+Nothing of the model is run while training: only the last MLP and the head depend on a neuron (`last_layer`).
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, get_args
+
+import torch
+
+from editing.added_parameters.attaching import attach_and_score, started
+from editing.added_parameters.last_layer import last_layer
+from editing.added_parameters.patch import Patch, attached_patches
+from editing.added_parameters.patch_memory import Memory, memory_of
+from editing.added_parameters.patch_training import Neurons, Schedule, trained_patch
+from editing.added_parameters.side_branch import mlp_module, model_activation
+from editing.edit import Edit
+from editing.errors import RequestError
+from editing.request import EditRequest
+from tracer.model import LanguageModel
+from tracer.progress import bar
+
+Act = Literal["relu", "model"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TPatcher:
+    """Neurons beside the last MLP; settings and `apply`.
+
+    Attributes:
+        act: "relu" adds exactly nothing to what does not fire a neuron; "model" is the MLP's own, as published.
+        memory: rows that neurons should not fire on; published: 40,000.
+        most: neurons for one request; further wrong tokens get none.
+        rate: Adam's.
+        steps: for one request, at most.
+        first_check, every: steps to the first look at the answer, and between two.
+        activation_weight, memory_weight: w_a and w_m of the loss.
+
+    Source: Huang et al. 2023 (arXiv:2301.09785), the settings for zsRE; the memory's size and mixture are ours.
+    """
+
+    act: Act = "relu"
+    memory: int = 4000
+    most: int = 5
+    rate: float = 0.01
+    steps: int = 2000
+    first_check: int = 100
+    every: int = 25
+    activation_weight: float = 1.0
+    memory_weight: float = 10.0
+
+    def __post_init__(self) -> None:
+        if self.act not in get_args(Act):
+            raise RequestError(f"act={self.act!r}: choose from {', '.join(get_args(Act))}.")
+        published = {"memory": 4000, "most": 5, "rate": 0.01, "steps": 2000, "first_check": 100, "every": 25}
+        for name, value in published.items():
+            if not 0 < getattr(self, name) < math.inf:
+                raise RequestError(f"{name}={getattr(self, name)} is not above 0. Write {name}={value}.")
+
+    @property
+    def schedule(self) -> Schedule:
+        """How a request's neurons are trained."""
+        options = asdict(self)
+        return Schedule(**{name: options[name] for name in Schedule.__dataclass_fields__})
+
+    def apply(
+        self, model: LanguageModel, requests: Sequence[EditRequest], *, seed: int = 0, progress: bool | None = None
+    ) -> Edit:
+        """Trains neurons for one request after the other; an answer that is said already gets none.
+
+        Args:
+            model: no weight of it changes.
+            requests: facts to learn; none is no change.
+            seed: of new values and of the memory's text.
+            progress: whether to show bars; None: in a terminal or notebook.
+
+        Raises:
+            AnatomyError: the last MLP is no module of its own, or has no value matrix.
+            RequestError: two requests contradict each other.
+            EditFailedError: a loss became NaN; the model is as it was.
+        """
+        mlp_module(model, model.n_layers - 1)
+        with started(model, requests, {"method": "T-Patcher", **asdict(self), "seed": seed}) as edit:
+            if requests:
+                self._write(edit, seed, progress)
+        return edit
+
+    def _write(self, edit: Edit, seed: int, progress: bool | None) -> None:
+        model, subjects = edit.model, [request.subject for request in edit.requests]
+        assert model is not None
+        memory = memory_of(model, self.memory, seed=seed, without=subjects, progress=progress)
+        earlier, generator = attached_patches(model), torch.Generator().manual_seed(seed)
+        patches: list[Patch] = []
+        notes: list[dict[str, Any]] = []
+        with bar(len(edit.requests), "training neurons", show=progress, unit="edit") as steps:
+            for request in edit.requests:
+                begun = time.perf_counter()
+                rows = torch.cat([memory.trained, *(patch.seen.to(memory.trained) for patch in (*earlier, *patches))])
+                found, note = self._patch(model, request, patches, Memory(rows, memory.validation), generator)
+                patches += found
+                notes.append({**note, "seconds": time.perf_counter() - begun})
+                steps.update()
+        advice = "Use more steps, or a smaller memory_weight."
+        attach_and_score(edit, patches, notes, advice=advice)
+        neurons = sum(len(patch.keys) for patch in patches)
+        edit.summary = {"neurons": neurons, "bytes_added": sum(patch.n_bytes for patch in patches)}
+
+    def _patch(
+        self,
+        model: LanguageModel,
+        request: EditRequest,
+        patches: Sequence[Patch],
+        memory: Memory,
+        generator: torch.Generator,
+    ) -> tuple[list[Patch], dict[str, Any]]:
+        """The neurons of a request, none where the model says the answer, and how they were trained."""
+        state = last_layer(model, request).with_patches(patches)
+        wrong = state.wrong()[: self.most]
+        if not wrong:
+            return [], {"neurons": 0, "steps": 0}
+        act = model_activation(model) if self.act == "model" else self.act
+        neurons = Neurons(state.entering[wrong], act, generator)
+        found = trained_patch(neurons, state, memory, self.schedule)
+        keys, biases = found.patch.keys.to(memory.validation), found.patch.biases.to(memory.validation)
+        firing = memory.validation @ keys.T + biases > 0
+        return [found.patch], {
+            "neurons": len(wrong),
+            "steps": found.steps,
+            "edit_loss": found.edit_loss,
+            "memory_loss": found.memory_loss,
+            "memory_fired": float(firing.any(-1).double().mean()),
+            "said": found.said,
+        }

@@ -1,0 +1,283 @@
+"""GRACE: the codebook's rules by hand, the model untouched outside of it, and undo in any order by replay."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from conftest import LAYERS, make_tokenizer
+from families import FAMILIES
+from test_edit import OTHER, REQUEST, assert_same, state
+from test_families import DENSE
+
+import tracer
+from editing import GRACE, EditFailedError, EditRequest, RequestError, calibrate, load_edit, unedited
+from editing.added_parameters.calibration import queries
+from editing.added_parameters.codebook import Codebook, Record
+from editing.added_parameters.codebook_branch import codebook_at
+from editing.added_parameters.replaced_value import trial_of
+from editing.asking import prompts_end_at
+from editing.editors import editor_named
+from editing.generation import complete, continued
+from editing.scores import target_scores
+from tracer.tokens import encode, right_padded
+
+LONG = EditRequest("The capital of {} is", "France", " Constantinople")
+SHORT = EditRequest("The capital of {} is", "France", " of")  # one token: random models learn little more
+PROMPTS = [REQUEST.prompt, OTHER.prompt, "The capital of Spain is", "It"]
+QUICK = GRACE(layer=2, steps=3, radius=0.01)
+pytestmark = pytest.mark.filterwarnings("ignore::editing.EditingWarning")
+
+
+def at(place: float, value: float, *label: int) -> Record:
+    return Record(torch.tensor([place, 0.0]), torch.tensor([value]), label)
+
+
+def next_tokens(model: tracer.LanguageModel, prompts: list[str]) -> torch.Tensor:
+    """Logits after each prompt, one bare pass each, [prompt, vocab]."""
+    with torch.no_grad():
+        rows = [torch.tensor([encode(model.tokenizer, prompt).ids]) for prompt in prompts]
+        return torch.stack([model.torch(input_ids=ids).logits[0, -1] for ids in rows])
+
+
+def same_book(one: Codebook, other: Codebook) -> bool:
+    tensors = all(torch.equal(getattr(one, name), getattr(other, name)) for name in ("keys", "values", "radii"))
+    return tensors and one.labels == other.labels
+
+
+@pytest.mark.parametrize(
+    ("second", "rule", "radii", "labels", "values"),
+    [
+        (at(2.5, 9, 5), "added", [1, 1], [(4,), (5,)], [[8.0], [9.0]]),
+        (at(2.5, 9, 4), "added", [1, 1], [(4,), (4,)], [[8.0], [9.0]]),
+        (at(1.5, 9, 4), "covered", [1.5], [(4,)], [[9.0]]),
+        (at(0.5, 9, 4), "covered", [1], [(4,)], [[9.0]]),
+        (at(1.5, 9, 5), "split", [0.75 - 1e-5, 0.75], [(4,), (5,)], [[8.0], [9.0]]),
+        (at(0.0, 9, 5), "overwritten", [1], [(5,)], [[9.0]]),
+    ],
+)
+def test_the_rules_by_hand(second: Record, rule: str, radii: list, labels: list, values: list) -> None:
+    first = Codebook.of([at(0, 8, 4)], radius=1.0)
+    assert first.placing(second.query, second.label).rule == rule
+    book = first.after(second)
+    assert book.radii.tolist() == pytest.approx(radii, abs=1e-12)
+    assert (list(book.labels), book.values.tolist()) == (labels, values)
+    assert book.values[book.answering(second.query[None])].tolist() == [[9.0]]
+    assert first.values.tolist() == [[8.0]] and first.radii.tolist() == [1.0]
+
+
+def test_a_query_at_the_radius_is_answered_and_one_beyond_is_not() -> None:
+    book = Codebook.of([at(0, 8, 4)], radius=1.0)
+    found = book.answering(torch.tensor([[1.0, 0.0], [0.0, -1.0], [1.001, 0.0]]))
+    assert found.tolist() == [0, 0, -1]
+
+
+def test_only_the_nearest_key_is_asked() -> None:
+    """The wide key's radius covers the query, that of the nearest one does not: no answer, as published."""
+    book = Codebook.of([at(0, 8, 4), at(1.5, 8, 4), at(2.6, 9, 5), at(2.7, 7, 6)], radius=1.0)
+    assert book.radii.tolist() == pytest.approx([1.5, 0.05 - 1e-5, 0.05], abs=1e-6)
+    assert book.answering(torch.tensor([[1.2, 0.0], [1.4, 0.0]])).tolist() == [0, -1]
+
+
+@pytest.mark.parametrize("name", DENSE)
+def test_the_cached_loss_equals_a_whole_pass_with_the_value_put_in(name: str) -> None:
+    model = tracer.load(FAMILIES[name].build(), tokenizer=make_tokenizer(bos=False), check=False)
+    matrix, layer = model.anatomy.value_matrix(1), 1
+    for replace in ("last", "prompt"):
+        trial = trial_of(model, layer, LONG, replace)
+        value = torch.randn(trial.present.shape, dtype=torch.float64, requires_grad=True)
+        end = len(encode(model.tokenizer, LONG.prompt).ids) - 1
+        ids = torch.tensor([[*encode(model.tokenizer, LONG.prompt).ids, *trial.label]])
+
+        def put(_module, _inputs, output, value=value, end=end, replace=replace):
+            rows = output.reshape(-1, output.shape[-1])  # one row, flattened by OPT
+            kept = torch.arange(len(rows))[:, None]
+            chosen = kept == end if replace == "last" else kept <= end
+            return torch.where(chosen, value, rows).reshape(output.shape)
+
+        handle = matrix.register_forward_hook(put)
+        odds = model.torch(input_ids=ids[:, :-1]).logits[0, end:].log_softmax(-1)
+        handle.remove()
+        expected = -odds.gather(1, ids[0, end + 1 :, None]).mean()
+        found = trial.nll(value)
+        torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
+        slow, fast = (torch.autograd.grad(loss, value)[0] for loss in (expected, found))
+        assert slow.norm() > 1e-5
+        torch.testing.assert_close(fast, slow, atol=1e-6, rtol=0)
+        torch.testing.assert_close(trial.query, queries(model, layer, [LONG.prompt])[0], atol=1e-6, rtol=0)
+
+
+def test_an_answer_is_learnt_and_no_weight_changes(family_model: tracer.LanguageModel) -> None:
+    before = state(family_model)
+    base = next_tokens(family_model, PROMPTS)
+    with GRACE(layer=2, radius=0.01).apply(family_model, [SHORT]) as edit:
+        record = edit.diagnostics[0]
+        assert record["probability_written"] > 20 * record["probability_before"] and record["rule"] == "added"
+        assert record["probability_written"] == pytest.approx(math.exp(-record["loss"]), abs=1e-6)
+        n_in = family_model.torch.get_parameter(family_model.anatomy.value_weight_name(2)).numel() // 32
+        assert edit.summary == {"keys": 1, "keys_added": 1, "bytes_added": 4 * (n_in + 32 + 1)}
+        assert torch.equal(next_tokens(family_model, PROMPTS), base)  # outside of every radius: the same numbers
+        assert_same(family_model, before)
+    assert_same(family_model, before)
+    assert torch.equal(next_tokens(family_model, [*PROMPTS, LONG.prompt])[:-1], base)
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in family_model.torch.modules())
+
+
+def test_inside_a_radius_the_layer_gives_the_value_there_and_its_own_output_elsewhere(toy_model) -> None:
+    ids = torch.tensor([encode(toy_model.tokenizer, REQUEST.prompt).ids])
+    seen: list[torch.Tensor] = []
+
+    def outputs() -> torch.Tensor:
+        handle = toy_model.anatomy.value_matrix(2).register_forward_hook(lambda _m, _i, output: seen.append(output))
+        with torch.no_grad():
+            toy_model.torch(input_ids=ids)
+        handle.remove()
+        return seen.pop()[0]
+
+    base = outputs()
+    for replace, kept in (("last", slice(0, -1)), ("prompt", slice(0, 0))):
+        with GRACE(layer=2, steps=3, radius=0.01, replace=replace).apply(toy_model, [REQUEST]) as edit:
+            now, value = outputs(), edit.attachments[0].records[0].value
+            assert torch.equal(now[-1], value) and torch.equal(now[kept], base[kept])
+            assert replace == "last" or torch.equal(now, value.expand_as(now))
+
+
+def test_greedy_texts_equal_teacher_forcing_and_rows_do_not_mind_each_other(family_model: tracer.LanguageModel) -> None:
+    model, prompt = family_model, encode(family_model.tokenizer, LONG.prompt).ids
+    base = next_tokens(model, [LONG.prompt])
+    with GRACE(layer=2, radius=0.01).apply(model, [LONG, OTHER]), torch.no_grad():
+        written = continued(model, torch.tensor([prompt]), 6)[0]
+        assert not torch.allclose(next_tokens(model, [LONG.prompt]), base)
+        with prompts_end_at(model, [len(prompt) - 1]):
+            forced = model.torch(input_ids=written[None, :-1]).logits[0].argmax(-1)
+        assert torch.equal(forced[len(prompt) - 1 :], written[len(prompt) :])
+        pairs = [(prompt, new) for prompt in (*PROMPTS, LONG.prompt) for new in (" French", " Constantinople")]
+        together = [score.nll for score in target_scores(model, pairs)]
+        alone = [target_scores(model, [pair])[0].nll for pair in pairs]
+        assert together == pytest.approx(alone, abs=1e-9)
+
+
+def test_left_and_right_padding_decide_alike_and_decoding_asks_nothing(toy_model: tracer.LanguageModel) -> None:
+    prompts = [LONG.prompt, "The mother tongue of all the people of France is"]
+    rows = [encode(toy_model.tokenizer, prompt).ids for prompt in prompts]
+    with GRACE(layer=2, radius=0.01).apply(toy_model, [LONG]), torch.no_grad():
+        ids, mask = right_padded(rows, device=toy_model.device)
+        with prompts_end_at(toy_model, [len(row) - 1 for row in rows]):
+            right = toy_model.torch(input_ids=ids, attention_mask=mask).logits[torch.arange(2), mask.sum(1) - 1]
+        width = max(map(len, rows))
+        left = torch.tensor([[0] * (width - len(row)) + list(row) for row in rows])
+        seen = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
+        places = (seen.cumsum(1) - 1).clamp(min=0)
+        found = toy_model.torch(input_ids=left, attention_mask=seen, position_ids=places).logits[:, -1]
+        torch.testing.assert_close(found, right, atol=1e-9, rtol=0)
+        # With a cache every new token is a pass of its own, without one it ends a longer "prompt".
+        short = torch.tensor([rows[0]])
+        start = toy_model.torch(input_ids=short, use_cache=True)
+        fresh = start.logits[:, -1:].argmax(-1)
+        step = toy_model.torch(input_ids=fresh, past_key_values=start.past_key_values).logits[0, -1]
+        with prompts_end_at(toy_model, [len(rows[0]) - 1]):
+            whole = toy_model.torch(input_ids=torch.cat((short, fresh), dim=1)).logits[0, -1]
+        torch.testing.assert_close(step, whole, atol=1e-9, rtol=0)
+
+
+def test_edits_share_one_codebook_and_are_undone_in_any_order_by_replay(toy_model: tracer.LanguageModel) -> None:
+    other_answer = EditRequest(REQUEST.prompt, REQUEST.subject, " Berlin")
+    base = next_tokens(toy_model, PROMPTS)
+    edits, books = [], []
+    for request in (REQUEST, OTHER, other_answer):
+        edits.append(QUICK.apply(toy_model, [request]))
+        books.append(codebook_at(toy_model, QUICK.place))
+    assert [len(book) for book in books] == [1, 2, 2]  # the third overwrites the first one's answer
+    assert edits[2].diagnostics[0]["rule"] == "overwritten" and edits[2].summary["bytes_added"] == 0
+    edits[2].undo()
+    assert same_book(codebook_at(toy_model, QUICK.place), books[1])
+    edits[0].undo()
+    left = codebook_at(toy_model, QUICK.place)
+    assert left.labels == (books[1].labels[1],) and torch.equal(left.values[0], books[1].values[1])
+    edits[1].undo()
+    assert torch.equal(next_tokens(toy_model, PROMPTS), base)
+    assert not toy_model.torch.__dict__["_codebooks"]
+
+
+def test_an_equal_answer_nearby_widens_a_key_and_trains_its_value_further(toy_model: tracer.LanguageModel) -> None:
+    near = EditRequest("The mother tongue of {} is", "Angela Merkel,", " French")
+    apart = float((queries(toy_model, 2, [OTHER.prompt]) - queries(toy_model, 2, [near.prompt])).norm())
+    editor = GRACE(layer=2, steps=5, radius=0.9 * apart)
+    with editor.apply(toy_model, [OTHER]) as first:
+        before = codebook_at(toy_model, editor.place)
+        with editor.apply(toy_model, [near]) as second:
+            book = codebook_at(toy_model, editor.place)
+            assert second.diagnostics[0]["rule"] == "covered" and len(book) == 1
+            assert float(book.radii[0]) == pytest.approx(apart, abs=1e-6)
+            assert torch.equal(book.values[0], second.attachments[0].records[0].value)
+            assert torch.equal(next_tokens(toy_model, [near.prompt]), next_tokens(toy_model, [near.prompt]))
+        assert same_book(codebook_at(toy_model, editor.place), before)
+        assert torch.equal(first.attachments[0].records[0].value, before.values[0])
+
+
+def test_reading_never_changes_the_codebook_also_in_training_mode(toy_model: tracer.LanguageModel) -> None:
+    with QUICK.apply(toy_model, [REQUEST]):
+        before = codebook_at(toy_model, QUICK.place)
+        toy_model.torch.train()
+        next_tokens(toy_model, PROMPTS)
+        toy_model.torch.eval()
+        complete(toy_model, PROMPTS[:2], new_tokens=3)
+        assert codebook_at(toy_model, QUICK.place) is before
+
+
+def test_a_saved_codebook_answers_as_the_first_one_did(toy_model: tracer.LanguageModel, tmp_path) -> None:
+    with QUICK.apply(toy_model, [REQUEST, OTHER]) as edit:
+        expected = next_tokens(toy_model, PROMPTS)
+        edit.save(tmp_path / "edit.safetensors")
+        with unedited(toy_model):
+            assert not torch.equal(next_tokens(toy_model, PROMPTS), expected)
+        assert torch.equal(next_tokens(toy_model, PROMPTS), expected)
+    with load_edit(tmp_path / "edit.safetensors").apply(toy_model):
+        assert torch.equal(next_tokens(toy_model, PROMPTS), expected)
+
+
+def test_the_hooks_come_off_when_an_edit_fails(toy_model: tracer.LanguageModel, monkeypatch) -> None:
+    monkeypatch.setattr("editing.added_parameters.attaching.target_scores", fails_on_second_call())
+    with pytest.raises(EditFailedError, match="second"):
+        QUICK.apply(toy_model, [REQUEST])
+    assert toy_model.edits == [] and not toy_model.torch.__dict__["_codebooks"]
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in toy_model.torch.modules())
+
+
+def fails_on_second_call():
+    calls = []
+
+    def scores(model, pairs):
+        calls.append(pairs)
+        if len(calls) == 2:
+            raise EditFailedError("second")
+        return target_scores(model, pairs)
+
+    return scores
+
+
+def test_what_a_codebook_cannot_do_is_refused(toy_model: tracer.LanguageModel) -> None:
+    with pytest.raises(RequestError, match=f"layer={LAYERS - 2}"):
+        GRACE(layer=LAYERS - 1).apply(toy_model, [LONG])
+    with pytest.raises(RequestError, match="longer prompt"):
+        QUICK.apply(toy_model, [EditRequest("a", "a", " b")])
+    with pytest.raises(RequestError, match="choose from last, prompt"):
+        GRACE(layer=1, replace="all")
+    with pytest.raises(RequestError, match=r"radius=1\.0"):
+        GRACE(layer=1, radius=0)
+    assert editor_named("grace", toy_model).layer == LAYERS - 2
+    assert editor_named("grace", toy_model, 1, radius=0.5) == GRACE(layer=1, radius=0.5)
+
+
+def test_calibration_gives_the_distances_of_queries(toy_model: tracer.LanguageModel) -> None:
+    prompts = {REQUEST.prompt: [OTHER.prompt], LONG.prompt: []}
+    found = calibrate(toy_model, 2, prompts, ["The capital of Spain is", REQUEST.prompt])
+    places = queries(toy_model, 2, [REQUEST.prompt, OTHER.prompt, LONG.prompt, "The capital of Spain is"])
+    assert found.own == pytest.approx([float((places[0] - places[1]).norm())])
+    nearest = min(float((places[n] - places[3]).norm()) for n in (0, 2))
+    assert found.unrelated == pytest.approx([0.0, nearest])
+    assert found.radius(spared=0.5) == pytest.approx(nearest / 2) and found.reached(found.own[0]) == 1
+    assert list(found.quantiles("unrelated").values()) == sorted(found.quantiles("unrelated").values())
+    with pytest.raises(RequestError, match="paraphrases"):
+        calibrate(toy_model, 2, {REQUEST.prompt: []}, ["It"])

@@ -1,0 +1,240 @@
+"""T-Patcher: cached steps by whole passes, the losses by hand, neurons that add up and come off one edit at a time."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import pytest
+import torch
+from conftest import LAYERS, WIDTH, make_tokenizer
+from families import FAMILIES
+from test_edit import OTHER, REQUEST, assert_same, state
+from test_families import DENSE
+from test_grace import LONG, PROMPTS, SHORT, next_tokens
+
+import tracer
+from editing import EditFailedError, EditRequest, RequestError, TPatcher, load_edit
+from editing.added_parameters.last_layer import last_layer
+from editing.added_parameters.patch import Patch
+from editing.added_parameters.patch_memory import memory_of
+from editing.added_parameters.patch_training import Neurons, loss_of, mean_of_largest, memory_loss
+from editing.asking import prompts_end_at
+from editing.editors import editor_named
+from editing.generation import continued
+from editing.scores import target_scores
+from tracer.errors import AnatomyError
+from tracer.tokens import encode, encode_with_target
+
+PATCHED = [name for name in DENSE if not name.startswith("OPT")]
+QUICK = TPatcher(memory=40, steps=6, first_check=4, every=2)
+LAST = LAYERS - 1
+pytestmark = pytest.mark.filterwarnings("ignore::editing.EditingWarning")
+
+
+def whole_pass(model: tracer.LanguageModel, request: EditRequest, increment) -> torch.Tensor:
+    """Logits at the answer's tokens by a whole pass, with increment(x) added to what the last value matrix gives."""
+    encoding, kept = encode_with_target(model.tokenizer, request.prompt, request.new), []
+    mlp = model.anatomy.blocks[-1].get_submodule(model.anatomy.names.mlp)
+    hooks = [
+        mlp.register_forward_pre_hook(lambda _m, inputs: kept.append(inputs[0])),
+        model.anatomy.value_matrix(model.n_layers - 1).register_forward_hook(
+            lambda _m, _i, output: output + increment(kept[-1]).reshape(output.shape)
+        ),
+    ]
+    logits = model.torch(input_ids=torch.tensor([encoding.ids[:-1]])).logits[0, encoding.n_prompt - 1 :]
+    for hook in hooks:
+        hook.remove()
+    return logits
+
+
+def new_neurons(model: tracer.LanguageModel, request: EditRequest, n: int, act: str = "relu") -> Neurons:
+    return Neurons(last_layer(model, request).entering[:n], act, torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("name", PATCHED)
+def test_a_cached_step_equals_a_whole_pass(name: str) -> None:
+    """Loss and gradients, with a memory, in every family whose MLP is a module."""
+    model = tracer.load(FAMILIES[name].build(), tokenizer=make_tokenizer(bos=False), check=False)
+    cached, neurons = last_layer(model, LONG), new_neurons(model, LONG, 2, "gelu_new")
+    memory = torch.randn(30, cached.entering.shape[1], dtype=torch.float64)
+    found, _ = loss_of(neurons, cached, memory, QUICK.schedule)
+    logits = whole_pass(model, LONG, neurons.increment)
+    edit = torch.nn.functional.cross_entropy(logits, cached.target, label_smoothing=0.1)
+    own = torch.stack([(neurons.keys[n] @ neurons.queries[n] + neurons.biases[n]) for n in range(2)])
+    slow = edit + (-own).exp().mean() + 10 * memory_loss(neurons, memory)
+    torch.testing.assert_close(found, slow, atol=1e-6, rtol=0)
+    fast, expected = (torch.autograd.grad(loss, neurons.parameters) for loss in (found, slow))
+    assert all(gradient.norm() > 1e-6 for gradient in expected)
+    for one, other in zip(fast, expected, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-6)
+
+
+def test_new_neurons_fire_with_one_on_their_own_queries(family_model: tracer.LanguageModel) -> None:
+    neurons = new_neurons(family_model, LONG, 3)
+    torch.testing.assert_close(neurons.own().detach(), torch.ones(3, dtype=torch.float64), atol=1e-12, rtol=0)
+    assert neurons.biases.count_nonzero() == 0 and (neurons.scales == 10).all()
+
+
+def test_the_losses_by_hand() -> None:
+    """exp of the largest: of 0, 1, 2 the two largest; of three rows and a bound of 1000 all of them."""
+    assert mean_of_largest(torch.tensor([0.0, 2.0, 1.0]), 2).item() == pytest.approx((math.e**2 + math.e) / 2)
+    assert mean_of_largest(torch.tensor([0.0, 1.0]), 1000).item() == pytest.approx((1 + math.e) / 2)
+    neurons = Neurons(torch.tensor([[2.0, 0.0]]), "relu", torch.Generator().manual_seed(0))  # k = (0.5, 0): k.q = 1
+    memory = torch.tensor([[-6.0, 5.0], [2.0, 5.0]])  # k.m = -3 and 1
+    silent = (math.exp(0) + math.exp(4)) / 2
+    below = (math.exp(-3 - 1 + 3) + math.exp(1 - 1 + 3)) / 2
+    assert memory_loss(neurons, memory).item() == pytest.approx(silent + below, rel=1e-6)
+
+
+def test_one_neuron_is_added_for_each_wrong_token_and_none_for_an_answer_that_is_said(toy_model) -> None:
+    encoding = encode_with_target(toy_model.tokenizer, LONG.prompt, LONG.new)
+    score = target_scores(toy_model, [(LONG.prompt, LONG.new)])[0]
+    wrong = sum(said != wanted for said, wanted in zip(score.predicted, encoding.target_ids, strict=True))
+    assert wrong > 5
+    with QUICK.apply(toy_model, [LONG]) as edit:
+        assert edit.diagnostics[0]["neurons"] == len(edit.attachments[0].keys) == 5
+        assert edit.summary == {"neurons": 5, "bytes_added": 4 * 5 * (2 * WIDTH + 1)}
+    with dataclasses.replace(QUICK, most=20).apply(toy_model, [LONG]) as edit:
+        assert edit.summary["neurons"] == wrong
+    ids = continued(toy_model, torch.tensor([encode(toy_model.tokenizer, "The capital of").ids]), 1)[0]
+    said = toy_model.tokenizer.decode(ids[-1:])
+    known = EditRequest("The capital of", "capital", said)
+    if target_scores(toy_model, [(known.prompt, known.new)])[0].predicted == (int(ids[-1]),):
+        with QUICK.apply(toy_model, [known]) as edit:
+            assert edit.attachments == () and edit.diagnostics[0]["neurons"] == 0
+
+
+def test_an_answer_is_learnt_with_no_weight_changed_and_training_predicts_what_is_written(family_model) -> None:
+    before, base = state(family_model), next_tokens(family_model, PROMPTS)
+    editor = TPatcher(memory=100, steps=400, memory_weight=0.1)
+    with editor.apply(family_model, [SHORT]) as edit:
+        record = edit.diagnostics[0]
+        assert record["probability_written"] > 3 * record["probability_before"], record
+        score = target_scores(family_model, [(SHORT.prompt, SHORT.new)])[0]
+        assert record["said"] == (score.predicted == score.target)
+        assert_same(family_model, before)
+    assert torch.equal(next_tokens(family_model, PROMPTS), base)
+    assert all(parameter.grad is None for parameter in family_model.torch.parameters())
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in family_model.torch.modules())
+
+
+def test_a_prompt_that_fires_no_neuron_is_answered_exactly_as_before(family_model: tracer.LanguageModel) -> None:
+    base = next_tokens(family_model, [REQUEST.prompt])
+    cached = last_layer(family_model, REQUEST)
+    seen, query = cached.seen, cached.entering[0]
+    entering = torch.cat((seen, memory_first(family_model)))
+    key = torch.randn(1, WIDTH, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    bias = -(entering @ key.T).max() - 1e-6
+    patch = Patch(LAST, "relu", key, bias[None], torch.full((1, WIDTH), 9.0), seen)
+    remove = patch.attach(family_model)
+    assert (next_tokens(family_model, [REQUEST.prompt]) == base).all()
+    remove()
+    fires = Patch(LAST, "relu", key, 1 - query[None] @ key[0], patch.values, seen)
+    remove = fires.attach(family_model)
+    assert not torch.equal(next_tokens(family_model, [REQUEST.prompt]), base)
+    remove()
+
+
+def memory_first(model: tracer.LanguageModel) -> torch.Tensor:
+    """What enters the last MLP at the first token of the request's prompt."""
+    kept = []
+    mlp = model.anatomy.blocks[-1].get_submodule(model.anatomy.names.mlp)
+    hook = mlp.register_forward_pre_hook(lambda _m, inputs: kept.append(inputs[0][0, :1].detach()))
+    next_tokens(model, [REQUEST.prompt])
+    hook.remove()
+    return kept[0]
+
+
+def test_neurons_beside_an_ungated_mlp_equal_neurons_put_into_its_matrices(toy_model: tracer.LanguageModel) -> None:
+    with dataclasses.replace(QUICK, act="model").apply(toy_model, [REQUEST]) as edit:
+        patch = edit.attachments[0]
+        expected = next_tokens(toy_model, PROMPTS)
+    mlp = toy_model.anatomy.blocks[-1].mlp
+    with torch.no_grad():  # Conv1D: [in, out]
+        mlp.c_fc.weight = torch.nn.Parameter(torch.cat((mlp.c_fc.weight, patch.keys.T), dim=1))
+        mlp.c_fc.bias = torch.nn.Parameter(torch.cat((mlp.c_fc.bias, patch.biases)))
+        mlp.c_fc.nf += len(patch.keys)
+        mlp.c_proj.weight = torch.nn.Parameter(torch.cat((mlp.c_proj.weight, patch.values)))
+    torch.testing.assert_close(next_tokens(toy_model, PROMPTS), expected, atol=1e-6, rtol=0)
+
+
+def test_edits_add_up_and_each_comes_off_alone(toy_model: tracer.LanguageModel) -> None:
+    base = next_tokens(toy_model, PROMPTS)
+    first = QUICK.apply(toy_model, [REQUEST])
+    kept, alone = first.attachments[0].tensors(), next_tokens(toy_model, PROMPTS)
+    held = {name: tensor.clone() for name, tensor in kept.items()}
+    second = QUICK.apply(toy_model, [OTHER], seed=1)
+    assert all(torch.equal(held[name], tensor) for name, tensor in first.attachments[0].tensors().items())
+    assert not torch.equal(next_tokens(toy_model, PROMPTS), alone)
+    second.undo()
+    assert torch.equal(next_tokens(toy_model, PROMPTS), alone)
+    again = QUICK.apply(toy_model, [OTHER], seed=1)
+    first.undo()
+    remaining = next_tokens(toy_model, PROMPTS)
+    again.undo()
+    assert torch.equal(next_tokens(toy_model, PROMPTS), base)
+    remove = again.attachments[0].attach(toy_model)
+    assert torch.equal(next_tokens(toy_model, PROMPTS), remaining)
+    remove()
+
+
+def test_requests_of_one_call_see_the_neurons_before_them(toy_model: tracer.LanguageModel) -> None:
+    """Together and one after the other: the same second patch, for equal draws of values."""
+    with QUICK.apply(toy_model, [REQUEST, OTHER]) as together:
+        joint = next_tokens(toy_model, PROMPTS)
+        states = [last_layer(toy_model, request) for request in (REQUEST, OTHER)]
+    cached = [last_layer(toy_model, request).with_patches(together.attachments) for request in (REQUEST, OTHER)]
+    for one, other in zip(cached, states, strict=True):
+        zero = torch.zeros_like(one.given)
+        torch.testing.assert_close(one.given, other.given, atol=1e-9, rtol=0)
+        torch.testing.assert_close(one.logits(zero), other.logits(zero), atol=1e-9, rtol=0)
+    with together.apply(toy_model):
+        assert torch.equal(next_tokens(toy_model, PROMPTS), joint)
+
+
+def test_greedy_texts_with_a_cache_equal_teacher_forcing(family_model: tracer.LanguageModel) -> None:
+    prompt = encode(family_model.tokenizer, LONG.prompt).ids
+    with QUICK.apply(family_model, [LONG]), torch.no_grad():
+        written = continued(family_model, torch.tensor([prompt]), 6)[0]
+        with prompts_end_at(family_model, [len(prompt) - 1]):
+            forced = family_model.torch(input_ids=written[None, :-1]).logits[0].argmax(-1)
+        assert torch.equal(forced[len(prompt) - 1 :], written[len(prompt) :])
+
+
+def test_a_memory_is_half_facts_half_text_without_first_tokens_and_without_the_edited_subject(toy_model) -> None:
+    memory = memory_of(toy_model, 80, seed=0)
+    assert memory.trained.shape == (80, WIDTH) and memory.validation.shape == (20, WIDTH)
+    first = next(iter(tracer.facts.spread_over_relations(tracer.facts.bundled())))
+    query = last_layer(toy_model, EditRequest(first.prompt, first.subject, first.answer)).seen[:1]
+    held = memory_of(toy_model, 80, seed=0, without=[first.subject]).trained
+    assert (memory.trained - query).norm(dim=-1).min() < 1e-9 < (held - query).norm(dim=-1).min()
+    assert torch.equal(memory_of(toy_model, 80, seed=0).trained, memory.trained)
+
+
+def test_a_saved_patch_acts_as_the_first_one_did(toy_model: tracer.LanguageModel, tmp_path) -> None:
+    with QUICK.apply(toy_model, [REQUEST]) as edit:
+        expected = next_tokens(toy_model, PROMPTS)
+        edit.save(tmp_path / "edit.safetensors")
+    with load_edit(tmp_path / "edit.safetensors").apply(toy_model):
+        assert torch.equal(next_tokens(toy_model, PROMPTS), expected)
+
+
+def test_what_cannot_be_patched_is_refused_and_leaves_nothing(toy_model: tracer.LanguageModel, monkeypatch) -> None:
+    opt = tracer.load(FAMILIES["OPT"].build(), tokenizer=make_tokenizer(bos=False), check=False)
+    with pytest.raises(AnatomyError, match="no module of its own"):
+        QUICK.apply(opt, [REQUEST])
+    with pytest.raises(RequestError, match="leave the layer out"):
+        editor_named("t-patcher", toy_model, 1)
+    assert editor_named("t-patcher", toy_model, LAST, most=2) == TPatcher(most=2)
+    with pytest.raises(RequestError, match="choose from relu, model"):
+        TPatcher(act="gelu")
+    monkeypatch.setattr("editing.added_parameters.t_patcher.trained_patch", refuse)
+    with pytest.raises(EditFailedError, match="on purpose"):
+        QUICK.apply(toy_model, [REQUEST])
+    assert toy_model.edits == []
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in toy_model.torch.modules())
+
+
+def refuse(*_: object) -> None:
+    raise EditFailedError("on purpose")
