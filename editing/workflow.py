@@ -26,7 +26,7 @@ from tracer.place import Place
 from tracer.progress import bar
 from tracer.site import proportional_window
 from tracer.storage import write_json
-from tracer.tokens import encode, visible
+from tracer.tokens import visible
 
 PromptKind = Literal["edited", "paraphrase", "neighbour"]
 MOST_PARAPHRASES = 4
@@ -202,7 +202,8 @@ def _prompts(
     for way in ways:
         asked.append(("paraphrase", way, request.new, own))
     for prompt in neighbours:
-        said = predicted_id(model, encode(model.tokenizer, prompt).ids)
+        asked = prompt_encoding(model, prompt)
+        said = predicted_id(model, asked.ids, n_encoder=asked.n_encoder)
         asked.append(("neighbour", prompt, request.new, visible(model.tokenizer, (said,))[0]))
     for fact in _neighbours(model, request, own):
         asked.append(("neighbour", fact.prompt, request.new, fact.answer or ""))
@@ -223,7 +224,7 @@ def _neighbours(model: LanguageModel, request: EditRequest, own: str) -> list[tr
         if len(known) == MOST_NEIGHBOURS:
             break
         tokenized = fact.preflight(model, warn=False)
-        if predicted_id(model, tokenized.token_ids) == tokenized.answer_id:
+        if predicted_id(model, tokenized.token_ids, n_encoder=tokenized.n_encoder) == tokenized.answer_id:
             known.append(fact)
     return known
 
