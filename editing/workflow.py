@@ -22,6 +22,7 @@ from tracer.corrupt import measured_corruption
 from tracer.effect import AverageTrace, TraceResult
 from tracer.facts import bundled, paraphrases, relation_of, spread_over_relations
 from tracer.model import LanguageModel
+from tracer.model_inputs import prompt_encoding
 from tracer.place import Place
 from tracer.progress import bar
 from tracer.site import proportional_window
@@ -202,8 +203,8 @@ def _prompts(
     for way in ways:
         asked.append(("paraphrase", way, request.new, own))
     for prompt in neighbours:
-        asked = prompt_encoding(model, prompt)
-        said = predicted_id(model, asked.ids, n_encoder=asked.n_encoder)
+        read = prompt_encoding(model, prompt)
+        said = predicted_id(model, read.ids, n_encoder=read.n_encoder)
         asked.append(("neighbour", prompt, request.new, visible(model.tokenizer, (said,))[0]))
     for fact in _neighbours(model, request, own):
         asked.append(("neighbour", fact.prompt, request.new, fact.answer or ""))

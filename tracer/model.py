@@ -13,11 +13,12 @@ from nnsight import NNsight, TransformersModel
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from tracer.anatomy import Anatomy, Names, anatomy_of
+from tracer.anatomy import Anatomy, anatomy_of
 from tracer.embedded import DEFAULT
 from tracer.errors import AnatomyError, FactError, ModelSourceError, NumericsError, TracerError, TracerWarning
 from tracer.foreign import foreign_hooks
 from tracer.hidden import hidden_of
+from tracer.names import Names
 from tracer.parallel import is_out_of_memory
 from tracer.parts import check_parts
 from tracer.sharded import is_sharded, slice_here, whole

@@ -11,9 +11,9 @@ from collections.abc import Iterator
 import torch
 from transformers import PreTrainedModel
 
-from tracer.anatomy import FAMILIES, Names
 from tracer.block import Block
 from tracer.errors import AnatomyError
+from tracer.names import FAMILIES, Names
 from tracer.structure import names_by_structure
 from tracer.watch import Watched, watch
 

@@ -27,8 +27,8 @@ from torch import Tensor
 
 from tracer.anatomy import SubLayer
 from tracer.corrupt import Draws
-from tracer.lock import lock_of
 from tracer.errors import SiteError
+from tracer.lock import lock_of
 from tracer.metric import METRICS, Metric, wide
 from tracer.model import LanguageModel
 from tracer.model_inputs import inputs_of

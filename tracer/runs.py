@@ -160,6 +160,7 @@ def settings_of(model: LanguageModel, plan: Plan, corruption: Corruption, engine
         metric=plan.metric,
         direction=plan.direction,
         whole_answer=plan.whole_answer,
+        encoder_layers=model.anatomy.n_encoder_layers,
     )
 
 
