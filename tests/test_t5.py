@@ -68,8 +68,8 @@ def trained(closing: PreTrainedTokenizerFast) -> tracer.LanguageModel:
     read = closing(asked, padding=True, return_tensors="pt", padding_side="right")
     labels = closing(filled, padding=True, return_tensors="pt", padding_side="right").input_ids
     labels[labels == 0] = -100
-    optimiser = torch.optim.Adam(model.parameters(), lr=5e-3)
-    for _ in range(400):
+    optimiser = torch.optim.Adam(model.parameters(), lr=2e-2)
+    for _ in range(200):
         loss = model(input_ids=read.input_ids, attention_mask=read.attention_mask, labels=labels).loss
         optimiser.zero_grad()
         loss.backward()
@@ -169,11 +169,11 @@ def test_a_replaced_subject_gives_the_other_prompts_answer(trained: tracer.Langu
     found = tracer.trace(trained, FACT, kinds=("state",), corruption=ReplaceSubject(("Milan",)), samples=1)
     other = target_scores(trained, [(WAYS[0].format("Milan"), "France")])[0]
     assert len(found.fact.answer_ids) == len(other.target)
-    score = trained.torch(
-        input_ids=torch.tensor([trained.tokenizer(WAYS[0].format("Milan")).input_ids]),
-        decoder_input_ids=torch.tensor([found.fact.token_ids[found.fact.n_encoder :]]),
-    )
-    by_hand = score.logits[0, -1].softmax(-1)[found.answer_id]
+    with torch.inference_mode():
+        read = trained.tokenizer(WAYS[0].format("Milan"), return_tensors="pt").input_ids
+        written = torch.tensor([found.fact.token_ids[found.fact.n_encoder :]])
+        logits = trained.torch(input_ids=read, decoder_input_ids=written).logits
+    by_hand = logits[0, -1].softmax(-1)[found.answer_id]
     assert found.corrupted == pytest.approx(float(by_hand), abs=1e-12)
 
 
@@ -225,7 +225,8 @@ def test_scores_are_the_models_own_loss(trained: tracer.LanguageModel) -> None:
         labels = trained.tokenizer(f"<extra_id_0> {target}", add_special_tokens=False, return_tensors="pt").input_ids
         inputs = torch.tensor([[0, *labels[0, :-1].tolist()]])
         labels[0, 0] = -100  # the sentinel is given, not scored
-        loss = trained.torch(input_ids=read, decoder_input_ids=inputs, labels=labels).loss
+        with torch.inference_mode():
+            loss = trained.torch(input_ids=read, decoder_input_ids=inputs, labels=labels).loss
         assert score.nll == pytest.approx(float(loss), abs=1e-10)
         assert score.target == tuple(labels[0, 1:].tolist())
 
@@ -246,16 +247,16 @@ def test_a_target_is_exact_where_greedy_decoding_writes_it(trained: tracer.Langu
     assert [text.strip() for text in answers(trained, prompts)] == [*LIES_IN.values()] * 2
 
 
-@pytest.mark.parametrize("layer", [0, LAYERS + 1], ids=["encoder", "decoder"])
+@pytest.mark.parametrize("layer", [0, 2 * LAYERS], ids=["encoder", "decoder"])
 def test_ft_l_edits_inside_its_ball_and_undoes_bit_for_bit(trained: tracer.LanguageModel, layer: int) -> None:
     before = {name: value.clone() for name, value in trained.torch.state_dict().items()}
     request = EditRequest(FACT.prompt, "Paris", "Italy")
     old = target_scores(trained, [(FACT.prompt, "Italy")])[0].prob
-    edit = FT(layer=layer, loss="prompt_last", radius=0.05, rate=5e-3, steps=25).apply(trained, [request])
+    edit = FT(layer=layer, loss="prompt_last", radius=0.3, rate=2e-2, steps=50).apply(trained, [request])
     name = trained.anatomy.value_weight_name(layer)
     changed = {key for key, value in trained.torch.state_dict().items() if not torch.equal(value, before[key])}
     assert changed == {name}
-    assert float((trained.torch.get_parameter(name) - before[name]).abs().max()) <= 0.05
+    assert float((trained.torch.get_parameter(name) - before[name]).abs().max()) <= 0.3
     assert target_scores(trained, [(FACT.prompt, "Italy")])[0].prob > 10 * old
     edit.undo()
     for key, value in trained.torch.state_dict().items():
@@ -281,7 +282,8 @@ def test_attributions_add_up_to_what_the_layer_does(trained: tracer.LanguageMode
             assert not found[layer].any(), "an encoder predicts nothing"
             continue
         silenced = probability(trained, one, [(layer, n) for n in range(len(found[layer]))], factor=0.0)
-        assert float(found[layer].sum()) == pytest.approx(probability(trained, one) - silenced, abs=1e-7)
+        whole = probability(trained, one) - silenced
+        assert float(found[layer].sum()) == pytest.approx(whole, abs=2e-6)  # relu has kinks on the way
     with pytest.raises(SiteError, match="neurons of layers 2 to 4"):
         probability(trained, one, [(0, 3)], factor=0.0)
 
