@@ -247,18 +247,19 @@ def test_a_target_is_exact_where_greedy_decoding_writes_it(trained: tracer.Langu
     assert [text.strip() for text in answers(trained, prompts)] == [*LIES_IN.values()] * 2
 
 
-@pytest.mark.parametrize("layer", [0, 2 * LAYERS], ids=["encoder", "decoder"])
+@pytest.mark.parametrize("layer", [0, LAYERS + 1], ids=["encoder", "decoder"])
 def test_ft_l_edits_inside_its_ball_and_undoes_bit_for_bit(trained: tracer.LanguageModel, layer: int) -> None:
     before = {name: value.clone() for name, value in trained.torch.state_dict().items()}
     request = EditRequest(FACT.prompt, "Paris", "Italy")
     old = target_scores(trained, [(FACT.prompt, "Italy")])[0].prob
-    edit = FT(layer=layer, loss="prompt_last", radius=0.3, rate=2e-2, steps=50).apply(trained, [request])
+    editor = FT(layer=layer, loss="prompt_last", radius=0.5, rate=5e-2, steps=50)
     name = trained.anatomy.value_weight_name(layer)
-    changed = {key for key, value in trained.torch.state_dict().items() if not torch.equal(value, before[key])}
-    assert changed == {name}
-    assert float((trained.torch.get_parameter(name) - before[name]).abs().max()) <= 0.3
-    assert target_scores(trained, [(FACT.prompt, "Italy")])[0].prob > 10 * old
-    edit.undo()
+    with editor.apply(trained, [request]):
+        after = {key: value.clone() for key, value in trained.torch.state_dict().items()}
+        new = target_scores(trained, [(FACT.prompt, "Italy")])[0].prob
+    assert {key for key, value in after.items() if not torch.equal(value, before[key])} == {name}
+    assert float((after[name] - before[name]).abs().max()) <= 0.5
+    assert old < 0.05 and new > 0.5
     for key, value in trained.torch.state_dict().items():
         assert torch.equal(value, before[key]), key
 

@@ -182,7 +182,7 @@ class Passes:
         self.reading, self.direction = Reading(metric, answer_length), direction
         self.others = None if other_ids is None else torch.tensor(list(other_ids), device=ids.device)
         self.rows = ids.expand(self.draws.samples, -1)
-        read = {"positions": answer_length, "n_encoder": n_encoder}
+        read: dict[str, Any] = {"positions": answer_length, "n_encoder": n_encoder}
         self.clean = forward(model, ids, keep=True, **read)
         corrupt = partial(forward, model, self.rows, subject_span=subject_span, keep=True, **read)
         self.corrupted = corrupt(draws=self.draws)
