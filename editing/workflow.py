@@ -164,7 +164,7 @@ def locate_then_edit(
     if layer is None:
         pool = spread_over_relations(bundled()) if facts is None else facts
         roles = ("last subject token",)
-        narrow = {**options, "window": proportional_window(model.n_layers)}
+        narrow = {**options, "window": proportional_window(model.depth)}
         average = tracer.average(model, pool, kinds=("mlp",), roles=roles, most=n_facts, **narrow)
     place = None if average is None else tracer.locate(average)
     at = layer if place is None else place.layer

@@ -14,6 +14,8 @@ from tokenizers import processors
 from transformers import (
     BartConfig,
     BartForConditionalGeneration,
+    MT5Config,
+    MT5ForConditionalGeneration,
     PreTrainedTokenizerFast,
     T5Config,
     T5ForConditionalGeneration,
@@ -31,6 +33,7 @@ from editing.scores import target_scores
 from tracer.corrupt import GaussianNoise, ReplaceSubject
 from tracer.errors import AnatomyError, FactError, ModelSourceError, SiteError
 from tracer.passes import Passes, forward
+from tracer.self_test import self_test
 from tracer.site import Site
 from tracer.two_stacks import TwoStackSweep
 
@@ -120,6 +123,15 @@ def test_unembedding_and_definition_give_the_models_own_logits(random_t5: tracer
         unembedded = random_t5.anatomy.unembed(run.kept["state"][-1][0, -1])
     torch.testing.assert_close(run.logits[0], own, rtol=0, atol=1e-12)
     torch.testing.assert_close(unembedded, own, rtol=0, atol=1e-12)
+
+
+def test_mt5_passes_the_self_test() -> None:
+    torch.manual_seed(0)
+    sizes = {"d_model": 16, "d_kv": 4, "d_ff": 24, "num_layers": 2, "num_decoder_layers": 1, "num_heads": 4}
+    model = MT5ForConditionalGeneration(MT5Config(vocab_size=64, decoder_start_token_id=0, **sizes)).double()
+    opened = tracer.load(model)
+    assert opened.sweep_fault is None
+    assert self_test(opened) < 1e-9
 
 
 @pytest.mark.parametrize("direction", ["restore", "corrupt"])

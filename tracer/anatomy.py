@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from tracer.errors import AnatomyError, SiteError
+from tracer.missing_roles import has, missing_roles
 from tracer.names import FAMILIES, Names
 from tracer.site import Kind
 
@@ -66,7 +67,7 @@ class Anatomy:
             self.blocks += model.get_submodule(of_stack.blocks).children()
             self.stacks.append(Stack(name, of_stack, range(first, len(self.blocks))))
         self.after_encoder = [model.get_submodule(path) for path in names.encoder.after_blocks] if names.encoder else []
-        self.after_blocks = [model.get_submodule(path) for path in names.after_blocks if _has(model, path)]
+        self.after_blocks = [model.get_submodule(path) for path in names.after_blocks if has(model, path)]
         head = model.get_output_embeddings()
         assert isinstance(head, nn.Module)  # `anatomy_of` lists it among the missing roles
         self.head: nn.Module = head
@@ -215,7 +216,7 @@ def anatomy_of(model: PreTrainedModel, names: Names | None = None) -> Anatomy:
     _check_stacks(model, known)
     if known is None:
         return Anatomy(model, names_by_structure(model))
-    missing = _missing_roles(model, known)
+    missing = missing_roles(model, known)
     if missing:
         raise AnatomyError(
             f"The names {'given' if names else 'known'} do not fit this model of type {model.config.model_type!r}. "
@@ -249,45 +250,3 @@ def _check_stacks(model: PreTrainedModel, names: Names | None) -> None:
             f"Name the parts of both: tracer.load(..., names=tracer.Names(..., cross_site=..., "
             f"encoder=tracer.Names(...)))."
         )
-
-
-def _missing_roles(model: PreTrainedModel, names: Names) -> list[str]:
-    """The roles whose dotted path leads nowhere in this model, or to something else."""
-    outside = (("embedding", names.embedding), ("blocks", names.blocks))
-    missing = [f"{role} ({path})" for role, path in outside if not _has(model, path)]
-    own = model.get_input_embeddings()
-    if _has(model, names.embedding) and not _same_embedding(model.get_submodule(names.embedding), own):
-        path = next((path for path, module in model.named_modules() if module is own), "no module of it")
-        missing.append(f"embedding ({names.embedding} does not embed the tokens; get_input_embeddings() is {path})")
-    if model.get_output_embeddings() is None:
-        missing.append("head (get_output_embeddings() is None)")
-    if names.encoder:
-        missing += _missing_in_blocks(model, names.encoder)
-    return missing + _missing_in_blocks(model, names)
-
-
-def _missing_in_blocks(model: PreTrainedModel, names: Names) -> list[str]:
-    missing = []
-    blocks = dict(model.get_submodule(names.blocks).named_children()) if _has(model, names.blocks) else {}
-    if _has(model, names.blocks) and not blocks:
-        missing.append(f"blocks ({names.blocks} holds no modules)")
-    sites = (("MLP", names.mlp), ("attention site", names.attention_site), ("MLP site", names.mlp_site))
-    matrices = (("value matrix", names.value_matrix), ("head matrix", names.head_matrix))
-    for role, path in (*sites, *matrices, ("cross-attention site", names.cross_site)):
-        absent = [name for name, block in blocks.items() if path and not _has(block, path)]
-        missing += [f"{role} ({names.blocks}.{name}.{path})" for name in absent[:1]]
-    return missing
-
-
-def _same_embedding(module: nn.Module, own: nn.Module) -> bool:
-    """One module, or (T5's encoder) another with the very same weight."""
-    shared = getattr(module, "weight", None) is getattr(own, "weight", module)
-    return module is own or (shared and type(module) is type(own))
-
-
-def _has(root: nn.Module, path: str) -> bool:
-    try:
-        root.get_submodule(path)
-    except AttributeError:
-        return False
-    return True

@@ -30,7 +30,8 @@ class Fact:
     """A factual prompt, e.g. Fact("The Space Needle is in the city of", subject="The Space Needle").
 
     Attributes:
-        prompt: the text up to, and without, the answer.
+        prompt: the text up to, and without, the answer. Of an encoder-decoder it is what the encoder reads;
+            <extra_id_0> in it stands where a T5 is to fill the answer in.
         subject: a piece of the prompt, letter by letter.
         answer: the continuation to trace, with or without its leading blank; None: what the model predicts.
         relation: a label to group facts by.

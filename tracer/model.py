@@ -121,6 +121,11 @@ class LanguageModel:
         return self.anatomy.n_layers
 
     @property
+    def depth(self) -> int:
+        """Blocks of the deepest stack: all there are, or those of the encoder or the decoder."""
+        return max(len(stack.layers) for stack in self.anatomy.stacks)
+
+    @property
     def is_encoder_decoder(self) -> bool:
         """Whether an encoder reads the prompt and a decoder writes the answer."""
         return self.anatomy.is_encoder_decoder
