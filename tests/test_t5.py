@@ -31,7 +31,7 @@ from editing.locate_then_edit.kn import KN
 from editing.locate_then_edit.knowledge_neurons import probability, questions
 from editing.scores import target_scores
 from tracer.corrupt import GaussianNoise, ReplaceSubject
-from tracer.errors import AnatomyError, FactError, ModelSourceError, SiteError
+from tracer.errors import AnatomyError, FactError, ModelSourceError, SiteError, StudyError
 from tracer.passes import Passes, forward
 from tracer.self_test import self_test
 from tracer.site import Site
@@ -216,6 +216,8 @@ def test_averages_and_places_count_the_layers_of_a_tokens_stack(trained: tracer.
     assert place.layer < LAYERS and len(place.ranking) == LAYERS
     last = tracer.locate(average, kind="state", role="last token")
     assert last.layer == 2 * LAYERS
+    with pytest.raises(StudyError, match="its own stack"):
+        tracer.paired_test(average, "state", "mlp")
     further = average.indirect_effect["state"][tracer.ROLES.index("further tokens")]
     assert not np.isnan(further).any(), "the encoder's and the decoder's further tokens, each in its layers"
 

@@ -202,7 +202,8 @@ def _layers_named(figure: go.Figure, settings: Settings) -> go.Figure:
     if settings.encoder_layers:
         layers = range(np.asarray(figure.data[0].z).shape[1])  # pyright: ignore[reportAttributeAccessIssue]
         labels = [layer_label(layer, settings) for layer in layers]
-        figure.update_xaxes(title=layer_words(settings), tickvals=list(layers), ticktext=labels)
+        words = layer_words(settings).replace("\n", "<br>")
+        figure.update_xaxes(title=words, tickvals=list(layers), ticktext=labels)
     return figure
 
 

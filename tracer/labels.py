@@ -116,9 +116,9 @@ def layer_label(layer: int, settings: Settings) -> str:
     return f"E{layer}" if layer < first else f"D{layer - first}"
 
 
-def layer_words(settings: Settings) -> str:
-    """What numbers of layers count."""
-    return "layer of the encoder (E), decoder (D)" if settings.encoder_layers else "layer"
+def layer_words(settings: Settings, words: str = "layer") -> str:
+    """The words under an axis of layers, and what its letters mean."""
+    return f"{words}\n(E: encoder, D: decoder)" if settings.encoder_layers else words
 
 
 def traced_roles(average: AverageTrace) -> list[int]:
@@ -136,7 +136,8 @@ def prompt_text(result: TraceResult | UnitTrace) -> str:
 
 def trace_caption(result: TraceResult) -> str:
     """What the colours are to be read against."""
-    grey = "; grey: not traced" if any(np.isnan(values).any() for values in result.restored.values()) else ""
+    missing = any(np.isnan(values).any() for values in result.restored.values())
+    grey = f"; grey: not traced{', or not in this stack' if result.fact.n_encoder else ''}" if missing else ""
     corrupted = f"{result.corrupted:.3g} with the subject (*) corrupted"
     return (
         f"{metric_words(result)}: {result.clean:.3g} clean, {corrupted}{grey}. "

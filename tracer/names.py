@@ -90,27 +90,26 @@ LLAMA = Names(
 )
 POST_NORM = replace(LLAMA, attention_site="post_attention_layernorm", mlp_site="post_feedforward_layernorm")
 MIXTURE = replace(LLAMA, value_matrix=None)
-# A T5 decoder's block has its cross-attention between the two. Only the modules inside `layer` return what is added.
-T5 = Names(
+# Of T5's blocks only the modules inside `layer` return what is added; the sub-layers return their sum with the stream.
+T5_ENCODER = Names(
     embedding="encoder.embed_tokens",
+    blocks="encoder.block",
+    after_blocks=("encoder.final_layer_norm",),
+    mlp="layer.1.DenseReluDense",
+    attention_site="layer.0.SelfAttention",
+    mlp_site="layer.1.DenseReluDense",
+    value_matrix="layer.1.DenseReluDense.wo",
+    head_matrix="layer.0.SelfAttention.o",
+)
+T5 = replace(
+    T5_ENCODER,
     blocks="decoder.block",
     after_blocks=("decoder.final_layer_norm",),
     mlp="layer.2.DenseReluDense",
-    attention_site="layer.0.SelfAttention",
     mlp_site="layer.2.DenseReluDense",
     value_matrix="layer.2.DenseReluDense.wo",
-    head_matrix="layer.0.SelfAttention.o",
     cross_site="layer.1.EncDecAttention",
-    encoder=Names(
-        embedding="encoder.embed_tokens",
-        blocks="encoder.block",
-        after_blocks=("encoder.final_layer_norm",),
-        mlp="layer.1.DenseReluDense",
-        attention_site="layer.0.SelfAttention",
-        mlp_site="layer.1.DenseReluDense",
-        value_matrix="layer.1.DenseReluDense.wo",
-        head_matrix="layer.0.SelfAttention.o",
-    ),
+    encoder=T5_ENCODER,
 )
 
 FAMILIES: dict[str, Names] = {

@@ -112,7 +112,8 @@ def _heatmap(axes: Axes, values: np.ndarray, name: str, settings: Settings, *, l
     )
     axes.set_facecolor(NOT_TRACED)
     axes.set_ylim(len(values) - 0.5, -0.5)
-    axes.set_xlabel(layer_words(settings) + (" at the centre of the interval" if name in SEVERABLE else ""))
+    words = "layer at the centre of the interval" if name in SEVERABLE else "layer"
+    axes.set_xlabel(layer_words(settings, words))
     layer_ticks(axes, values.shape[1], encoder=settings.encoder_layers)
     return mesh
 
