@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import make_tokenizer, tiny_gpt2
-from tokenizers import processors
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import (
     BartConfig,
     BartForConditionalGeneration,
@@ -104,6 +104,26 @@ def test_without_a_sentinel_the_decoder_answers_at_once(random_t5: tracer.Langua
     asked = tracer.Fact("Where is France?", subject="France", answer="Paris").preflight(random_t5, warn=False)
     assert asked.token_ids[asked.n_encoder :] == (0,)
     assert asked.answer_ids == tuple(random_t5.tokenizer("Paris", add_special_tokens=False).input_ids)
+
+
+def test_tokens_of_a_sentence_piece_are_found_around_sentinels_that_take_blanks() -> None:
+    words = Tokenizer(models.Unigram())
+    words.pre_tokenizer, words.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    special = ["<pad>", "</s>", "<unk>"]
+    trainer = trainers.UnigramTrainer(vocab_size=80, special_tokens=special, unk_token="<unk>", show_progress=False)
+    texts = [f"{way.format(city)} {country}" for way in WAYS for city, country in LIES_IN.items()]
+    words.train_from_iterator(texts * 3, trainer)
+    words.add_special_tokens([AddedToken("<extra_id_0>", lstrip=True, rstrip=True, special=True, normalized=False)])
+    words.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", eos_token="</s>", unk_token="<unk>")
+    model = tracer.load(tiny_t5(len(tokenizer)), tokenizer=tokenizer, check=False)
+    found = FACT.preflight(model, warn=False)
+    begin, end = found.subject_span
+    assert tokenizer.decode(found.token_ids[begin:end]).strip() == "Paris"
+    sentinel, *expected = tokenizer("<extra_id_0> France", add_special_tokens=False).input_ids
+    assert found.token_ids[found.n_encoder :] == (0, sentinel)
+    assert found.answer_ids == tuple(expected)
+    assert tokenizer.decode(found.answer_ids).strip() == "France"
 
 
 def test_a_model_of_spans_gets_its_sentinel_in_both_stacks(trained: tracer.LanguageModel) -> None:

@@ -43,12 +43,13 @@ def target_encoding(model: LanguageModel, prompt: str, target: str) -> TargetEnc
     asked, starts = prompt_encoding(model, prompt), decoder_text(model, prompt)
     text = joined(starts, target.strip()) if starts else target.strip()
     written = encode(model.tokenizer, text, special=False)
-    covered = [n for n, (start, end) in enumerate(written.offsets) if end > max(start, len(starts))]
-    ids = (*asked.ids[: asked.n_encoder + 1], *written.ids)
-    n_prompt = asked.n_encoder + 1 + covered[0]
-    offsets = (*asked.offsets[: asked.n_encoder + 1], *((0, 0) for _ in written.ids))
-    merged = written.offsets[covered[0]][0] < len(starts)
-    return TargetEncoding(ids, n_prompt, offsets, merged, asked.n_encoder)
+    read = asked.n_encoder + 1  # what the encoder reads, and the start token
+    before = asked.ids[read:]
+    # T5's sentinels take the blanks around them, so their characters do not say where they end.
+    merged = written.ids[: len(before)] != before
+    first = next(n for n, (_, end) in enumerate(written.offsets) if end > len(starts)) if merged else len(before)
+    offsets = (*asked.offsets[:read], *((0, 0) for _ in written.ids))
+    return TargetEncoding((*asked.ids[:read], *written.ids), read + first, offsets, merged, asked.n_encoder)
 
 
 def decoder_text(model: LanguageModel, prompt: str) -> str:
