@@ -56,7 +56,7 @@ def check_layers(
             spread_over_relations(bundled()),
             kinds=(kind,),  # type: ignore[arg-type]
             roles=(role,),
-            window=proportional_window(opened_model.n_layers),
+            window=proportional_window(opened_model.depth),
             most=traced,
             folder=folder / "facts",
             progress=progress,

@@ -20,12 +20,14 @@ import torch
 from torch import Tensor, nn
 
 from editing.errors import EditFailedError
+from editing.forced_decoder import ForcedDecoder
 from editing.request import EditRequest
 from editing.upper_blocks import UpperBlocks, upper_blocks
 from tracer.anatomy import is_stored_transposed
 from tracer.model import LanguageModel
+from tracer.model_inputs import target_encoding
 from tracer.replay import only_here, record
-from tracer.tokens import encode_with_target, right_padded
+from tracer.tokens import right_padded
 
 Loss = Literal["target_new", "prompt_last"]
 STOP_BELOW = 0.01
@@ -37,13 +39,15 @@ class Batch:
 
     Attributes:
         model: the model.
-        above: the blocks that the trained matrix can change, on all tokens of these requests.
-        rows, places, targets: for each target token its row, the position that predicts it, and its id.
+        above: the blocks that the trained matrix can change, on all tokens of these requests; of an
+            encoder-decoder a whole stack or both.
+        rows, places, targets: for each target token its row, the position that predicts it (among the
+            decoder's), and its id.
         lengths: target tokens of each row, [row].
     """
 
     model: LanguageModel
-    above: UpperBlocks
+    above: UpperBlocks | ForcedDecoder
     rows: Tensor
     places: Tensor
     targets: Tensor
@@ -59,21 +63,25 @@ class Batch:
 
 def batch_of(model: LanguageModel, layer: int, requests: Sequence[EditRequest], loss: Loss) -> Batch:
     """Tokenises the requests and records what enters block `layer`."""
-    encodings = [encode_with_target(model.tokenizer, request.prompt, request.new) for request in requests]
+    encodings = [target_encoding(model, request.prompt, request.new) for request in requests]
     alone = loss == "prompt_last"
     # The last target token is predicted, never read.
     sequences = [encoding.ids[: encoding.n_prompt] if alone else encoding.ids[:-1] for encoding in encodings]
     model.check_length(max(map(len, sequences)))
-    ids, mask = right_padded(sequences, device=model.device)
     flat = [
-        (row, encoding.n_prompt - 1 + (0 if alone else t), token)
+        (row, encoding.n_prompt - encoding.n_encoder - 1 + (0 if alone else t), token)
         for row, encoding in enumerate(encodings)
         for t, token in enumerate(encoding.target_ids)
     ]
     rows, places, targets = torch.tensor(flat, device=model.device).T
-    with torch.no_grad():
-        run = record(model, ids, attention_mask=mask)
-    above = upper_blocks(run, layer, first=0, stop=ids.shape[1], lengths=mask.sum(1))
+    if model.is_encoder_decoder:
+        above = ForcedDecoder.of(model, sequences, [encoding.n_encoder for encoding in encodings])
+        above = above.with_encoded() if layer >= model.anatomy.n_encoder_layers else above
+    else:
+        ids, mask = right_padded(sequences, device=model.device)
+        with torch.no_grad():
+            run = record(model, ids, attention_mask=mask)
+        above = upper_blocks(run, layer, first=0, stop=ids.shape[1], lengths=mask.sum(1))
     return Batch(model, above, rows, places, targets, rows.bincount())
 
 

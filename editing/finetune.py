@@ -49,7 +49,7 @@ class FT:
     """Fine-tuning of one MLP's output weight and bias; settings and `apply`.
 
     Attributes:
-        layer: the MLP to train.
+        layer: the MLP to train; an encoder-decoder's layers are counted through, the encoder's first.
         loss: "target_new" (FT-M), or "prompt_last" as published for FT and FT-L.
         radius: eps of the ball around the old weights; None: no ball.
         steps: rounds over the requests, at most.

@@ -6,14 +6,16 @@ import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import DynamicCache
+from transformers import DynamicCache, EncoderDecoderCache
 
 from editing.asking import routes
 from tracer.model import LanguageModel
+from tracer.model_inputs import prompt_encoding
 from tracer.progress import bar
 from tracer.tokens import encode
 
@@ -43,8 +45,10 @@ def complete(model: LanguageModel, prompts: Sequence[str], *, new_tokens: int = 
     """The greedy continuation of each prompt, without the prompt; it may end earlier at an end-of-text token."""
     written = []
     for route in routes(model, prompts):
-        ids = torch.tensor([encode(route.model.tokenizer, route.prompt).ids], device=route.model.device)
-        written.append(_text(route.model, continued(route.model, ids, new_tokens)[0, ids.shape[1] :].tolist()))
+        encoding = prompt_encoding(route.model, route.prompt)
+        ids = torch.tensor([encoding.ids], device=route.model.device)
+        whole = continued(route.model, ids, new_tokens, n_encoder=encoding.n_encoder)
+        written.append(_text(route.model, whole[0, ids.shape[1] :].tolist()))
     return written
 
 
@@ -61,8 +65,8 @@ def answers(model: LanguageModel, prompts: Sequence[str], *, new_tokens: int = 2
         def all_ended(now: Tensor, width: int = width, answering: LanguageModel = answering) -> bool:
             return all(_first_line(answering, row)[1] for row in now[:, width:].tolist())
 
-        written = continued(answering, batch.ids, new_tokens, until=all_ended)[:, width:].tolist()
-        for number, row in zip(batch.numbers, written, strict=True):
+        whole = continued(answering, batch.ids, new_tokens, until=all_ended, n_encoder=batch.n_encoder)
+        for number, row in zip(batch.numbers, whole[:, width:].tolist(), strict=True):
             found[number] = _first_line(answering, row)[0]
     return found
 
@@ -85,7 +89,8 @@ def seeded_samples(
     for batch in _of_one_length(model, prompts):
         new = max(0, length - batch.given)
         draws = np.stack([_stream(labels[number]).random(new) for number in batch.numbers])
-        written = continued(batch.model, batch.ids, new, top_k=top_k, draws=torch.from_numpy(draws))
+        chance = {"top_k": top_k, "draws": torch.from_numpy(draws)}
+        written = continued(batch.model, batch.ids, new, n_encoder=batch.n_encoder, **chance)
         for number, row in zip(batch.numbers, written.tolist(), strict=True):
             read = _decoded(batch.model, row[: batch.ids.shape[1]])
             found[number] = prompts[number] + _decoded(batch.model, row).removeprefix(read)
@@ -101,28 +106,30 @@ class _Batch:
         numbers: their places among the prompts given.
         ids: what it reads, [prompt, token].
         given: tokens of each prompt as it was given.
+        n_encoder: how many of the tokens an encoder reads; 0: there is none.
     """
 
     model: LanguageModel
     numbers: list[int]
     ids: Tensor
     given: int
+    n_encoder: int
 
 
 def _of_one_length(model: LanguageModel, prompts: Sequence[str], most: int = 64) -> Iterator[_Batch]:
     """The prompts in batches of at most `most`."""
     asked = routes(model, prompts)
-    encoded = [encode(route.model.tokenizer, route.prompt).ids for route in asked]
-    given = [len(encode(model.tokenizer, prompt).ids) for prompt in prompts]
-    groups: dict[tuple[int, int, int], list[int]] = {}
-    for number, (route, ids) in enumerate(zip(asked, encoded, strict=True)):
-        groups.setdefault((id(route.model), len(ids), given[number]), []).append(number)
+    encoded = [prompt_encoding(route.model, route.prompt) for route in asked]
+    given = [len(prompt_encoding(model, prompt).ids) for prompt in prompts]
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for number, (route, found) in enumerate(zip(asked, encoded, strict=True)):
+        groups.setdefault((id(route.model), len(found.ids), found.n_encoder, given[number]), []).append(number)
     for group in groups.values():
         answering = asked[group[0]].model
         for begin in range(0, len(group), most):
             numbers = group[begin : begin + most]
-            ids = torch.tensor([encoded[number] for number in numbers], device=answering.device)
-            yield _Batch(answering, numbers, ids, given[numbers[0]])
+            ids = torch.tensor([encoded[number].ids for number in numbers], device=answering.device)
+            yield _Batch(answering, numbers, ids, given[numbers[0]], encoded[numbers[0]].n_encoder)
 
 
 def _stream(label: str) -> np.random.Generator:
@@ -163,6 +170,7 @@ def sample_texts(
         batch: texts written at a time.
         progress: show a bar.
     """
+    model.check_decoder_only("Text that a model writes by itself, which statistics and alarms are taken from,")
     generator = torch.Generator(model.device).manual_seed(seed)
     starts = [encode(model.tokenizer, opening).ids for opening in openings]
     starts = [start for start in starts if len(start) == len(starts[0])]
@@ -190,18 +198,19 @@ def continued(
     draws: Tensor | None = None,
     step: Callable[[], object] = lambda: None,
     until: Callable[[Tensor], bool] = lambda _: False,
+    n_encoder: int = 0,
 ) -> Tensor:
     """`ids` [row, token] with `new_tokens` more, or as many as the context holds: the best, or of the `top_k` best.
 
     The draw is over k numbers, where transformers' own sampling draws over the whole vocabulary and
     from the global random state. `draws` [row, step] in [0, 1), if given, decide instead of a generator;
-    what `until` says of the ids after a step ends it early.
+    what `until` says of the ids after a step ends it early. The first `n_encoder` tokens are an encoder's.
     """
     room = new_tokens if model.context_length is None else model.context_length + 1 - ids.shape[1]
     model.check_length(ids.shape[1])
-    cache, fresh = DynamicCache(), ids
+    logits_after, fresh = _reader(model, ids[:, :n_encoder]), ids[:, n_encoder:]
     for number in range(min(new_tokens, room)):
-        logits = model.torch(input_ids=fresh, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1]
+        logits = logits_after(fresh)
         model.check_finite(logits)
         best = logits.float().topk(top_k)
         odds, drawn = best.values.softmax(-1), None if draws is None else draws[:, number, None].to(best.values.device)
@@ -211,6 +220,17 @@ def continued(
         if until(ids):
             break
     return ids
+
+
+def _reader(model: LanguageModel, read: Tensor) -> Callable[[Tensor], Tensor]:
+    """Reads tokens [row, token], each once, and gives the logits after them [row, vocab]; `read` are an encoder's."""
+    if not read.shape[1]:
+        cache = DynamicCache()
+        options: dict[str, Any] = {"past_key_values": cache, "use_cache": True, "logits_to_keep": 1}
+        return lambda fresh: model.torch(input_ids=fresh, **options).logits[:, -1]
+    both = EncoderDecoderCache(DynamicCache(), DynamicCache())
+    options = {"encoder_outputs": model.torch.get_encoder()(input_ids=read), "past_key_values": both}
+    return lambda fresh: model.torch(decoder_input_ids=fresh, use_cache=True, **options).logits[:, -1]
 
 
 def _picked(odds: Tensor, drawn: Tensor | None, generator: torch.Generator | None) -> Tensor:

@@ -21,8 +21,10 @@ import torch
 from torch import Tensor
 
 from editing.asking import prompts_end_at, routes
+from editing.forced_decoder import forced_log_probs
 from tracer.model import LanguageModel
-from tracer.tokens import TargetEncoding, encode_with_target, right_padded
+from tracer.model_inputs import target_encoding
+from tracer.tokens import TargetEncoding, right_padded
 
 TOKENS = 1024  # padded tokens in one pass
 ROWS = 64  # positions that meet the head together
@@ -93,7 +95,7 @@ def target_scores(
     found: dict[Pair, TargetScore] = {}
     for answering in {id(route.model): route.model for route in asked.values()}.values():
         encodings = {
-            pair: encode_with_target(answering.tokenizer, asked[pair[0]].prompt, pair[1])
+            pair: target_encoding(answering, asked[pair[0]].prompt, pair[1])
             for pair in dict.fromkeys(pairs)
             if asked[pair[0]].model is answering
         }
@@ -105,6 +107,8 @@ def _scores(
     model: LanguageModel, encodings: Mapping[Pair, TargetEncoding], visit: Visit | None, *, share: bool
 ) -> dict[Pair, TargetScore]:
     model.check_length(max((len(encoding.ids) - 1 for encoding in encodings.values()), default=0))
+    if model.is_encoder_decoder:
+        return _decoder_scores(model, encodings, visit)
     by_end = any(edit.attachments for edit in model.edits)  # what is attached may go by where a prompt ends
     hosts = _hosts(encodings.values(), share=share and not by_end)
     readers: dict[Row, list[Pair]] = {}
@@ -116,6 +120,20 @@ def _scores(
         served = [{pair: encodings[pair] for pair in readers[row]} for row in rows]
         with prompts_end_at(model, [end for _, end in rows if end is not None]) if by_end else nullcontext():
             found |= _batch_scores(model, [ids for ids, _ in rows], served, visit)
+    return found
+
+
+def _decoder_scores(
+    model: LanguageModel, encodings: Mapping[Pair, TargetEncoding], visit: Visit | None
+) -> dict[Pair, TargetScore]:
+    """The encoder reads the prompt, the decoder is forced with the target."""
+    found: dict[Pair, TargetScore] = {}
+    for pair, log_probs in forced_log_probs(model, encodings):
+        target = encodings[pair].target_ids
+        nll = -sum(float(at[token]) for at, token in zip(log_probs, target, strict=True))
+        found[pair] = TargetScore(nll, target, tuple(log_probs.argmax(-1).tolist()))
+        for place, at in enumerate(log_probs if visit is not None else ()):
+            visit(pair, place, at)  # pyright: ignore[reportOptionalCall]
     return found
 
 

@@ -22,11 +22,12 @@ from tracer.corrupt import measured_corruption
 from tracer.effect import AverageTrace, TraceResult
 from tracer.facts import bundled, paraphrases, relation_of, spread_over_relations
 from tracer.model import LanguageModel
+from tracer.model_inputs import prompt_encoding
 from tracer.place import Place
 from tracer.progress import bar
 from tracer.site import proportional_window
 from tracer.storage import write_json
-from tracer.tokens import encode, visible
+from tracer.tokens import visible
 
 PromptKind = Literal["edited", "paraphrase", "neighbour"]
 MOST_PARAPHRASES = 4
@@ -163,7 +164,7 @@ def locate_then_edit(
     if layer is None:
         pool = spread_over_relations(bundled()) if facts is None else facts
         roles = ("last subject token",)
-        narrow = {**options, "window": proportional_window(model.n_layers)}
+        narrow = {**options, "window": proportional_window(model.depth)}
         average = tracer.average(model, pool, kinds=("mlp",), roles=roles, most=n_facts, **narrow)
     place = None if average is None else tracer.locate(average)
     at = layer if place is None else place.layer
@@ -202,7 +203,8 @@ def _prompts(
     for way in ways:
         asked.append(("paraphrase", way, request.new, own))
     for prompt in neighbours:
-        said = predicted_id(model, encode(model.tokenizer, prompt).ids)
+        read = prompt_encoding(model, prompt)
+        said = predicted_id(model, read.ids, n_encoder=read.n_encoder)
         asked.append(("neighbour", prompt, request.new, visible(model.tokenizer, (said,))[0]))
     for fact in _neighbours(model, request, own):
         asked.append(("neighbour", fact.prompt, request.new, fact.answer or ""))
@@ -223,7 +225,7 @@ def _neighbours(model: LanguageModel, request: EditRequest, own: str) -> list[tr
         if len(known) == MOST_NEIGHBOURS:
             break
         tokenized = fact.preflight(model, warn=False)
-        if predicted_id(model, tokenized.token_ids) == tokenized.answer_id:
+        if predicted_id(model, tokenized.token_ids, n_encoder=tokenized.n_encoder) == tokenized.answer_id:
             known.append(fact)
     return known
 

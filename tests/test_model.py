@@ -14,8 +14,9 @@ import tracer
 from editing import ROME, EditRequest
 from editing.change import writable
 from editing.errors import BaseModelError
-from tracer.anatomy import LLAMA, POST_NORM, is_stored_transposed
+from tracer.anatomy import is_stored_transposed
 from tracer.errors import AnatomyError, ModelSourceError, NumericsError, SiteError, TracerWarning
+from tracer.names import LLAMA, POST_NORM
 from tracer.self_test import self_test
 
 

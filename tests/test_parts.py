@@ -11,9 +11,9 @@ from families import FAMILIES, Family
 from transformers import HeliumConfig, HeliumForCausalLM
 
 import tracer
-from tracer.anatomy import FAMILIES as LISTED
-from tracer.anatomy import LLAMA, POST_NORM, Names
 from tracer.errors import AnatomyError
+from tracer.names import FAMILIES as LISTED
+from tracer.names import LLAMA, POST_NORM, Names
 from tracer.parts import check_parts
 from tracer.structure import names_by_structure
 

@@ -4,12 +4,15 @@ A block adds two things to the residual stream, attention and MLP:
     h[l] = h[l-1] + a[l] + m[l]
 A *site* is what a sub-layer adds. Where a family normalises after the sub-layer (Gemma 2 and 3),
 that is the value after this norm, so `attention_site` and `mlp_site` may differ from the modules
-that compute them. Model types that are not listed here are searched for their parts (`structure`).
+that compute them. `tracer.names` lists the names; types that are not there are searched (`structure`).
+
+An encoder-decoder has two *stacks* of blocks. They are counted through: with E encoder blocks, layer E
+is the decoder's first. A decoder's block adds a third thing, cross-attention to the encoder's output.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -18,106 +21,26 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from tracer.errors import AnatomyError, SiteError
+from tracer.missing_roles import has, missing_roles
+from tracer.names import FAMILIES, Names
+from tracer.site import Kind
 
-SubLayer = Literal["mlp", "attn"]
+SubLayer = Literal["mlp", "attn", "cross"]
 
 
 @dataclass(frozen=True)
-class Names:
-    """Where a family keeps its parts: dotted paths, those from `mlp` on relative to a block.
+class Stack:
+    """Blocks that run one after the other on the same tokens.
 
     Attributes:
-        after_blocks: modules between the last block and the head, in order: the final norm, an output
-            projection. One that a model of the family lacks is left out; its own logits check that.
-        mlp: the module that computes each token by itself, or as much of it as is a module.
-        mlp_site, attention_site: modules whose output is added to the residual stream, as it is or
-            (Granite) times a constant, which changes no map.
-        value_matrix: the MLP's output weight; its input is the key of an associative memory. None
-            where there is no such matrix: a mixture's experts are parts of one tensor.
-        head_matrix: the attention's output weight; its input is all heads side by side.
+        name: "encoder", "decoder", or "" where there is only one.
+        names: its parts.
+        layers: of the model, counted through.
     """
 
-    embedding: str
-    blocks: str
-    after_blocks: tuple[str, ...]
-    mlp: str
-    attention_site: str
-    mlp_site: str
-    value_matrix: str | None = None
-    head_matrix: str | None = None
-
-
-GPT2 = Names(
-    embedding="transformer.wte",
-    blocks="transformer.h",
-    after_blocks=("transformer.ln_f",),
-    mlp="mlp",
-    attention_site="attn",
-    mlp_site="mlp",
-    value_matrix="mlp.c_proj",
-    head_matrix="attn.c_proj",
-)
-GPT_NEOX = Names(
-    embedding="gpt_neox.embed_in",
-    blocks="gpt_neox.layers",
-    after_blocks=("gpt_neox.final_layer_norm",),
-    mlp="mlp",
-    attention_site="attention",
-    mlp_site="mlp",
-    value_matrix="mlp.dense_4h_to_h",
-    head_matrix="attention.dense",
-)
-# OPT's MLP is no module of its own: fc2 is where it ends.
-OPT = Names(
-    embedding="model.decoder.embed_tokens",
-    blocks="model.decoder.layers",
-    after_blocks=("model.decoder.final_layer_norm", "model.decoder.project_out"),
-    mlp="fc2",
-    attention_site="self_attn",
-    mlp_site="fc2",
-    value_matrix="fc2",
-    head_matrix="self_attn.out_proj",
-)
-FALCON = replace(
-    GPT_NEOX,
-    embedding="transformer.word_embeddings",
-    blocks="transformer.h",
-    after_blocks=("transformer.ln_f",),
-    attention_site="self_attention",
-    head_matrix="self_attention.dense",
-)
-# Bloom's sub-layers return their sum with the residual stream; what they add is what their last matrix gives.
-BLOOM = replace(FALCON, attention_site="self_attention.dense", mlp_site="mlp.dense_4h_to_h")
-LLAMA = Names(
-    embedding="model.embed_tokens",
-    blocks="model.layers",
-    after_blocks=("model.norm",),
-    mlp="mlp",
-    attention_site="self_attn",
-    mlp_site="mlp",
-    value_matrix="mlp.down_proj",
-    head_matrix="self_attn.o_proj",
-)
-POST_NORM = replace(LLAMA, attention_site="post_attention_layernorm", mlp_site="post_feedforward_layernorm")
-MIXTURE = replace(LLAMA, value_matrix=None)
-
-FAMILIES: dict[str, Names] = {
-    "bloom": BLOOM,
-    "falcon": FALCON,
-    "gpt_neox": GPT_NEOX,
-    "gpt_neo": replace(GPT2, head_matrix="attn.attention.out_proj"),
-    "gpt2": GPT2,
-    "gptj": replace(GPT2, value_matrix="mlp.fc_out", head_matrix="attn.out_proj"),
-    "opt": OPT,
-    "phi": replace(
-        LLAMA, after_blocks=("model.final_layernorm",), value_matrix="mlp.fc2", head_matrix="self_attn.dense"
-    ),
-    "starcoder2": replace(LLAMA, value_matrix="mlp.c_proj"),
-    **dict.fromkeys(("cohere", "gemma", "granite", "llama", "mistral", "olmo", "phi3"), LLAMA),
-    **dict.fromkeys(("qwen2", "qwen3", "stablelm"), LLAMA),
-    **dict.fromkeys(("gemma2", "gemma3_text", "olmo2"), POST_NORM),
-    **dict.fromkeys(("mixtral", "qwen2_moe", "qwen3_moe"), MIXTURE),
-}
+    name: str
+    names: Names
+    layers: range
 
 
 class Anatomy:
@@ -125,7 +48,9 @@ class Anatomy:
 
     Attributes:
         names: the dotted paths in use.
-        blocks: the decoder blocks, in order.
+        blocks: all blocks, in the order in which they run: an encoder's first.
+        stacks: one, or encoder and decoder.
+        after_encoder: what the encoder's last output goes through before the decoder reads it, in order.
         after_blocks: what comes between the last block and the head, in order.
         head: the output embedding, to the vocabulary.
         embedding_size: width of the token embedding; OPT-350m projects it to d_model.
@@ -135,23 +60,79 @@ class Anatomy:
     def __init__(self, model: PreTrainedModel, names: Names) -> None:
         self.names = names
         self.embedding = model.get_submodule(names.embedding)
-        self.blocks = list(model.get_submodule(names.blocks).children())
-        self.after_blocks = [model.get_submodule(path) for path in names.after_blocks if _has(model, path)]
+        self.blocks: list[nn.Module] = []
+        self.stacks: list[Stack] = []
+        for name, of_stack in _named_stacks(names):
+            first = len(self.blocks)
+            self.blocks += model.get_submodule(of_stack.blocks).children()
+            self.stacks.append(Stack(name, of_stack, range(first, len(self.blocks))))
+        self.after_encoder = [model.get_submodule(path) for path in names.encoder.after_blocks] if names.encoder else []
+        self.after_blocks = [model.get_submodule(path) for path in names.after_blocks if has(model, path)]
         head = model.get_output_embeddings()
         assert isinstance(head, nn.Module)  # `anatomy_of` lists it among the missing roles
         self.head: nn.Module = head
         text = model.config.get_text_config()
         # Cohere, Granite
         self.logit_factor = (getattr(text, "logit_scale", None) or 1) / (getattr(text, "logits_scaling", None) or 1)
+        if getattr(text, "scale_decoder_outputs", False):  # T5 with one matrix for input and output embeddings
+            self.logit_factor *= int(text.hidden_size) ** -0.5
         self.logit_softcap: float | None = getattr(text, "final_logit_softcapping", None)
         self.family, self.n_layers, self.d_model = model.config.model_type, len(self.blocks), int(text.hidden_size)
         self.n_heads = int(text.num_attention_heads)
         self.embedding_size = int(next(self.embedding.parameters()).shape[-1])
 
+    @property
+    def is_encoder_decoder(self) -> bool:
+        """Whether an encoder reads the prompt and a decoder writes the answer."""
+        return len(self.stacks) > 1
+
+    @property
+    def n_encoder_layers(self) -> int:
+        """Layers below the decoder's first: 0 where there is no encoder."""
+        return self.stacks[-1].layers.start
+
+    def stack(self, layer: int) -> Stack:
+        """The stack that a layer is part of."""
+        self.check_layer(layer)
+        return next(stack for stack in self.stacks if layer in stack.layers)
+
+    def place(self, layer: int, token: int, n_encoder: int = 0) -> int | None:
+        """Where a token of a row stands among those that block `layer` reads; None where it reads others.
+
+        Args:
+            layer: which block.
+            token: in a row that holds the encoder's tokens first.
+            n_encoder: how many these are; 0 in a model of one stack.
+        """
+        if not n_encoder:
+            return token
+        in_encoder = layer < self.n_encoder_layers
+        if in_encoder != (token < n_encoder):
+            return None
+        return token if in_encoder else token - n_encoder
+
+    def kinds_in(self, layer: int) -> tuple[Kind, ...]:
+        """What block `layer` has, in the order in which it computes them: cross-attention is a decoder's alone."""
+        crosses = self.stack(layer).names.cross_site is not None
+        return ("attn", "cross", "mlp", "state") if crosses else ("attn", "mlp", "state")
+
+    def block_path(self, layer: int) -> str:
+        """The dotted path of block `layer`."""
+        stack = self.stack(layer)
+        return f"{stack.names.blocks}.{layer - stack.layers.start}"
+
+    def site_path(self, kind: SubLayer, layer: int) -> str:
+        """The dotted path of the module whose output block `layer` adds to the residual stream for `kind`."""
+        names = self.stack(layer).names
+        inside = {"mlp": names.mlp_site, "attn": names.attention_site, "cross": names.cross_site}[kind]
+        if inside is None:
+            raise SiteError(f"Layer {layer} has no cross-attention: that is in the decoder of an encoder-decoder.")
+        return f"{self.block_path(layer)}.{inside}"
+
     def site_module(self, kind: SubLayer, layer: int) -> nn.Module:
         """The module whose output block `layer` adds to the residual stream for `kind`."""
-        name = self.names.mlp_site if kind == "mlp" else self.names.attention_site
-        return self.blocks[self.check_layer(layer)].get_submodule(name)
+        inside = self.site_path(kind, layer).removeprefix(f"{self.block_path(layer)}.")
+        return self.blocks[layer].get_submodule(inside)
 
     def value_matrix(self, layer: int) -> nn.Module:
         """The MLP's output projection, y = W k + b.
@@ -159,11 +140,11 @@ class Anatomy:
         Raises:
             AnatomyError: this family's MLPs have no such matrix.
         """
-        return self.blocks[self.check_layer(layer)].get_submodule(self._value_matrix_name())
+        return self.blocks[self.check_layer(layer)].get_submodule(self._value_matrix_name(layer))
 
     def value_weight_name(self, layer: int) -> str:
         """The parameter name of `value_matrix`'s weight in the model's state dict."""
-        return f"{self.names.blocks}.{self.check_layer(layer)}.{self._value_matrix_name()}.weight"
+        return f"{self.block_path(layer)}.{self._value_matrix_name(layer)}.weight"
 
     def head_matrix(self, layer: int) -> nn.Module:
         """The attention's output projection: its input is [..., head * size of a head].
@@ -171,20 +152,28 @@ class Anatomy:
         Raises:
             AnatomyError: it is not known for this family.
         """
-        if self.names.head_matrix is None:
+        name = self.stack(layer).names.head_matrix
+        if name is None:
             raise AnatomyError(
                 f"Where the heads of model type {self.family!r} come together is not known. Write tracer.load(..., "
                 f"names=dataclasses.replace(model.anatomy.names, head_matrix=...)), e.g. 'self_attn.o_proj'."
             )
-        return self.blocks[self.check_layer(layer)].get_submodule(self.names.head_matrix)
+        return self.blocks[layer].get_submodule(name)
 
-    def _value_matrix_name(self) -> str:
-        if self.names.value_matrix is None:
+    def _value_matrix_name(self, layer: int) -> str:
+        name = self.stack(layer).names.value_matrix
+        if name is None:
             raise AnatomyError(
                 f"Model type {self.family!r} has no single MLP output matrix (in a mixture each expert has its own), "
                 f"so there is none to edit. It can be traced; edit a model with dense MLPs."
             )
-        return self.names.value_matrix
+        return name
+
+    def encoded(self, hidden: Tensor) -> Tensor:
+        """What the decoder reads, from the encoder's last block's output."""
+        for module in self.after_encoder:
+            hidden = module(hidden)
+        return hidden
 
     def unembed(self, hidden: Tensor) -> Tensor:
         """Logits from the last block's output."""
@@ -224,9 +213,10 @@ def anatomy_of(model: PreTrainedModel, names: Names | None = None) -> Anatomy:
     from tracer.structure import names_by_structure  # which builds on this module
 
     known = names or FAMILIES.get(model.config.model_type)
+    _check_stacks(model, known)
     if known is None:
         return Anatomy(model, names_by_structure(model))
-    missing = _missing_roles(model, known)
+    missing = missing_roles(model, known)
     if missing:
         raise AnatomyError(
             f"The names {'given' if names else 'known'} do not fit this model of type {model.config.model_type!r}. "
@@ -247,29 +237,16 @@ def is_stored_transposed(module: nn.Module) -> bool:
     raise AnatomyError(f"{type(module).__name__} is neither Linear nor Conv1D, so its orientation is unknown.")
 
 
-def _missing_roles(model: PreTrainedModel, names: Names) -> list[str]:
-    """The roles whose dotted path leads nowhere in this model, or to something else."""
-    outside = (("embedding", names.embedding), ("blocks", names.blocks))
-    missing = [f"{role} ({path})" for role, path in outside if not _has(model, path)]
-    own = model.get_input_embeddings()
-    if _has(model, names.embedding) and model.get_submodule(names.embedding) is not own:
-        path = next((path for path, module in model.named_modules() if module is own), "no module of it")
-        missing.append(f"embedding ({names.embedding} does not embed the tokens; get_input_embeddings() is {path})")
-    if model.get_output_embeddings() is None:
-        missing.append("head (get_output_embeddings() is None)")
-    blocks = dict(model.get_submodule(names.blocks).named_children()) if _has(model, names.blocks) else {}
-    if _has(model, names.blocks) and not blocks:
-        missing.append(f"blocks ({names.blocks} holds no modules)")
-    sites = (("MLP", names.mlp), ("attention site", names.attention_site), ("MLP site", names.mlp_site))
-    for role, path in (*sites, ("value matrix", names.value_matrix), ("head matrix", names.head_matrix)):
-        absent = [name for name, block in blocks.items() if path and not _has(block, path)]
-        missing += [f"{role} ({names.blocks}.{name}.{path})" for name in absent[:1]]
-    return missing
+def _named_stacks(names: Names) -> list[tuple[str, Names]]:
+    return [("", names)] if names.encoder is None else [("encoder", names.encoder), ("decoder", names)]
 
 
-def _has(root: nn.Module, path: str) -> bool:
-    try:
-        root.get_submodule(path)
-    except AttributeError:
-        return False
-    return True
+def _check_stacks(model: PreTrainedModel, names: Names | None) -> None:
+    """Raises AnatomyError for an encoder-decoder whose encoder is not named: the search finds one stack alone."""
+    if getattr(model.config, "is_encoder_decoder", False) and (names is None or names.encoder is None):
+        known = ", ".join(sorted(name for name, found in FAMILIES.items() if found.encoder))
+        raise AnatomyError(
+            f"Model type {model.config.model_type!r} is an encoder-decoder that is not listed; listed are {known}. "
+            f"Name the parts of both: tracer.load(..., names=tracer.Names(..., cross_site=..., "
+            f"encoder=tracer.Names(...)))."
+        )

@@ -15,6 +15,7 @@ from tracer.anatomy import Anatomy
 from tracer.fact import TokenizedFact
 from tracer.metric import Metric, wide
 from tracer.model import LanguageModel
+from tracer.model_inputs import inputs_of
 
 ROWS = 512
 VOCABULARY = 4096
@@ -40,16 +41,17 @@ def traced_answers(facts: Sequence[TokenizedFact], clean_logits: Tensor) -> Tens
     return torch.where(wanted < 0, predicted, wanted)
 
 
-def predicted_id(model: LanguageModel, token_ids: Sequence[int]) -> int:
-    """The token that the model finds most probable after these."""
-    return predicted_ids(model, token_ids, 1)[0]
+def predicted_id(model: LanguageModel, token_ids: Sequence[int], *, n_encoder: int = 0) -> int:
+    """The token that the model finds most probable after these, the first `n_encoder` being an encoder's."""
+    return predicted_ids(model, token_ids, 1, n_encoder=n_encoder)[0]
 
 
-def predicted_ids(model: LanguageModel, token_ids: Sequence[int], n: int) -> tuple[int, ...]:
+def predicted_ids(model: LanguageModel, token_ids: Sequence[int], n: int, *, n_encoder: int = 0) -> tuple[int, ...]:
     """The tokens that the model finds most probable after each of the last `n` of these."""
     with torch.inference_mode():
         ids = torch.tensor([list(token_ids)], device=model.device)
-        logits = model.torch(input_ids=ids, logits_to_keep=n).logits[0, -n:]
+        keep = {} if n_encoder else {"logits_to_keep": n}
+        logits = model.torch(**inputs_of(ids, n_encoder), **keep).logits[0, -n:]
     model.check_finite(logits)
     return tuple(logits.argmax(-1).tolist())
 

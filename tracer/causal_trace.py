@@ -52,7 +52,8 @@ def trace(
     Args:
         model: from `tracer.load`.
         fact: the prompt; its answer is what the model predicts unless the fact names one.
-        kinds: maps of restored states, MLP outputs and attention outputs.
+        kinds: maps of restored states, MLP outputs and attention outputs; of an encoder-decoder also "cross",
+            the outputs of its decoder's attention to the encoder.
         severed: maps of restored states with these sub-layers of the token held at corrupted values; in
             some layers only, or at other tokens: `Severed("mlp", layers=range(3, 8), tokens="last token")`.
         groups: also restore these tokens together, in every map: "subject" (all its tokens), a role, or
@@ -145,16 +146,19 @@ def trace_alike(
     ]
 
 
-def shape(fact: TokenizedFact, plan: Plan) -> tuple[int, tuple[int, int], int]:
-    """Facts with the same one can be traced together: tokens of the prompt, those of the subject, of the answer."""
-    return len(fact.token_ids), fact.subject_span, plan.answer_length(fact)
+def shape(fact: TokenizedFact, plan: Plan) -> tuple[int, tuple[int, int], int, int]:
+    """Facts with the same one can be traced together.
+
+    It holds the tokens of the prompt, those of the subject, how many the answer has, and how many an encoder reads.
+    """
+    return len(fact.token_ids), fact.subject_span, plan.answer_length(fact), fact.n_encoder
 
 
 def at_once(model: LanguageModel, fact: TokenizedFact, plan: Plan) -> int:
     """How many facts like this one to trace together: enough that their first row alone makes a good matrix product."""
     if plan.engine_for(model) == "passes":
         return 1
-    length, (first, _), answer_length = shape(fact, plan)
+    length, (first, _), answer_length, _ = shape(fact, plan)
     pairs = sum(length + answer_length - 1 - token for token in traced_tokens(fact, plan.roles) if token >= first)
     return max(1, Budget.of(model.device).packed_tokens // max(1, plan.samples * pairs))
 

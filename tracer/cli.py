@@ -222,7 +222,7 @@ def locate(
                 spread_over_relations(bundled()),
                 kinds=names(kind),
                 roles=(role,),
-                window=window or proportional_window(opened_model.n_layers),
+                window=window or proportional_window(opened_model.depth),
                 most=n,
                 progress=show_progress(quiet),
             )

@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 
 from tracer.errors import FactError, TracerWarning
 from tracer.model import LanguageModel
-from tracer.tokens import encode, encode_with_target, token_span, visible
+from tracer.model_inputs import prompt_encoding, target_encoding
+from tracer.tokens import token_span, visible
 
 ROLES = (
     "first subject token",
@@ -29,7 +30,8 @@ class Fact:
     """A factual prompt, e.g. Fact("The Space Needle is in the city of", subject="The Space Needle").
 
     Attributes:
-        prompt: the text up to, and without, the answer.
+        prompt: the text up to, and without, the answer. Of an encoder-decoder it is what the encoder reads;
+            <extra_id_0> in it stands where a T5 is to fill the answer in.
         subject: a piece of the prompt, letter by letter.
         answer: the continuation to trace, with or without its leading blank; None: what the model predicts.
         relation: a label to group facts by.
@@ -92,7 +94,7 @@ class Fact:
         Raises:
             FactError: the prompt is longer than the model's context, or the answer has no tokens.
         """
-        encoding = encode(model.tokenizer, self.prompt)
+        encoding = prompt_encoding(model, self.prompt)
         model.check_length(len(encoding.ids))
         answer_ids, other_ids = self._target_ids(model, self.answer), self._target_ids(model, self.other)
         tokenized = TokenizedFact(
@@ -104,6 +106,7 @@ class Fact:
             other_ids=other_ids,
             special=tuple(n for n, (start, end) in enumerate(encoding.offsets) if start == end),
             fact=self,
+            n_encoder=encoding.n_encoder,
             notes=self._notes(model, answer_ids[:1] if whole_answer else answer_ids),
         )
         if warn:
@@ -114,7 +117,7 @@ class Fact:
     def _target_ids(self, model: LanguageModel, target: str | None) -> tuple[int, ...]:
         if target is None:
             return ()
-        return encode_with_target(model.tokenizer, self.prompt, target).target_ids
+        return target_encoding(model, self.prompt, target).target_ids
 
     def _notes(self, model: LanguageModel, answer_ids: tuple[int, ...]) -> tuple[str, ...]:
         notes = []
@@ -152,6 +155,7 @@ class TokenizedFact:
         answer_ids: of the answer; the first is traced. Empty: what the model predicts.
         other_ids: of the alternative answer; its first token counts.
         special: positions of special tokens, such as BOS.
+        n_encoder: how many of the tokens an encoder reads, the others being its decoder's; 0: there is no encoder.
         notes: what the user should know about this fact.
     """
 
@@ -163,12 +167,18 @@ class TokenizedFact:
     other_ids: tuple[int, ...] = ()
     special: tuple[int, ...] = ()
     fact: Fact | None = None
+    n_encoder: int = 0
     notes: tuple[str, ...] = field(default=(), compare=False)
 
     def __post_init__(self) -> None:
         begin, end = self.subject_span
         if not 0 <= begin < end <= len(self.token_ids):
             raise FactError(f"The subject span [{begin}, {end}) does not fit a prompt of {len(self.token_ids)} tokens.")
+        if self.n_encoder and not end <= self.n_encoder < len(self.token_ids):
+            raise FactError(
+                f"n_encoder={self.n_encoder} of {len(self.token_ids)} tokens: the encoder reads the subject, and the "
+                f"decoder at least its start token."
+            )
         if not self.tokens:
             object.__setattr__(self, "tokens", visible(None, self.token_ids))
 
@@ -182,7 +192,8 @@ class TokenizedFact:
         lines = [f"{'':2}{'token':>5}  {'id':>7}  text"]
         for n, (token, text) in enumerate(zip(self.token_ids, self.tokens, strict=True)):
             mark = "*" if begin <= n < end else " "
-            lines.append(f"{mark} {n:5d}  {token:7d}  {text!r}{'  (special)' if n in self.special else ''}")
+            about = "  (decoder)" if 0 < self.n_encoder <= n else "  (special)" if n in self.special else ""
+            lines.append(f"{mark} {n:5d}  {token:7d}  {text!r}{about}")
         lines.append(f"* subject: tokens {begin} to {end - 1}")
         answer = " + ".join(map(repr, self.answer_tokens)) or "what the model predicts"
         lines.append(f"  answer:  {answer}{' (the first is traced by default)' if len(self.answer_ids) > 1 else ''}")
@@ -193,7 +204,7 @@ def token_roles(n_tokens: int, subject_span: tuple[int, int]) -> list[str | None
     """The role of each token in an average, None before the subject (nothing is corrupted there).
 
     Every token has one role. A subject of one token is its last token; the prompt's last token is
-    "last token" whatever else it is.
+    "last token" whatever else it is: of an encoder-decoder the one after which the decoder answers.
 
     Source: Meng et al. 2022, fig. 2.
     """

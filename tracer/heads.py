@@ -55,6 +55,7 @@ class Heads:
     """
 
     def __init__(self, model: LanguageModel) -> None:
+        model.check_decoder_only("Attribution of edges (attribute_edges, path_patch)")
         model.check_whole("Edges")
         self.anatomy: Anatomy = model.anatomy
         names, config = FAMILIES.get(self.anatomy.family), model.torch.config.get_text_config()

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
-from tracer.effect import AverageTrace, TraceResult
+from tracer.effect import AverageTrace, Settings, TraceResult
 from tracer.errors import FileFormatError
 from tracer.fact import ROLES
 from tracer.figure_data import agreement, head_grids, tokens_by_role
@@ -23,6 +23,8 @@ from tracer.labels import (
     average_caption,
     chosen_maps,
     count_facts,
+    layer_label,
+    layer_words,
     map_family,
     map_title,
     map_words,
@@ -51,7 +53,7 @@ def hover_trace(result: TraceResult) -> go.Figure:
         words = meaning.replace(" ", "<br>", 1)
         maps[map_title(result, name)] = _heatmap(values[name], name, hover, low, scale_end(values, name), words)
     headline = f"{escape(prompt_text(result))} → {escape(result.answer.strip())}"
-    return _figure(maps, rows, headline, trace_caption(result))
+    return _layers_named(_figure(maps, rows, headline, trace_caption(result)), result.settings)
 
 
 def hover_average(average: AverageTrace) -> go.Figure:
@@ -64,7 +66,8 @@ def hover_average(average: AverageTrace) -> go.Figure:
             aie[name][rows], name, hover, 0.0, scale_end(aie, name), meaning.replace(" ", "<br>", 2)
         )
     headline = f"Average indirect effects over {count_facts(average.n)}"
-    return _figure(maps, [ROLES[row] for row in rows], headline, average_caption(average))
+    found = _figure(maps, [ROLES[row] for row in rows], headline, average_caption(average))
+    return _layers_named(found, average.settings)
 
 
 def hover_heads(trace: UnitTrace) -> go.Figure:
@@ -126,7 +129,7 @@ def _trace_hover(result: TraceResult, name: str, labels: Sequence[str]) -> list[
     done = "restored" if result.settings.direction == "restore" else "corrupted"
     return [
         [
-            f"<b>{labels[token]}</b> (token {token}, {roles[token]})<br>layer {layer}"
+            f"<b>{labels[token]}</b> (token {token}, {roles[token]})<br>layer {layer_label(layer, result.settings)}"
             f"<br>{metric_words(result)} {done} {restored[token, layer]:.4f}"
             f"<br>indirect effect {_spread(effect[token, layer], error[token, layer])} (standard error)"
             for layer in range(restored.shape[1])
@@ -140,7 +143,7 @@ def _average_hover(average: AverageTrace, name: str, rows: Sequence[int]) -> lis
     counts = (~np.isnan(average.effects[name])).sum(0)
     return [
         [
-            f"<b>{ROLES[row]}</b><br>layer {layer}"
+            f"<b>{ROLES[row]}</b><br>layer {layer_label(layer, average.settings)}"
             f"<br>average indirect effect {_spread(aie[row, layer], error[row, layer])} (95 %)"
             f"<br>n = {counts[row, layer]} facts"
             for layer in range(aie.shape[1])
@@ -191,6 +194,16 @@ def _figure(maps: dict[str, go.Heatmap], rows: Sequence[str], headline: str, cap
     figure.update_xaxes(title="layer", showgrid=False, zeroline=False)
     figure.update_yaxes(autorange="reversed", showgrid=False, zeroline=False, **ticks)
     figure.add_annotation(text=escape(caption), xref="paper", yref="paper", x=0, y=0, yshift=-70, showarrow=False)
+    return figure
+
+
+def _layers_named(figure: go.Figure, settings: Settings) -> go.Figure:
+    """With an encoder's and its decoder's layers counted each by themselves."""
+    if settings.encoder_layers:
+        layers = range(np.asarray(figure.data[0].z).shape[1])  # pyright: ignore[reportAttributeAccessIssue]
+        labels = [layer_label(layer, settings) for layer in layers]
+        words = layer_words(settings).replace("\n", "<br>")
+        figure.update_xaxes(title=words, tickvals=list(layers), ticktext=labels)
     return figure
 
 

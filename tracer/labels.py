@@ -9,10 +9,10 @@ import numpy as np
 from tracer.effect import AverageTrace, Estimate, Settings, TraceResult
 from tracer.errors import SiteError
 from tracer.metric import UNITS
-from tracer.site import KINDS, SEVERABLE, severed_name
+from tracer.site import ALL_KINDS, SEVERABLE, severed_name
 from tracer.unit_trace import UnitTrace
 
-WORDS = {"state": "state", "mlp": "MLP", "attn": "attention"}
+WORDS = {"state": "state", "mlp": "MLP", "attn": "attention", "cross": "cross-attention"}
 METRIC_WORDS = {
     "probability": "p(answer)",
     "log_probability": "log p(answer)",
@@ -27,14 +27,14 @@ def chosen_maps(maps: Mapping[str, np.ndarray], kind: str | None) -> list[str]:
     """The names of the maps to draw, or SiteError for one that was not traced."""
     if kind is not None and kind not in maps:
         raise SiteError(f"There is no map {kind!r} here. Choose from {', '.join(map(repr, maps))}.")
-    order = [*KINDS, *map(severed_name, SEVERABLE)]
+    order = [*ALL_KINDS, *map(severed_name, SEVERABLE)]
     first = [name for name in order if name in maps]
     return [*first, *(name for name in maps if name not in order)] if kind is None else [kind]
 
 
 def map_family(name: str) -> str:
     """Whose colours a map wears: itself, or the state when it is severed."""
-    return name if name in KINDS else "state"
+    return name if name in ALL_KINDS else "state"
 
 
 def map_words(name: str, window: int) -> str:
@@ -98,10 +98,27 @@ def map_title(result: TraceResult, name: str) -> str:
 
 
 def token_labels(result: TraceResult) -> list[str]:
-    """The tokens as row labels: blanks trimmed, control characters spelt out, a star on the subject's."""
+    """The tokens as row labels: blanks trimmed, control characters spelt out, a star on the subject's.
+
+    Those that a decoder reads apart from the prompt say so.
+    """
     begin, end = result.subject_span
     words = [repr(text.strip(" ") or "␣")[1:-1] for text in result.tokens]
+    words = [f"decoder: {word}" if 0 < result.fact.n_encoder <= n else word for n, word in enumerate(words)]
     return [f"{word}*" if begin <= n < end else word for n, word in enumerate(words)]
+
+
+def layer_label(layer: int, settings: Settings) -> str:
+    """The layer's number; in an encoder-decoder E or D in front, counted in its own stack."""
+    first = settings.encoder_layers
+    if not first:
+        return str(layer)
+    return f"E{layer}" if layer < first else f"D{layer - first}"
+
+
+def layer_words(settings: Settings, words: str = "layer") -> str:
+    """The words under an axis of layers, and what its letters mean."""
+    return f"{words}\n(E: encoder, D: decoder)" if settings.encoder_layers else words
 
 
 def traced_roles(average: AverageTrace) -> list[int]:
@@ -119,7 +136,8 @@ def prompt_text(result: TraceResult | UnitTrace) -> str:
 
 def trace_caption(result: TraceResult) -> str:
     """What the colours are to be read against."""
-    grey = "; grey: not traced" if any(np.isnan(values).any() for values in result.restored.values()) else ""
+    missing = any(np.isnan(values).any() for values in result.restored.values())
+    grey = f"; grey: not traced{', or not in this stack' if result.fact.n_encoder else ''}" if missing else ""
     corrupted = f"{result.corrupted:.3g} with the subject (*) corrupted"
     return (
         f"{metric_words(result)}: {result.clean:.3g} clean, {corrupted}{grey}. "

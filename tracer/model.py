@@ -13,11 +13,12 @@ from nnsight import NNsight, TransformersModel
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from tracer.anatomy import Anatomy, Names, anatomy_of
+from tracer.anatomy import Anatomy, anatomy_of
 from tracer.embedded import DEFAULT
 from tracer.errors import AnatomyError, FactError, ModelSourceError, NumericsError, TracerError, TracerWarning
 from tracer.foreign import foreign_hooks
 from tracer.hidden import hidden_of
+from tracer.names import Names
 from tracer.parallel import is_out_of_memory
 from tracer.parts import check_parts
 from tracer.sharded import is_sharded, slice_here, whole
@@ -27,7 +28,7 @@ _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 class LanguageModel:
-    """A causal language model with its tokenizer and its anatomy.
+    """A causal language model, or an encoder-decoder, with its tokenizer and its anatomy.
 
     Attributes:
         torch: the plain transformers model, in eval mode.
@@ -35,6 +36,7 @@ class LanguageModel:
         anatomy: its modules by role.
         name: what it was loaded from.
         remote: where nnsight runs it if not here; `torch` has no weights then.
+        decoder_starts: what an encoder-decoder's decoder reads between its start token and an answer, as text.
         edits: what `editing` has written or attached and not undone, oldest first.
         readers: what `editing` has attached that reads prompts before the model does, oldest first.
         remembered: what was measured on this model and need not be measured again, by what it depends on.
@@ -49,11 +51,13 @@ class LanguageModel:
         names: Names | None = None,
         remote: bool | str = False,
         nnsight: Any = None,
+        decoder_starts: str = "",
     ) -> None:
         self.torch = torch_model.eval()
         self.tokenizer = tokenizer
         self.name = name
         self.anatomy: Anatomy = anatomy_of(torch_model, names)
+        self.decoder_starts = decoder_starts
         self._sweep_fault: str | None = None
         self._known_hooks = set(foreign_hooks(torch_model))
         self._warned_hooks: set[int] = set()
@@ -76,7 +80,8 @@ class LanguageModel:
 
                 self._nnsight = sharded_nnsight(self.torch, own)
             else:
-                self._nnsight = NNsight(self.torch) if own is None else TransformersModel(self.torch, tokenizer=own)
+                plain = own is None or self.is_encoder_decoder
+                self._nnsight = NNsight(self.torch) if plain else TransformersModel(self.torch, tokenizer=own)
         return self._nnsight
 
     @property
@@ -112,8 +117,35 @@ class LanguageModel:
 
     @property
     def n_layers(self) -> int:
-        """Number of decoder blocks."""
+        """Number of blocks, an encoder's and its decoder's together."""
         return self.anatomy.n_layers
+
+    @property
+    def depth(self) -> int:
+        """Blocks of the deepest stack: all there are, or those of the encoder or the decoder."""
+        return max(len(stack.layers) for stack in self.anatomy.stacks)
+
+    @property
+    def is_encoder_decoder(self) -> bool:
+        """Whether an encoder reads the prompt and a decoder writes the answer."""
+        return self.anatomy.is_encoder_decoder
+
+    @property
+    def decoder_start_id(self) -> int:
+        """The token that an encoder-decoder's decoder reads first, by its configuration.
+
+        Raises:
+            AnatomyError: the configuration does not say.
+        """
+        for config in (self.torch.config, getattr(self.torch, "generation_config", None)):
+            for name in ("decoder_start_token_id", "pad_token_id"):
+                found = getattr(config, name, None)
+                if found is not None:
+                    return int(found)
+        raise AnatomyError(
+            f"{self.name} does not say what its decoder reads first. Write model.config.decoder_start_token_id = 0, "
+            f"or whichever token it was trained with, before load(model)."
+        )
 
     @property
     def d_model(self) -> int:
@@ -212,6 +244,14 @@ class LanguageModel:
                 f"tensor_parallel; tracer.trace, trace_heads and attribute work with it."
             )
 
+    def check_decoder_only(self, wanted: str) -> None:
+        """Raises AnatomyError for an encoder-decoder, which `wanted` (what a user called) cannot take."""
+        if self.is_encoder_decoder:
+            raise AnatomyError(
+                f"{wanted} works on decoder-only models, and {self.name} is an encoder-decoder. What works on it: "
+                f"tracer.trace, tracer.average, tracer.locate, and the editors FT (FT-L, FT-M) and KN."
+            )
+
     def check_unembedding(self) -> None:
         """Raises AnatomyError where the model does not run, or `anatomy.unembed` does not give its own logits."""
         logits, last = self._logits_and_last_state()
@@ -236,7 +276,8 @@ class LanguageModel:
         handle = self.anatomy.blocks[-1].register_forward_hook(lambda _m, _a, output: last.append(hidden_of(output)))
         try:
             with torch.inference_mode():
-                return self.torch(input_ids=ids).logits, last[0] if last else None
+                decoder = {"decoder_input_ids": ids} if self.is_encoder_decoder else {}
+                return self.torch(input_ids=ids, **decoder).logits, last[0] if last else None
         except Exception as error:  # whatever a model does whose parts do not fit together
             if is_out_of_memory(error):
                 raise
@@ -270,6 +311,7 @@ def load(
     check: bool = True,
     tensor_parallel: bool = False,
     remote: bool | str = False,
+    decoder_starts: str | None = None,
     **options: Any,
 ) -> LanguageModel:
     """Opens a language model for tracing and editing.
@@ -287,7 +329,10 @@ def load(
             there are GPUs; all of them run the same script.
         remote: True for a model that NDIF runs, by its hub name, or the address of another such server; its weights
             stay there and the definition traces it. "local" rehearses that on this machine.
-        **options: passed on to `AutoModelForCausalLM.from_pretrained`.
+        decoder_starts: of an encoder-decoder (T5), what its decoder reads between its start token and the answer.
+            "<extra_id_0>" for one trained to fill in spans alone: a prompt without it gets it at its end. Default:
+            the sentinel that a prompt has, else nothing, as for models trained to answer questions.
+        **options: passed on to `AutoModelForCausalLM.from_pretrained` (`AutoModelForSeq2SeqLM`).
 
     Raises:
         ModelSourceError: nothing loadable there.
@@ -304,7 +349,10 @@ def load(
     if opened is None:
         opened = from_pretrained(str(source), tokenizer, device=device, dtype=dtype, options=options)
     model, own_tokenizer, name = opened
-    return _checked(LanguageModel(model, own_tokenizer, name=name, names=names), check, names_given=names is not None)
+    found = LanguageModel(model, own_tokenizer, name=name, names=names, decoder_starts=decoder_starts or "")
+    if decoder_starts is not None and not found.is_encoder_decoder:
+        raise ModelSourceError(f"{name} has no decoder apart from what reads the prompt: leave out decoder_starts.")
+    return _checked(found, check, names_given=names is not None)
 
 
 def _checked(model: LanguageModel, check: bool, *, names_given: bool) -> LanguageModel:

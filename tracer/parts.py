@@ -11,9 +11,9 @@ from collections.abc import Iterator
 import torch
 from transformers import PreTrainedModel
 
-from tracer.anatomy import FAMILIES, Names
 from tracer.block import Block
 from tracer.errors import AnatomyError
+from tracer.names import FAMILIES, Names
 from tracer.structure import names_by_structure
 from tracer.watch import Watched, watch
 
@@ -27,10 +27,15 @@ def check_parts(model: PreTrainedModel, names: Names, *, given: bool) -> None:
         given: by hand; those that are listed or found have been checked.
     """
     watched = _watched(model)
-    for number, _ in enumerate(model.get_submodule(names.blocks).children()):
-        path = f"{names.blocks}.{number}"
-        problems = list(_not_called(watched, path, names))
-        if given and not problems:
+    blocks = [
+        (f"{stack.blocks}.{number}", stack)
+        for stack in (names.encoder, names)
+        if stack is not None
+        for number, _ in enumerate(model.get_submodule(stack.blocks).children())
+    ]
+    for path, stack in blocks:
+        problems = list(_not_called(watched, path, stack))
+        if given and not problems and names.encoder is None:  # what a decoder with cross-attention adds has three parts
             problems = list(_other_parts(Block(model, watched, path), names))
         if problems:
             raise AnatomyError(
@@ -40,6 +45,8 @@ def check_parts(model: PreTrainedModel, names: Names, *, given: bool) -> None:
 
 
 def _watched(model: PreTrainedModel) -> Watched:
+    if getattr(model.config, "is_encoder_decoder", False):  # whose own cache has two parts
+        return watch(model, cache=False)
     try:
         return watch(model, cache=True)
     except Exception:  # whatever an unknown model does with such a cache; then attention is not told from MLP
@@ -50,9 +57,9 @@ def _not_called(watched: Watched, path: str, names: Names) -> Iterator[str]:
     """Roles of one block whose module does not run once."""
     if not watched.once(path) or path not in watched.inputs:
         yield f"blocks={names.blocks!r} holds what is not handed a hidden state of every token, once in a pass"
-    for role in ("attention_site", "mlp_site"):
+    for role in ("attention_site", "mlp_site", "cross_site"):
         name = getattr(names, role)
-        if not watched.once(f"{path}.{name}"):
+        if name is not None and not watched.once(f"{path}.{name}"):
             yield f"{role}={name!r} is not called once in a pass with a hidden state of every token"
 
 

@@ -8,15 +8,18 @@ A restored state holds h[l][i] at its clean value; a restored MLP or attention h
 layers; a severed trace holds the state clean and every MLP (attention) output of the same token at
 its *corrupted* value (Meng et al. 2022, sec. 2.1, 2.2). All passes of a fact see the same noise.
 
-This is slow and plain on purpose: `tracer.sweep` must give the same numbers.
+In an encoder-decoder a row holds the encoder's tokens and then the decoder's; the subject is corrupted
+in the encoder, and a token has sites in the blocks of the stack that reads it.
+
+This is slow and plain on purpose: `tracer.sweep` (`tracer.two_stacks`) must give the same numbers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import nnsight
 import torch
@@ -24,12 +27,14 @@ from torch import Tensor
 
 from tracer.anatomy import SubLayer
 from tracer.corrupt import Draws
+from tracer.errors import SiteError
 from tracer.lock import lock_of
-from tracer.metric import METRICS, Metric
+from tracer.metric import METRICS, Metric, wide
 from tracer.model import LanguageModel
+from tracer.model_inputs import inputs_of
 from tracer.reading import AnswerIds, Answers, Reading, answer_table
 from tracer.severed import Severed
-from tracer.site import KINDS, Direction, Kind, Site, TokenGroups, Tokens, Unit, UnitKind, together, window_layers
+from tracer.site import ALL_KINDS, Direction, Kind, Site, TokenGroups, Tokens, Unit, UnitKind, together, window_layers
 from tracer.units import matrices_of
 
 
@@ -39,7 +44,8 @@ class Run:
 
     Attributes:
         read: logits of the last positions, [row, position, vocab].
-        kept: states and what sub-layers add by kind and layer, [row, token, d_model].
+        kept: states and what sub-layers add by kind and layer, [row, token, d_model]; tokens are those of the
+            layer's stack. "cross" begins with the decoder's first layer.
         units: what came into each layer's head or value matrix, [row, token, width].
     """
 
@@ -64,6 +70,7 @@ def forward(
     keep: bool = False,
     keep_units: UnitKind | None = None,
     positions: int = 1,
+    n_encoder: int = 0,
 ) -> Run:
     """One pass: the subject corrupted if `draws` are given, every site of `held` forced to its value.
 
@@ -77,13 +84,20 @@ def forward(
         keep: keep every state, MLP and attention output.
         keep_units: keep what comes into every head matrix, or value matrix.
         positions: how many of the last positions to read.
+        n_encoder: how many of the tokens an encoder reads; 0: there is none.
+
+    Raises:
+        SiteError: a site at a token that its block does not read.
     """
     begin, end = subject_span
     nn, embedding, rows = model.nnsight, model.anatomy.names.embedding, len(ids)
     noise, replaces = (None, False) if draws is None else (draws.values[0], draws.replaces)
-    visits = _visits(model, held or {}, held_unit, keep, keep_units)
-    elsewhere = {"remote": model.remote} if model.remote else {}
-    with lock_of(model.torch), torch.inference_mode(), nn.trace(ids, logits_to_keep=positions, **elsewhere):
+    visits = _visits(model, held or {}, held_unit, keep, keep_units, n_encoder)
+    options: dict[str, Any] = inputs_of(ids, n_encoder)
+    first = options.pop("input_ids")
+    options |= {} if n_encoder else {"logits_to_keep": positions}
+    options |= {"remote": model.remote} if model.remote else {}
+    with lock_of(model.torch), torch.inference_mode(), nn.trace(first, **options):
         # Plain values alone in here: the block may be sent to a machine that has no `tracer`.
         kept = nnsight.save({})
         if noise is not None:
@@ -94,12 +108,12 @@ def forward(
             found = nn.get(path).input if side == "input" else nn.get(path).output
             found = found if isinstance(found, torch.Tensor) else found[0]
             hidden = found.unflatten(0, (rows, -1)) if found.dim() == 2 else found
-            for token, first, last, value in writes:
-                hidden[:, token, first:last] = value.to(hidden)
+            for token, left, right, value in writes:
+                hidden[:, token, left:right] = value.to(hidden)
             if name:
                 kept.setdefault(name, []).append(hidden.detach().clone())
         read = nnsight.save(nn.output.logits[:, -positions:].detach())
-    return Run(read, {kind: kept.get(kind, []) for kind in KINDS}, kept.get("units", []))
+    return Run(read, {kind: kept.get(kind, []) for kind in ALL_KINDS}, kept.get("units", []))
 
 
 Visit = tuple[str, str, Sequence[tuple[int, int | None, int | None, Tensor]], str]
@@ -111,6 +125,7 @@ def _visits(
     held_unit: tuple[Unit, int, Tensor] | None,
     keep: bool,
     keep_units: UnitKind | None,
+    n_encoder: int,
 ) -> list[Visit]:
     """The modules where a pass reads or writes, in the order in which they run.
 
@@ -121,7 +136,7 @@ def _visits(
     unit_kind = held_unit[0].kind if held_unit else keep_units
     unit_site = None if unit_kind is None else {"head": "attn", "neuron": "mlp"}[unit_kind]
     for layer in range(model.n_layers):
-        for kind in ("attn", "mlp", "state"):  # the order in which a block computes them
+        for kind in model.anatomy.kinds_in(layer):
             if unit_kind is not None and kind == unit_site:
                 unit_writes = []
                 if held_unit and layer == held_unit[0].layer:
@@ -132,7 +147,7 @@ def _visits(
                     found.append((path, "input", unit_writes, "units" if keep_units else ""))
             sites = [site for site in _in_order(held) if site.layer == layer and site.kind == kind]
             if sites or keep:
-                writes = [(site.token, None, None, held[site]) for site in sites]
+                writes = [(_place(model, site, n_encoder), None, None, held[site]) for site in sites]
                 found.append((_site_path(model, kind, layer), "output", writes, kind if keep else ""))
     return found
 
@@ -161,13 +176,15 @@ class Passes:
         other_ids: Sequence[int] | None = None,
         direction: Direction = "restore",
         answer_length: int = 1,
+        n_encoder: int = 0,
     ) -> None:
-        self.model, self.span, self.draws = model, subject_span, Draws.of(noise)
+        self.model, self.span, self.draws, self.n_encoder = model, subject_span, Draws.of(noise), n_encoder
         self.reading, self.direction = Reading(metric, answer_length), direction
         self.others = None if other_ids is None else torch.tensor(list(other_ids), device=ids.device)
         self.rows = ids.expand(self.draws.samples, -1)
-        self.clean = forward(model, ids, keep=True, positions=answer_length)
-        corrupt = partial(forward, model, self.rows, subject_span=subject_span, keep=True, positions=answer_length)
+        read: dict[str, Any] = {"positions": answer_length, "n_encoder": n_encoder}
+        self.clean = forward(model, ids, keep=True, **read)
+        corrupt = partial(forward, model, self.rows, subject_span=subject_span, keep=True, **read)
         self.corrupted = corrupt(draws=self.draws)
         self.frozen = self.corrupted if direction == "restore" else self.clean
         if frozen_noise is not None:
@@ -184,23 +201,24 @@ class Passes:
         return self.corrupted.logits
 
     def state(self, tokens: Tokens, layer: int) -> Mapping[Site, Tensor]:
-        """Holds the output of one block at some tokens at its clean value (corrupted, in that direction)."""
-        sites = [Site("state", layer, token) for token in together(tokens)]
-        return {site: self._source_value(site) for site in sites}
+        """Holds the output of one block at some tokens at its clean value (corrupted, in that direction).
+
+        Nothing is held, here and in the next two, where the block's stack reads none of the tokens.
+        """
+        return {site: self._source_value(site) for site in self._sites("state", [layer], tokens)}
 
     def window(self, kind: SubLayer, tokens: Tokens, layer: int, window: int) -> Mapping[Site, Tensor]:
         """Holds what a sub-layer adds in a window of layers at clean values."""
-        layers = window_layers(layer, window, self.model.n_layers)
-        sites = [Site(kind, at, token) for at in layers for token in together(tokens)]
-        return {site: self._source_value(site) for site in sites}
+        stack = self.model.anatomy.stack(layer).layers
+        layers = window_layers(layer, window, stack.stop, first=stack.start)
+        return {site: self._source_value(site) for site in self._sites(kind, layers, tokens)}
 
     def severed(self, path: SubLayer | Severed, tokens: Tokens, layer: int) -> Mapping[Site, Tensor]:
         """Holds the state clean, and the sub-layer `path` of its tokens (or of others) corrupted."""
-        cut = Severed.of(path)
+        cut, state = Severed.of(path), self.state(tokens, layer)
         at = together(tokens) if cut.positions is None else cut.positions
-        sites = [Site(cut.path, below, token) for below in cut.layers_in(self.model.n_layers) for token in at]
-        frozen = {site: self.frozen.kept[cut.path][site.layer][:, site.token] for site in sites}
-        return {**frozen, **self.state(tokens, layer)}
+        sites = self._sites(cut.path, cut.layers_in(self.model.n_layers), at) if state else []
+        return {**{site: self._value(self.frozen, site) for site in sites}, **state}
 
     def unit_map(self, units: Sequence[Unit], answer_id: AnswerIds, tokens: Sequence[int]) -> Tensor:
         """The metric with each head or neuron of one kind set alone, [token, unit, sample]."""
@@ -225,7 +243,7 @@ class Passes:
 
     def _run(self, held: Mapping[Site, Tensor]) -> Run:
         draws = self.draws if self.direction == "restore" else None
-        options = {"held": held, "positions": self.reading.length}
+        options = {"held": held, "positions": self.reading.length, "n_encoder": self.n_encoder}
         return forward(self.model, self.rows, subject_span=self.span, draws=draws, **options)
 
     def unrestored(self, answer_id: AnswerIds) -> tuple[Tensor, Tensor]:
@@ -247,11 +265,14 @@ class Passes:
     def _map(
         self, answer_id: AnswerIds, tokens: TokenGroups, held: Callable[[Tokens, int], Mapping[Site, Tensor]]
     ) -> Tensor:
-        rows = []
-        for each in tokens:
-            cells = [self._run(held(each, layer)) for layer in range(self.model.n_layers)]
-            rows.append(torch.stack([self._measured(cell, answer_id) for cell in cells]))
-        return torch.stack(rows)
+        cells = [held(each, layer) for each in tokens for layer in range(self.model.n_layers)]
+        found = torch.stack(self._cells(cells, answer_id))
+        return found.unflatten(0, (len(tokens), self.model.n_layers))
+
+    def _cells(self, cells: Sequence[Mapping[Site, Tensor]], answer_id: AnswerIds) -> list[Tensor]:
+        """The metric with the sites of each cell held, [sample]; NaN where there are none."""
+        nothing = self.corrupted.read.new_full((len(self.rows),), torch.nan)
+        return [self._measured(self._run(held), answer_id) if held else wide(nothing) for held in cells]
 
     def _measured(self, run: Run, answer_id: AnswerIds) -> Tensor:
         n = len(run.read)
@@ -262,8 +283,23 @@ class Passes:
 
     def _source_value(self, site: Site) -> Tensor:
         if self.direction == "restore":
-            return self.clean.kept[site.kind][site.layer][0, site.token]
-        return self.corrupted.kept[site.kind][site.layer][:, site.token]
+            return self._value(self.clean, site)[0]
+        return self._value(self.corrupted, site)
+
+    def _value(self, run: Run, site: Site) -> Tensor:
+        """What a run has at a site, [row, d_model]."""
+        first = self.model.anatomy.n_encoder_layers if site.kind == "cross" else 0
+        return run.kept[site.kind][site.layer - first][:, _place(self.model, site, self.n_encoder)]
+
+    def _sites(self, kind: Kind, layers: Iterable[int], tokens: Tokens) -> list[Site]:
+        """The sites of this kind that there are: a block reads the tokens of its own stack."""
+        anatomy = self.model.anatomy
+        return [
+            Site(kind, layer, token)
+            for layer in layers
+            for token in together(tokens)
+            if anatomy.place(layer, token, self.n_encoder) is not None and kind in anatomy.kinds_in(layer)
+        ]
 
 
 class BatchPasses:
@@ -272,6 +308,8 @@ class BatchPasses:
     Attributes:
         each: of each prompt.
     """
+
+    kind: ClassVar[type[Passes]] = Passes
 
     def __init__(
         self,
@@ -286,7 +324,7 @@ class BatchPasses:
     ) -> None:
         draws, frozen = Draws.of(noise), None if frozen_noise is None else Draws.of(frozen_noise)
         self.each = [
-            Passes(
+            self.kind(
                 model,
                 row[None],
                 subject_span,
@@ -338,10 +376,19 @@ def _in_order(held: Mapping[Site, Tensor]) -> list[Site]:
     return sorted(held, key=lambda site: (site.layer, site.kind, site.token))
 
 
+def _place(model: LanguageModel, site: Site, n_encoder: int) -> int:
+    found = model.anatomy.place(site.layer, site.token, n_encoder)
+    if found is None:
+        stacks = [f"layers {s.layers.start} to {s.layers.stop - 1} ({s.name})" for s in model.anatomy.stacks]
+        raise SiteError(
+            f"{site} is nowhere: the encoder reads tokens 0 to {n_encoder - 1} and the decoder those after, in "
+            f"{' and '.join(stacks)}."
+        )
+    return found
+
+
 def _site_path(model: LanguageModel, kind: Kind, layer: int) -> str:
-    names = model.anatomy.names
-    inside = {"state": "", "mlp": f".{names.mlp_site}", "attn": f".{names.attention_site}"}[kind]
-    return f"{names.blocks}.{layer}{inside}"
+    return model.anatomy.block_path(layer) if kind == "state" else model.anatomy.site_path(kind, layer)
 
 
 def _matrix_path(model: LanguageModel, kind: UnitKind, layer: int) -> str:

@@ -143,15 +143,20 @@ def locate(average: AverageTrace, *, kind: str | None = None, role: str = "last 
         raise SiteError(f"This average has no {kind!r}; it has {', '.join(average.effects)}.")
     _, layer, estimate = average.peak(kind, role)
     values = average.effects[kind][:, ROLES.index(role)]
+    layers = np.flatnonzero(~np.isnan(values).all(0))  # a token has sites in the layers of its own stack
+    values = values[:, layers]
     values = values[~np.isnan(values).any(1)]
     means, sense = resampled_means(values, seed=seed), average.settings.sense
     firsts = np.bincount((sense * means).argmax(1), minlength=values.shape[1]) / RESAMPLES
-    share = {int(n): float(firsts[n]) for n in np.argsort(-firsts, kind="stable") if firsts[n] > 0}
-    return Place(kind, role, layer, estimate, share, _ranking(values.mean(0), means, firsts, sense), sense)
+    share = {int(layers[n]): float(firsts[n]) for n in np.argsort(-firsts, kind="stable") if firsts[n] > 0}
+    ranking = _ranking(values.mean(0), means, firsts, sense, layers)
+    return Place(kind, role, layer, estimate, share, ranking, sense)
 
 
-def _ranking(aie: np.ndarray, means: np.ndarray, firsts: np.ndarray, sense: int) -> tuple[RankedLayer, ...]:
-    """Layers by AIE [layer], with what the resamples' means [resample, layer] say of each."""
+def _ranking(
+    aie: np.ndarray, means: np.ndarray, firsts: np.ndarray, sense: int, layers: np.ndarray
+) -> tuple[RankedLayer, ...]:
+    """These layers by AIE [layer], with what the resamples' means [resample, layer] say of each."""
     order = np.argsort(-sense * aie, kind="stable")
     low, high = percentile_interval(means)
     gap_low, gap_high = percentile_interval(sense * (means[:, order[:1]] - means))
@@ -160,7 +165,7 @@ def _ranking(aie: np.ndarray, means: np.ndarray, firsts: np.ndarray, sense: int)
     return tuple(
         RankedLayer(
             rank=place + 1,
-            layer=int(n),
+            layer=int(layers[n]),
             effect=float(aie[n]),
             low=float(low[n]),
             high=float(high[n]),

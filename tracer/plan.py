@@ -116,6 +116,12 @@ class Plan:
         """How many tokens of the fact's answer are traced."""
         return max(1, len(fact.answer_ids)) if self.whole_answer else 1
 
+    def check_model(self, model: LanguageModel) -> None:
+        """Raises SiteError where cross-attention is asked of a model that has none."""
+        wanted = "cross" in self.kinds or any(cut.path == "cross" for cut in self.cuts)
+        if wanted and not model.is_encoder_decoder:
+            raise SiteError(f'{model.name} has no cross-attention: leave "cross" out. Encoder-decoders have it.')
+
     def check_fits(self, fact: TokenizedFact) -> None:
         """Raises FactError or SiteError where the prompt lacks tokens that are severed or restored together."""
         for cut in self.cuts:

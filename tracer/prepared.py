@@ -95,6 +95,7 @@ def prepare(model: LanguageModel, fact: Fact | TokenizedFact, plan: Plan) -> Pre
     Raises:
         FactError: a fact that cannot be traced.
     """
+    model.check_decoder_only("Attribution (attribute, attribute_edges, path_patch, attribute_queries_and_keys)")
     tokenized, corruption = settled(model, fact, plan), measured_corruption(model, plan.corruption)
     draws = corruption.drawn(model, [tokenized], plan.samples, plan.seed)
     return Prepared(model, tokenized, plan, corruption, draws)

@@ -173,6 +173,7 @@ def record(
         embedded: changes the token embeddings [row, token, d_model], as a corruption does.
         matrices: keep what comes into these, one a layer.
     """
+    model.check_decoder_only("Running blocks again on some of a text's tokens")
     anatomy, kept = model.anatomy, Recording(model)
     cache = DynamicCache()
     with lock_of(model.torch), ExitStack() as hooks:
@@ -270,7 +271,7 @@ def only_here(hook: Callable[..., Any]) -> Callable[..., Any]:
 
 def _keep_arguments(kept: Recording) -> Callable[..., None]:
     def hook(block: nn.Module, args: tuple, kwargs: dict) -> None:
-        arguments = _by_name(type(block).forward, block, args, kwargs)
+        arguments = by_name(type(block).forward, block, args, kwargs)
         if "hidden_states" not in arguments or not any(name in arguments for name in _CACHE_NAMES):
             raise AnatomyError(
                 f"{type(block).__name__} was called with {', '.join(arguments)}: no hidden_states or no key/value "
@@ -282,7 +283,7 @@ def _keep_arguments(kept: Recording) -> Callable[..., None]:
     return hook
 
 
-def _by_name(function: Callable, owner: nn.Module, args: tuple, kwargs: dict) -> dict[str, Any]:
+def by_name(function: Callable, owner: nn.Module, args: tuple, kwargs: dict) -> dict[str, Any]:
     """The arguments of a method call by name, without its owner, `**kwargs` spread out."""
     bound = inspect.signature(function).bind(owner, *args, **kwargs)
     spread = [p.name for p in bound.signature.parameters.values() if p.kind is p.VAR_KEYWORD]

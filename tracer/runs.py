@@ -23,6 +23,7 @@ from tracer.passes import BatchPasses
 from tracer.plan import Plan
 from tracer.site import Tokens
 from tracer.sweep import BatchSweep
+from tracer.two_stacks import BatchTwoStackSweep
 
 
 class Runs:
@@ -65,9 +66,12 @@ class Runs:
         plan = self.plan
         options = {"metric": metric_named(plan.metric), "direction": plan.direction, "other_ids": self.others}
         options |= {"answer_length": self.length, **frozen}
+        if model.is_encoder_decoder:
+            options["n_encoder"] = self.fact.n_encoder
         if self.engine == "passes":
             return BatchPasses(model, *run, **options)
-        return BatchSweep(model, *run, **options, budget=Budget.of(model.device, plan.max_bytes))
+        kind = BatchTwoStackSweep if model.is_encoder_decoder else BatchSweep
+        return kind(model, *run, **options, budget=Budget.of(model.device, plan.max_bytes))
 
     def unrestored(self) -> tuple[np.ndarray, np.ndarray]:
         """The metric of the clean runs, [fact], and of the corrupted ones, [fact, sample]."""
@@ -106,11 +110,18 @@ def settled(model: LanguageModel, fact: Fact | TokenizedFact, plan: Plan) -> Tok
     model.torch.eval()  # dropout would make every pass another one
     tokenized = fact.preflight(model, whole_answer=plan.whole_answer) if isinstance(fact, Fact) else fact
     check_ids(model, tokenized)
+    plan.check_model(model)
     return tokenized
 
 
 def check_ids(model: LanguageModel, fact: TokenizedFact) -> None:
-    """Raises FactError for token ids that the model does not have."""
+    """Raises FactError for token ids that the model does not have, or that the wrong stack would read."""
+    if bool(fact.n_encoder) != model.is_encoder_decoder:
+        has = "an encoder and a decoder" if model.is_encoder_decoder else "one stack of blocks"
+        raise FactError(
+            f"n_encoder={fact.n_encoder}, and {model.name} has {has}: n_encoder says how many of the tokens an encoder "
+            f"reads. Write TokenizedFact(..., n_encoder=...), or tokenise the fact with this model: fact.preflight."
+        )
     model.check_length(len(fact.token_ids))
     size = int(model.torch.config.get_text_config().vocab_size)
     outside = [token for token in (*fact.token_ids, *fact.answer_ids) if not 0 <= token < size]
@@ -149,6 +160,7 @@ def settings_of(model: LanguageModel, plan: Plan, corruption: Corruption, engine
         metric=plan.metric,
         direction=plan.direction,
         whole_answer=plan.whole_answer,
+        encoder_layers=model.anatomy.n_encoder_layers,
     )
 
 

@@ -12,6 +12,7 @@ from tracer.parallel import is_out_of_memory
 from tracer.passes import Passes, forward
 from tracer.site import KINDS, Site
 from tracer.sweep import Sweep
+from tracer.two_stacks import TwoStackSweep
 
 WINDOW = 3
 LENGTH, SPAN = 6, (2, 4)  # tokens of a made-up prompt, and its subject
@@ -29,7 +30,7 @@ def by_definition(model: LanguageModel) -> Passes:
     """
     ids, noise = _made_up(model)
     try:
-        passes = Passes(model, ids, SPAN, noise)
+        passes = Passes(model, ids, SPAN, noise, n_encoder=_encoder_length(model))
     except Exception as error:  # whatever nnsight and an unknown family make of each other
         if is_out_of_memory(error):
             raise
@@ -58,29 +59,40 @@ def self_test(model: LanguageModel, passes: Passes | None = None) -> float:
     passes = passes or by_definition(model)
     ids, noise = _made_up(model)
     _check_sites_act(model, ids, passes)
-    return _check_engines_agree(model, passes, Sweep(model, ids, SPAN, noise))
+    if model.is_encoder_decoder:
+        sweep = TwoStackSweep(model, ids, SPAN, noise, n_encoder=LENGTH)
+        return _check_engines_agree(model, passes, sweep, ids.shape[1])
+    return _check_engines_agree(model, passes, Sweep(model, ids, SPAN, noise), LENGTH)
 
 
 def _made_up(model: LanguageModel) -> tuple[torch.Tensor, torch.Tensor]:
-    """Token ids [1, token], and noise for its subject [1, subject, width]."""
+    """Token ids [1, token], a decoder's two behind an encoder's; noise for its subject [1, subject, width]."""
     random = np.random.RandomState(1)
     vocabulary = int(model.torch.config.get_text_config().vocab_size)
-    ids = torch.from_numpy(random.randint(vocabulary // 8, vocabulary, (1, LENGTH))).to(model.device)
+    length = LENGTH + 2 if model.is_encoder_decoder else LENGTH
+    ids = torch.from_numpy(random.randint(vocabulary // 8, vocabulary, (1, length))).to(model.device)
     with torch.inference_mode():
         embedded = model.anatomy.embedding(ids)
     spread = 3 * float(embedded.float().std())
     return ids, torch.from_numpy(spread * random.randn(1, SPAN[1] - SPAN[0], embedded.shape[-1]))
 
 
+def _encoder_length(model: LanguageModel) -> int:
+    return LENGTH if model.is_encoder_decoder else 0
+
+
 def _check_sites_act(model: LanguageModel, ids: torch.Tensor, passes: Passes) -> None:
     """A write at each kind of site moves the logits; a clean value before the corruption does not."""
-    layer = model.n_layers // 2
+    first = model.anatomy.n_encoder_layers
+    layer, last = first + (model.n_layers - first) // 2, ids.shape[1] - 1
     for kind in KINDS:
         value = passes.clean.kept[kind][layer][0, -1]
-        site = Site(kind, layer, LENGTH - 1)
-        moved = forward(model, ids, held={site: value + 1 + value.abs()}).logits[0]
+        site = Site(kind, layer, last)
+        moved = forward(model, ids, held={site: value + 1 + value.abs()}, n_encoder=passes.n_encoder).logits[0]
         if torch.equal(moved, passes.clean_logits):
             raise SweepMismatchError(f"{_of(model)}: a write to {site} does not reach the logits.")
+    if model.is_encoder_decoder:
+        return  # an encoder looks both ways
     before = Site("state", layer, SPAN[0] - 1)
     apart = _apart(passes.restored(passes.state(before.token, before.layer)), passes.corrupted_logits)
     if not apart <= ALLOWED[model.dtype]:
@@ -90,11 +102,14 @@ def _check_sites_act(model: LanguageModel, ids: torch.Tensor, passes: Passes) ->
         )
 
 
-def _check_engines_agree(model: LanguageModel, passes: Passes, sweep: Sweep) -> float:
+def _check_engines_agree(model: LanguageModel, passes: Passes, sweep: Sweep | TwoStackSweep, length: int) -> float:
     answer, random = int(passes.clean_logits.argmax()), np.random.RandomState(1)
-    tokens = list(range(SPAN[0], LENGTH))
+    tokens = list(range(SPAN[0], length))
     sites = [(int(random.choice(tokens)), int(random.randint(model.n_layers))) for _ in range(RANDOM_SITES)]
+    sites = [(token, layer) for token, layer in sites if passes.state(token, layer)]  # in the stack that reads it
     sites.insert(0, (SPAN[0] + 1, 0))  # from where on all blocks compute all tokens anew
+    if model.is_encoder_decoder:
+        sites.insert(1, (length - 1, model.anatomy.n_encoder_layers))
     worst = 0.0
     maps = {
         "state": (passes.state, sweep.state_map),

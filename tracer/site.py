@@ -8,10 +8,11 @@ from typing import Literal, get_args
 
 from tracer.errors import SiteError
 
-Kind = Literal["state", "mlp", "attn"]
-KINDS: tuple[Kind, ...] = get_args(Kind)
+Kind = Literal["state", "mlp", "attn", "cross"]
+KINDS: tuple[Kind, ...] = ("state", "mlp", "attn")  # those of every model
+ALL_KINDS: tuple[Kind, ...] = get_args(Kind)
 Direction = Literal["restore", "corrupt"]
-SEVERABLE = ("mlp", "attn")
+SEVERABLE = ("mlp", "attn", "cross")
 Tokens = int | tuple[int, ...]  # one position, or several that are restored together
 TokenGroups = Sequence[Tokens]
 
@@ -21,7 +22,7 @@ class Site:
     """One activation of one token. Layers and tokens count from 0.
 
     `state` is the output of block `layer`; `mlp` and `attn` are what those sub-layers add to the
-    residual stream.
+    residual stream, and `cross` what the cross-attention of an encoder-decoder's decoder adds.
     """
 
     kind: Kind
@@ -53,12 +54,12 @@ class Unit:
     end: int
 
 
-def window_layers(centre: int, window: int, n_layers: int) -> range:
-    """The layers restored together around `centre`: [c - w//2, c + ceil(w/2)), clipped to the model.
+def window_layers(centre: int, window: int, n_layers: int, *, first: int = 0) -> range:
+    """The layers restored together around `centre`: [c - w//2, c + ceil(w/2)), clipped to [first, n_layers).
 
     Source: Meng et al. 2022, sec. 2.2 (windows of 10) and the authors' published tracer.
     """
-    return range(max(0, centre - window // 2), min(n_layers, centre - (-window // 2)))
+    return range(max(first, centre - window // 2), min(n_layers, centre - (-window // 2)))
 
 
 def proportional_window(n_layers: int) -> int:
@@ -80,8 +81,8 @@ def check_kinds(kinds: Sequence[str], severed: Sequence[object]) -> None:
         if isinstance(value, str):
             raise SiteError(f"{name} is a sequence: write {name}=({value!r},).")
     for kind in kinds:
-        if kind not in KINDS:
-            raise SiteError(f"There is no kind {kind!r}. Choose from {', '.join(KINDS)}.")
+        if kind not in ALL_KINDS:
+            raise SiteError(f"There is no kind {kind!r}. Choose from {', '.join(ALL_KINDS)}.")
     for path in severed:
         if isinstance(path, str) and path not in SEVERABLE:
             raise SiteError(f"{path!r} cannot be severed. Choose from {', '.join(SEVERABLE)}.")

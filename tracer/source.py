@@ -12,10 +12,18 @@ from nnsight.intervention.envoy import Envoy
 from safetensors import SafetensorError
 from torch import nn
 from torch._dynamo.eval_frame import OptimizedModule
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from tracer.embedded import EMBEDDED, dequantise, embedded_folder
 from tracer.errors import MissingPackageError, ModelSourceError, TracerWarning
+from tracer.names import FAMILIES
 from tracer.storage import cache_folder
 
 Opened = tuple[PreTrainedModel, PreTrainedTokenizerBase | None, str]
@@ -92,7 +100,7 @@ def from_pretrained(
         place = place_of(source)
         if cut:
             options = {**options, "distributed_config": _parallel_plan(place)}
-        model = AutoModelForCausalLM.from_pretrained(place, dtype=kind, **{"return_dict": True, **options})
+        model = _auto_class(place, options).from_pretrained(place, dtype=kind, **{"return_dict": True, **options})
         tokenizer = tokenizer or AutoTokenizer.from_pretrained(place)
     except ModelSourceError:
         raise
@@ -106,6 +114,13 @@ def from_pretrained(
         model.to(where)  # pyright: ignore[reportArgumentType]
     model.requires_grad_(False)
     return model, tokenizer, source
+
+
+def _auto_class(place: str, options: dict[str, Any]) -> Any:
+    """What opens this place: T5 and its like are no causal language models to transformers."""
+    about, _ = PreTrainedConfig.get_config_dict(place, **options)
+    names = FAMILIES.get(about.get("model_type", ""))
+    return AutoModelForSeq2SeqLM if names is not None and names.encoder is not None else AutoModelForCausalLM
 
 
 def _parallel_plan(place: str) -> Any:

@@ -12,9 +12,9 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from tracer.anatomy import Names
 from tracer.block import Block
 from tracer.errors import AnatomyError
+from tracer.names import Names
 from tracer.watch import N_TOKENS, Watched, watch
 
 

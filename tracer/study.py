@@ -151,7 +151,8 @@ def usable(model: LanguageModel, fact: Fact, plan: Plan, known_only: bool) -> tu
     if not known_only or tokenized.answer_id is None:
         return tokenized, ""
     wanted = tokenized.answer_ids[: plan.answer_length(tokenized)]
-    predicted = predicted_ids(model, (*tokenized.token_ids, *wanted[:-1]), len(wanted))
+    read = (*tokenized.token_ids, *wanted[:-1])
+    predicted = predicted_ids(model, read, len(wanted), n_encoder=tokenized.n_encoder)
     if predicted == wanted:
         return tokenized, ""
     said, meant = ("".join(visible(model.tokenizer, ids)) for ids in (predicted, wanted))

@@ -19,14 +19,26 @@ from tracer.errors import FactError
 
 @dataclass(frozen=True)
 class Encoding:
-    """Token ids of a text and the characters [start, end) each covers; empty for special tokens."""
+    """Token ids of a text and the characters [start, end) each covers; empty for special tokens.
+
+    The first `n_encoder` are an encoder's, the others its decoder's; 0: there is no encoder.
+    """
 
     ids: tuple[int, ...]
     offsets: tuple[tuple[int, int], ...]
+    n_encoder: int = 0
 
 
-def encode(tokenizer: PreTrainedTokenizerBase | None, text: str) -> Encoding:
+def encode(
+    tokenizer: PreTrainedTokenizerBase | None, text: str, *, special: bool = True, closing: bool = False
+) -> Encoding:
     """Tokenises `text` once, special tokens in front included; one that closes the text is dropped.
+
+    Args:
+        tokenizer: a fast one.
+        text: not empty.
+        special: whether the tokenizer adds its special tokens.
+        closing: keep also those that close the text, as an encoder reads them.
 
     Raises:
         FactError: there is no tokenizer, it cannot say which characters a token covers, or the text is empty.
@@ -35,12 +47,13 @@ def encode(tokenizer: PreTrainedTokenizerBase | None, text: str) -> Encoding:
         raise FactError("This model has no tokenizer: load it with tracer.load(model, tokenizer=...).")
     if not tokenizer.is_fast:
         raise FactError("This tokenizer gives no character offsets: load its fast version (use_fast=True).")
-    found = tokenizer(text, return_offsets_mapping=True)
+    found = tokenizer(text, return_offsets_mapping=True, add_special_tokens=special)
     offsets = [(int(start), int(end)) for start, end in found["offset_mapping"]]
     covering = [n for n, (start, end) in enumerate(offsets) if end > start]
     if not covering:
         raise FactError("The text is empty. Write the words that the model should continue.")
-    stop = covering[-1] + 1  # what follows is read after an end-of-text token, as a new text
+    # What follows an end-of-text token is read as a new text.
+    stop = len(offsets) if closing else covering[-1] + 1
     return Encoding(tuple(found["input_ids"][:stop]), tuple(offsets[:stop]))
 
 
@@ -59,12 +72,14 @@ class TargetEncoding:
         n_prompt: how many of them come before the target's first token.
         offsets: characters of each token.
         boundary_merge: the target's first token also covers the end of the sentence.
+        n_encoder: as in `Encoding`.
     """
 
     ids: tuple[int, ...]
     n_prompt: int
     offsets: tuple[tuple[int, int], ...]
     boundary_merge: bool
+    n_encoder: int = 0
 
     @property
     def target_ids(self) -> tuple[int, ...]:

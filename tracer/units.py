@@ -18,6 +18,7 @@ def heads(model: LanguageModel, layers: Sequence[int] | None = None) -> list[Uni
         AnatomyError: where the heads come together is not known for this family.
         SiteError: the model has no such layer.
     """
+    model.check_decoder_only("trace_heads")
     found = []
     for layer in range(model.n_layers) if layers is None else layers:
         size = input_width(model.anatomy.head_matrix(layer)) // model.anatomy.n_heads
@@ -32,6 +33,7 @@ def neurons(model: LanguageModel, chosen: Sequence[tuple[int, int]]) -> list[Uni
         AnatomyError: this family's MLPs have no single output matrix.
         SiteError: there is no such layer or neuron.
     """
+    model.check_decoder_only("trace_neurons")
     for layer, neuron in chosen:
         width = input_width(model.anatomy.value_matrix(layer))
         if not 0 <= neuron < width:

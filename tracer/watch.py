@@ -86,7 +86,9 @@ def watch(model: PreTrainedModel, *, cache: bool) -> Watched:
 
                 hooks.callback(module.register_forward_pre_hook(start, with_kwargs=True).remove)
                 hooks.callback(module.register_forward_hook(stop).remove)
-        model(input_ids=torch.arange(1, N_TOKENS + 1, device=model.device)[None], **options)
+        ids = torch.arange(1, N_TOKENS + 1, device=model.device)[None]
+        decoder = {"decoder_input_ids": ids} if getattr(model.config, "is_encoder_decoder", False) else {}
+        model(input_ids=ids, **decoder, **options)
     return watched
 
 

@@ -14,17 +14,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from editing.forced_decoder import ForcedDecoder
 from editing.locate_then_edit.spread import has_norm
 from editing.upper_blocks import upper_blocks
 from tracer.model import LanguageModel
 from tracer.prepared import differentiable
 from tracer.replay import Recording, only_here, record
+from tracer.units import input_width
 
 Rule = Literal["gauss-legendre", "left"]
 
@@ -41,6 +44,7 @@ def attributions(
     model: LanguageModel,
     ids: Sequence[int],
     n_prompt: int,
+    n_encoder: int = 0,
     *,
     nodes: int = 20,
     rule: Rule = "gauss-legendre",
@@ -48,11 +52,14 @@ def attributions(
 ) -> list[Tensor]:
     """Attr of every neuron, a [d_mlp] for each layer: a difference of probabilities, positive where it helps.
 
+    An encoder predicts no token, so the neurons of its layers have 0.
+
     Args:
         model: the model.
         ids: prompt and answer. Of an answer of several tokens each is predicted from those before it,
             and the attributions are averaged.
         n_prompt: how many of them are the prompt.
+        n_encoder: how many of them an encoder reads; 0: there is none.
         nodes: points of the integral.
         rule: where they lie.
         each_layer: called after each layer of each answer token.
@@ -62,29 +69,61 @@ def attributions(
     answer = range(n_prompt, len(ids))
     found = []
     with differentiable():
-        with torch.no_grad():
-            run = record(model, torch.tensor([ids[:-1]], device=model.device), matrices=matrices)
+        if n_encoder:
+            integrated = partial(_in_decoder, model, tuple(ids), n_encoder, points, weights)
+        else:
+            with torch.no_grad():
+                run = record(model, torch.tensor([ids[:-1]], device=model.device), matrices=matrices)
+            integrated = partial(_integrated, run, tuple(ids), points, weights)
         for layer in range(model.n_layers):
             parts = []
             for at in answer:
-                parts.append(_integrated(run, layer, at - 1, ids[at], points, weights))
+                parts.append(integrated(layer, at))
                 each_layer()
             found.append(torch.stack(parts).mean(0))
     return found
 
 
-def _integrated(run: Recording, layer: int, place: int, token: int, points: Tensor, weights: Tensor) -> Tensor:
-    """Attr [d_mlp] of one layer's neurons at one place, for the token predicted there."""
+def _integrated(run: Recording, ids: tuple[int, ...], points: Tensor, weights: Tensor, layer: int, at: int) -> Tensor:
+    """Attr [d_mlp] of one layer's neurons where the token ids[at] is predicted."""
+    place = at - 1
     key = run.matrix_inputs[layer][0, place]
     scaled = (points.to(key)[:, None] * key).requires_grad_()
     above = upper_blocks(run, layer, first=place, stop=place + 1, copies=len(points))
     with _norm_held(run, layer, place, key), _input_replaced(run.model.anatomy.value_matrix(layer), scaled):
         logits = run.model.anatomy.unembed(above.outputs()[:, 0])
-    run.model.check_finite(logits)
+    return key * _slope(run.model, logits, ids[at], weights, scaled)
+
+
+def _in_decoder(
+    model: LanguageModel, ids: tuple[int, ...], n_encoder: int, points: Tensor, weights: Tensor, layer: int, at: int
+) -> Tensor:
+    """The same in an encoder-decoder, whose decoder is run whole on the tokens up to this one."""
+    matrix, found = model.anatomy.value_matrix(layer), []
+    width = input_width(matrix)
+    if layer < model.anatomy.n_encoder_layers:
+        return torch.zeros(width, dtype=model.dtype, device=model.device)
+    forced = ForcedDecoder.of(model, [ids[:at]], [n_encoder]).with_encoded()
+    handle = matrix.register_forward_pre_hook(only_here(lambda _matrix, inputs: found.append(inputs[0][:, -1:])))
+    try:
+        with torch.no_grad():
+            forced.logits()
+    finally:
+        handle.remove()
+    key = found[0][0, 0]
+    scaled = (points.to(key)[:, None] * key).requires_grad_()
+    with _last_input_replaced(matrix, scaled):
+        logits = forced.copies(len(points)).logits()[:, -1]
+    return key * _slope(model, logits, ids[at], weights, scaled)
+
+
+def _slope(model: LanguageModel, logits: Tensor, token: int, weights: Tensor, scaled: Tensor) -> Tensor:
+    """The integral of dP(token) / dk, [d_mlp], from logits [point, vocab] that depend on `scaled` [point, d_mlp]."""
+    model.check_finite(logits)
     logits = logits if logits.dtype == torch.float64 else logits.float()
     probability = logits.log_softmax(-1)[:, token].exp()
     (gradient,) = torch.autograd.grad((weights.to(probability) * probability).sum(), scaled)
-    return key * gradient.sum(0)
+    return gradient.sum(0)
 
 
 @contextmanager
@@ -93,6 +132,20 @@ def _input_replaced(matrix: nn.Module, value: Tensor) -> Iterator[None]:
 
     def hook(_module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         return (value.reshape(inputs[0].shape), *inputs[1:])
+
+    handle = matrix.register_forward_pre_hook(only_here(hook))
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def _last_input_replaced(matrix: nn.Module, value: Tensor) -> Iterator[None]:
+    """While the block runs, `value` [row, d_mlp] comes into `matrix` at the last token of each row."""
+
+    def hook(_module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return (torch.cat((inputs[0][:, :-1], value[:, None].to(inputs[0])), dim=1), *inputs[1:])
 
     handle = matrix.register_forward_pre_hook(only_here(hook))
     try:

@@ -40,8 +40,9 @@ from editing.scores import target_scores
 from editing.writing import writing
 from tracer.facts import paraphrases
 from tracer.model import LanguageModel
+from tracer.model_inputs import target_encoding
 from tracer.progress import bar
-from tracer.tokens import encode_with_target, visible
+from tracer.tokens import visible
 
 Variant = Literal["update", "erase"]
 
@@ -189,7 +190,7 @@ class KN:
         assert model is not None
         pair = [(request.prompt, request.new)]
         before = (target_scores(model, pair)[0].prob, probability(model, question))
-        new = encode_with_target(model.tokenizer, request.prompt, request.new).target_ids
+        new = target_encoding(model, request.prompt, request.new).target_ids
         written = []
         for layer in sorted({layer for layer, _ in neurons}):
             slots = [(layer, at) for at in sorted(at for each, at in neurons if each == layer)]

@@ -17,9 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from editing.locate_then_edit.integrated_gradients import Rule, attributions
+from tracer.answer import predicted_id
+from tracer.errors import SiteError
 from tracer.hidden import by_token
 from tracer.model import LanguageModel
-from tracer.tokens import encode, encode_with_target
+from tracer.model_inputs import inputs_of, prompt_encoding, target_encoding
 
 Neuron = tuple[int, int]  # layer, place among the inputs of its value matrix
 AT_LEAST = 3  # prompts, where there are as many
@@ -33,10 +35,12 @@ class Question:
     Attributes:
         ids: of both.
         n_prompt: how many of them are the prompt.
+        n_encoder: how many of these an encoder reads; 0: there is none.
     """
 
     ids: tuple[int, ...]
     n_prompt: int
+    n_encoder: int = 0
 
     @property
     def answer_ids(self) -> tuple[int, ...]:
@@ -47,14 +51,12 @@ class Question:
 def questions(model: LanguageModel, prompts: Sequence[str], answer: str | None) -> tuple[Question, ...]:
     """The prompts with their answer; None: the token that the model predicts after the first of them."""
     if answer is not None:
-        found = [encode_with_target(model.tokenizer, prompt, answer) for prompt in prompts]
-        asked = tuple(Question(encoding.ids, encoding.n_prompt) for encoding in found)
+        found = [target_encoding(model, prompt, answer) for prompt in prompts]
+        asked = tuple(Question(encoding.ids, encoding.n_prompt, encoding.n_encoder) for encoding in found)
     else:
-        encoded = [encode(model.tokenizer, prompt).ids for prompt in prompts]
-        with torch.inference_mode():
-            ids = torch.tensor([encoded[0]], device=model.device)
-            predicted = int(model.torch(input_ids=ids, use_cache=False).logits[0, -1].argmax())
-        asked = tuple(Question((*ids, predicted), len(ids)) for ids in encoded)
+        encoded = [prompt_encoding(model, prompt) for prompt in prompts]
+        predicted = predicted_id(model, encoded[0].ids, n_encoder=encoded[0].n_encoder)
+        asked = tuple(Question((*each.ids, predicted), len(each.ids), each.n_encoder) for each in encoded)
     model.check_length(max(len(question.ids) for question in asked) - 1)
     return asked
 
@@ -84,7 +86,8 @@ def coarse_neurons(
     """The neurons whose attribution exceeds `threshold` times the largest one of the prompt."""
     sets, total = [], None
     for question in asked:
-        found = attributions(model, question.ids, question.n_prompt, nodes=nodes, rule=rule, each_layer=each_layer)
+        about = question.ids, question.n_prompt, question.n_encoder
+        found = attributions(model, *about, nodes=nodes, rule=rule, each_layer=each_layer)
         bound = threshold * max(float(layer.max()) for layer in found)
         places = [(layer, place) for layer, each in enumerate(found) for place in _above(each, bound)]
         sets.append(frozenset(places))
@@ -143,21 +146,29 @@ def enhanced(model: LanguageModel, prompt: str, answer: str, neurons: Collection
 def probability(
     model: LanguageModel, question: Question, neurons: Collection[Neuron] = (), *, factor: float = 1.0
 ) -> float:
-    """The answer's probability, a geometric mean over its tokens, the neurons' activations times `factor`."""
+    """The answer's probability, a geometric mean over its tokens, the neurons' activations times `factor`.
+
+    Raises:
+        SiteError: a neuron of an encoder, where no token of the answer is predicted.
+    """
     by_layer: dict[int, list[int]] = {}
     for layer, place in neurons:
         by_layer.setdefault(layer, []).append(place)
+    if min(by_layer, default=model.n_layers) < model.anatomy.n_encoder_layers:
+        first, last = model.anatomy.n_encoder_layers, model.n_layers - 1
+        raise SiteError(f"Answers are predicted in the decoder: write neurons of layers {first} to {last}.")
+    n_answer = len(question.answer_ids)
     ids = torch.tensor([question.ids[:-1]], device=model.device)
     with torch.inference_mode(), ExitStack() as hooks:
         for layer, places in by_layer.items():
 
             def scale(_module: nn.Module, inputs: tuple[Tensor, ...], places: list[int] = places) -> tuple[Tensor, ...]:
                 keys = inputs[0].clone()
-                by_token(keys, 1)[:, question.n_prompt - 1 :, places] *= factor
+                by_token(keys, 1)[:, -n_answer:, places] *= factor
                 return (keys, *inputs[1:])
 
             hooks.callback(model.anatomy.value_matrix(layer).register_forward_pre_hook(scale).remove)
-        logits = model.torch(input_ids=ids, use_cache=False).logits[0, question.n_prompt - 1 :]
+        logits = model.torch(**inputs_of(ids, question.n_encoder), use_cache=False).logits[0, -n_answer:]
     model.check_finite(logits)
     targets = torch.tensor(question.answer_ids, device=logits.device)
     return math.exp(-nn.functional.cross_entropy(logits.double(), targets).item())

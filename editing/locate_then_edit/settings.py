@@ -173,6 +173,7 @@ class LocateThenEdit(ABC):
 
     def check(self, model: LanguageModel, requests: Sequence[EditRequest]) -> None:
         """Raises the named error of whatever `apply` cannot write, before anything runs."""
+        model.check_decoder_only(type(self).__name__)
         for layer in self.written():
             writable(model, model.anatomy.value_weight_name(layer))
         check_requests(model, requests)

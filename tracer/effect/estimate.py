@@ -37,7 +37,7 @@ class Estimate:
 
 
 def over_facts(values: np.ndarray, statistic: Any) -> np.ndarray:
-    """`statistic` over facts where any fact has a value, NaN elsewhere (without numpy's warnings)."""
+    """`statistic` over the first axis where any of it has a value, NaN elsewhere (without numpy's warnings)."""
     result = np.full(values.shape[1:], np.nan)
     known = ~np.isnan(values).all(0)
     result[known] = statistic(values[:, known], axis=0)

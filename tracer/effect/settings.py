@@ -21,6 +21,7 @@ class Settings:
         window: layers restored together for `mlp` and `attn`.
         corruption: its name and settings, e.g. "GaussianNoise(scale=3.0, sigma=0.031)".
         fingerprint: of the model's weights.
+        encoder_layers: how many of the layers are an encoder's; 0: there is none.
     """
 
     model: str
@@ -34,6 +35,7 @@ class Settings:
     metric: str = "probability"
     direction: str = "restore"
     whole_answer: bool = False
+    encoder_layers: int = 0
 
     @property
     def sense(self) -> int:

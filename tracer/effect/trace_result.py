@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from tracer.effect.estimate import over_facts
 from tracer.effect.settings import Settings, about_measured, measured_from
 from tracer.errors import SiteError
 from tracer.fact import ROLES, TokenizedFact, token_roles
@@ -25,7 +26,8 @@ class TraceResult:
         answer_id, answer: the token traced; the first one and the text of all, where all were.
         clean: the metric (by default p(answer)), nothing corrupted.
         corrupted_samples: the metric in each corrupted run, [sample].
-        restored: for each map the metric with a site restored, [token, layer, sample]; NaN where not traced.
+        restored: for each map the metric with a site restored, [token, layer, sample]; NaN where not traced, and
+            where the layer is in the stack that does not read the token.
         groups: tokens that were also restored together.
         grouped: for each map the metric with a group restored, [group, layer, sample]; NaN for a group that
             the prompt has no token of.
@@ -95,12 +97,11 @@ class TraceResult:
         return token_roles(len(self.fact.token_ids), self.fact.subject_span)
 
     def by_role(self, kind: str) -> np.ndarray:
-        """IE [role, layer]: mean over the tokens of a role; NaN for a role that no token has."""
+        """IE [role, layer]: mean over the tokens of a role that have the site; NaN where none does."""
         if kind not in self.restored:
             raise SiteError(f"This trace has no {kind!r}; it has {', '.join(self.restored)}.")
         effect, roles = self.indirect_effect[kind], np.array([role or "" for role in self.roles])
-        missing = np.full(effect.shape[1], np.nan)
-        return np.stack([effect[roles == role].mean(0) if (roles == role).any() else missing for role in ROLES])
+        return np.stack([over_facts(effect[roles == role], np.nanmean) for role in ROLES])
 
     def to_frame(self) -> pd.DataFrame:
         """One row a site: kind, layer, token, text, role, indirect_effect, standard_error."""

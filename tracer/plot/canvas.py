@@ -70,10 +70,15 @@ def panel_title(axes: Axes, text: str) -> None:
     axes.set_title(_balanced(text, 46))
 
 
-def layer_ticks(axes: Axes, n_layers: int) -> None:
-    """At most ten layers are numbered, from 0."""
+def layer_ticks(axes: Axes, n_layers: int, *, encoder: int = 0) -> None:
+    """At most ten layers are numbered, from 0; of an encoder and its decoder each by itself, a line between them."""
     step = next((step for step in (1, 2, 5, 10) if n_layers <= 10 * step), 20)
     axes.set_xticks(range(0, n_layers, step))
+    if encoder:
+        stacks = [("E", layer, layer) for layer in range(0, encoder, step)]
+        stacks += [("D", layer, encoder + layer) for layer in range(0, n_layers - encoder, step)]
+        axes.set_xticks([at for *_, at in stacks], [f"{stack}{layer}" for stack, layer, _ in stacks])
+        axes.axvline(encoder - 0.5, color="black", linewidth=0.8)
     axes.tick_params(labelsize=8, width=0.6, length=2.5)
 
 

@@ -9,10 +9,19 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from tracer.effect import AverageTrace
+from tracer.effect import AverageTrace, Settings
 from tracer.errors import SiteError
 from tracer.fact import ROLES, check_roles
-from tracer.labels import action, average_caption, chosen_maps, count_facts, map_words, shown_average, traced_roles
+from tracer.labels import (
+    action,
+    average_caption,
+    chosen_maps,
+    count_facts,
+    layer_words,
+    map_words,
+    shown_average,
+    traced_roles,
+)
 from tracer.plot.canvas import NotebookFigure, headline, layer_ticks, panel_title, panels_for
 from tracer.plot.style import BAR_COLOURS, ROLE_COLOURS, SEVERED_WORDS, STYLE
 
@@ -46,7 +55,7 @@ def plot_severed(average: AverageTrace, *, role: str = "last subject token") -> 
             _bars(axes, average, name, ROLES.index(role), place=n, places=len(names))
         axes.set(ylabel=shown_average(average)[1], xlim=(-0.7, n_layers - 0.3))
         axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=len(names), frameon=False)
-        _finish_lines(axes, n_layers)
+        _finish_lines(axes, n_layers, average.settings)
         caption = f"{average_caption(average)} Error bars: 95 %."
         headline(figure, f"{action(average.settings).capitalize()} the {role} with modules severed", caption)
     return figure
@@ -71,7 +80,7 @@ def plot_lines(average: AverageTrace, *, kinds: Sequence[str] | None = None) -> 
                 _line(axes, average, name, row)
             panel_title(axes, f"{action(average.settings).capitalize()} {map_words(name, average.settings.window)}")
             axes.margins(x=0.01)
-            _finish_lines(axes, n_layers)
+            _finish_lines(axes, n_layers, average.settings)
         panels[0].set_ylabel(shown_average(average)[1])
         figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right center", frameon=False)
         headline(figure, f"Average indirect effects over {count_facts(average.n)}", average_caption(average))
@@ -94,8 +103,8 @@ def _line(axes: Axes, average: AverageTrace, name: str, row: int) -> None:
     axes.fill_between(range(len(aie)), **band, color=ROLE_COLOURS[row], alpha=0.18, linewidth=0)
 
 
-def _finish_lines(axes: Axes, n_layers: int) -> None:
+def _finish_lines(axes: Axes, n_layers: int, settings: Settings) -> None:
     axes.axhline(0, color="black", linewidth=0.6)
-    layer_ticks(axes, n_layers)
-    axes.set_xlabel("layer")
+    layer_ticks(axes, n_layers, encoder=settings.encoder_layers)
+    axes.set_xlabel(layer_words(settings))
     axes.spines[["top", "right"]].set_visible(False)

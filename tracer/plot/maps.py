@@ -15,13 +15,15 @@ from matplotlib.collections import QuadMesh
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from tracer.effect import AverageTrace, TraceResult
+from tracer.effect import AverageTrace, Settings, TraceResult
 from tracer.fact import ROLES
 from tracer.labels import (
     action,
     average_caption,
     chosen_maps,
     count_facts,
+    layer_label,
+    layer_words,
     map_family,
     map_title,
     map_words,
@@ -58,7 +60,9 @@ def plot_trace(result: TraceResult, *, kind: str | None = None) -> Figure:
         figure, panels = panels_for(names, labels, n_layers=values[names[0]].shape[1])
         for axes, name in zip(panels, names, strict=True):
             panel_title(axes, f"Impact of {map_title(result, name)}")
-            mesh = _heatmap(axes, values[name], name, low=low, high=scale_end(values, name))
+            mesh = _heatmap(axes, values[name], name, result.settings, low=low, high=scale_end(values, name))
+            if result.fact.n_encoder:
+                axes.axhline(result.fact.n_encoder - 0.5, color="black", linewidth=0.8)
             colour_bar(axes, mesh, meaning)
         label_rows(panels, labels, grey=result.fact.special)
         headline(figure, f"{prompt_text(result)} → {result.answer.strip()}", trace_caption(result))
@@ -86,7 +90,7 @@ def plot_average(average: AverageTrace, *, kind: str | None = None) -> Figure:
             panel_title(
                 axes, f"Average effect of {action(average.settings)} {map_words(name, average.settings.window)}"
             )
-            mesh = _heatmap(axes, aie[name][rows], name, low=0.0, high=scale_end(aie, name))
+            mesh = _heatmap(axes, aie[name][rows], name, average.settings, low=0.0, high=scale_end(aie, name))
             colour_bar(axes, mesh, meaning)
             _mark_peak(axes, average, name, labels)
         label_rows(panels, labels)
@@ -94,7 +98,7 @@ def plot_average(average: AverageTrace, *, kind: str | None = None) -> Figure:
     return figure
 
 
-def _heatmap(axes: Axes, values: np.ndarray, name: str, *, low: float, high: float) -> QuadMesh:
+def _heatmap(axes: Axes, values: np.ndarray, name: str, settings: Settings, *, low: float, high: float) -> QuadMesh:
     """Rows from the top down, layers from the left; cells without a value stay the panel's grey."""
     edges = [np.arange(n + 1) - 0.5 for n in reversed(values.shape)]
     mesh = axes.pcolormesh(
@@ -108,8 +112,9 @@ def _heatmap(axes: Axes, values: np.ndarray, name: str, *, low: float, high: flo
     )
     axes.set_facecolor(NOT_TRACED)
     axes.set_ylim(len(values) - 0.5, -0.5)
-    axes.set_xlabel("layer" if name not in SEVERABLE else "layer at the centre of the interval")
-    layer_ticks(axes, values.shape[1])
+    words = "layer at the centre of the interval" if name in SEVERABLE else "layer"
+    axes.set_xlabel(layer_words(settings, words))
+    layer_ticks(axes, values.shape[1], encoder=settings.encoder_layers)
     return mesh
 
 
@@ -117,4 +122,5 @@ def _mark_peak(axes: Axes, average: AverageTrace, name: str, labels: Sequence[st
     role, layer, estimate = average.peak(name)
     corner = (layer - 0.5, labels.index(role) - 0.5)
     axes.add_patch(Rectangle(corner, 1, 1, fill=False, edgecolor="black", linewidth=1.2, zorder=3))
-    axes.set_xlabel(f"{axes.get_xlabel()}\n□ peak: layer {layer}, {with_interval(estimate, average.settings.sense)}")
+    said = f"layer {layer_label(layer, average.settings)}, {with_interval(estimate, average.settings.sense)}"
+    axes.set_xlabel(f"{axes.get_xlabel()}\n□ peak: {said}")

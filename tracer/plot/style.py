@@ -6,12 +6,14 @@ from typing import Any
 
 from tracer.site import severed_name
 
-COLOURS = {"state": "Purples", "mlp": "Greens", "attn": "Reds"}
+COLOURS = {"state": "Purples", "mlp": "Greens", "attn": "Reds", "cross": "Oranges"}
 BAR_COLOURS = {"state": "#6a51a3", severed_name("mlp"): "#41ab5d", severed_name("attn"): "#ef6548"}
+BAR_COLOURS[severed_name("cross")] = "#fe9929"
 SEVERED_WORDS = {
     "state": "state restored",
     severed_name("mlp"): "state restored, MLP severed",
     severed_name("attn"): "state restored, attention severed",
+    severed_name("cross"): "state restored, cross-attention severed",
 }
 ROLE_COLOURS = ("#9ecae1", "#4292c6", "#08306b", "#fdae6b", "#bdbdbd", "#a63603")
 ROLE_MARKS = "o^sDvP"

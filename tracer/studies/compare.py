@@ -55,15 +55,14 @@ def compare(studies: Mapping[str, Study | AverageTrace], *, shared: bool = False
 
 def _peak(average: AverageTrace, kind: str, role: str, seed: int) -> dict[str, float]:
     """Where a map does most towards the clean answer at a role, and AIE there; empty where no fact has the role."""
-    values = average.effects[kind][:, ROLES.index(role)]
-    values = values[~np.isnan(values).any(1)]
-    if not len(values):
+    if np.isnan(average.effects[kind][:, ROLES.index(role)]).all():
         return {}
-    layer = int((average.settings.sense * values.mean(0)).argmax())
-    low, high = bootstrap(values[:, layer], seed=seed)
-    depth = relative_depth(layer, values.shape[1])
-    effect = float(values[:, layer].mean())
-    return {"layer": layer, "depth": depth, "effect": effect, "low": float(low), "high": float(high), "n": len(values)}
+    _, layer, estimate = average.peak(kind, role)
+    values = average.effects[kind][:, ROLES.index(role), layer]
+    low, high = bootstrap(values[~np.isnan(values)], seed=seed)
+    depth = relative_depth(layer, average.effects[kind].shape[2])
+    found = {"layer": layer, "depth": depth, "effect": estimate.mean, "low": float(low), "high": float(high)}
+    return {**found, "n": estimate.n}
 
 
 def _on_shared_facts(averages: Mapping[str, AverageTrace]) -> dict[str, AverageTrace]:

@@ -93,9 +93,15 @@ def paired_test(
 
     Raises:
         SiteError: the average has no such map.
-        StudyError: fewer than two facts have this role, or there is no such method.
+        StudyError: fewer than two facts have this role, there is no such method, or the average is of an
+            encoder-decoder.
     """
     check_roles([role])
+    if average.settings.encoder_layers:
+        raise StudyError(
+            "Paired tests run over all layers, and in an encoder-decoder a token has sites in those of its own stack "
+            "alone. Test columns of average.effects yourself, or compare means: average.to_frame()."
+        )
     for kind in (first, second):
         if kind not in average.effects:
             raise SiteError(f"This average has no {kind!r}; it has {', '.join(average.effects)}.")
