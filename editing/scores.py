@@ -105,7 +105,7 @@ def _scores(
     model: LanguageModel, encodings: Mapping[Pair, TargetEncoding], visit: Visit | None, *, share: bool
 ) -> dict[Pair, TargetScore]:
     model.check_length(max((len(encoding.ids) - 1 for encoding in encodings.values()), default=0))
-    by_end = any(edit.attachments for edit in model.edits)  # what is attached may go by where a prompt ends
+    by_end = any(attached.branches for edit in model.edits for attached in edit.attachments)
     hosts = _hosts(encodings.values(), share=share and not by_end)
     readers: dict[Row, list[Pair]] = {}
     for pair, encoding in encodings.items():
