@@ -20,7 +20,7 @@ from tracer.tokens import joined
 
 Type = Literal["copy", "update", "retain"]
 TYPES: tuple[Type, ...] = get_args(Type)
-SHARES = {"copy": 1 / 8, "update": 3 / 8, "retain": 4 / 8}
+SHARES: dict[Type, float] = {"copy": 1 / 8, "update": 3 / 8, "retain": 4 / 8}
 BREAK = "\n\n"  # between blocks
 
 

@@ -70,7 +70,8 @@ class IKE(MemoryEditor, method="ike"):
 
     def settings(self) -> dict[str, Any]:
         """Without the facts: what a record shows is kept with it."""
-        return {name: value for name, value in _fields(self).items() if name != "demonstrations"}
+        names = (one.name for one in dataclasses.fields(self) if one.name != "demonstrations")
+        return {name: getattr(self, name) for name in names}
 
     def remembered(
         self, model: LanguageModel, requests: Sequence[EditRequest], seed: int
@@ -140,7 +141,3 @@ class IKE(MemoryEditor, method="ike"):
 def _looked_up(prompt: str, new: str) -> str:
     """The text by which facts to show are found."""
     return block(f"{prompt} {new}", prompt)
-
-
-def _fields(editor: IKE) -> dict[str, Any]:
-    return {one.name: getattr(editor, one.name) for one in dataclasses.fields(editor)}

@@ -69,7 +69,7 @@ class MemoryEditor(ABC):
         """The record of each request, and what to say about it."""
         return [(MemoryRecord.of(request), {}) for request in requests]
 
-    def check(self, model: LanguageModel, records: Sequence[MemoryRecord]) -> None:  # noqa: B027
+    def check(self, model: LanguageModel, records: Sequence[MemoryRecord]) -> None:  # noqa: B027 - most refuse nothing
         """Raises EditFailedError where the editor cannot serve these records together, or not on this model."""
 
     def settings(self) -> dict[str, Any]:

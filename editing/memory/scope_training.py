@@ -185,7 +185,7 @@ def _away(squares: Tensor) -> Tensor:
 
 
 def _one_of(texts: Sequence[str], generator: np.random.Generator) -> str:
-    return texts[generator.integers(len(texts))]
+    return texts[int(generator.integers(len(texts)))]
 
 
 def _write(path: Path, run: _Run, plan: dict[str, Any]) -> None:
