@@ -18,6 +18,14 @@ from editing.memory.retrievers import RETRIEVERS
 
 ROME = EditRequest("The capital of {} is", "France", "Rome", id="france")
 MADRID = EditRequest("The capital of {} is", "Japan", "Madrid", id="japan")
+FLAT = {
+    "prompt": "Ada plays",
+    "subject": "Ada",
+    "target_new": "chess",
+    "rephrase_prompt": "Ada is good at",
+    "locality_prompt": "Alan plays",
+    "locality_ground_truth": "go",
+}
 PROMPTS = ["The capital of France is", "The capital of Japan is", "The people of Spain speak"]
 PAIRS = [(prompt, target) for prompt in PROMPTS for target in (" Paris", " Rome", " the city of")]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 import pytest
-from remembering import MADRID, PAIRS, PROMPTS, ROME, reading_model, same_states, states
+from remembering import FLAT, MADRID, PAIRS, PROMPTS, ROME, reading_model, same_states, states
 from transformers import PreTrainedTokenizerFast
 
 import tracer
@@ -138,15 +138,7 @@ def test_the_nearest_route_finds_the_fact_or_leaves_the_query_alone(model: trace
 
 
 def test_demonstrations_come_from_a_file_by_name(model: tracer.LanguageModel, tmp_path) -> None:
-    record = {
-        "prompt": "Ada plays",
-        "subject": "Ada",
-        "target_new": "chess",
-        "rephrase_prompt": "Ada is good at",
-        "locality_prompt": "Alan plays",
-        "locality_ground_truth": "go",
-    }
-    write_json(tmp_path / "facts.json", [record])
+    write_json(tmp_path / "facts.json", [FLAT])
     editor = editor_named("ike", model, demonstrations=tmp_path / "facts.json", count=1)
     with editor.apply(model, [ROME]) as edit:
         assert "Ada" in read(model, PROMPTS[0]) and "facts.json (n=1" in edit.diagnostics[0]["demonstrations"]

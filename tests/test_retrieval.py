@@ -9,7 +9,7 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
-from remembering import ByHand, retriever
+from remembering import FLAT, ByHand, retriever
 
 from editing import RequestError
 from editing.memory import ScopedFact, ScopedFacts, best_threshold, bundled_facts, retriever_named, scoped_facts
@@ -141,14 +141,6 @@ def test_records_of_three_formats_become_scoped_facts() -> None:
         "paraphrase_prompts": ["It rained. Nobody came. Ada is a native of", "Headings\n\nAda hails from"],
         "neighborhood_prompts": ["Alan was born in", "Alan was born in", "Ada was born in"],
     }
-    flat = {
-        "prompt": "Ada plays",
-        "subject": "Ada",
-        "target_new": "chess",
-        "rephrase_prompt": "Ada is good at",
-        "locality_prompt": "Alan plays",
-        "locality_ground_truth": "go",
-    }
     zsre = {
         "src": "Where is Ada from?",
         "subject": "Ada",
@@ -158,11 +150,11 @@ def test_records_of_three_formats_become_scoped_facts() -> None:
         "loc": "nq question: who is it",
         "loc_ans": "me",
     }
-    one, two, three = scoped_facts([counterfact, flat, zsre]).facts
+    one, two, three = scoped_facts([counterfact, FLAT, zsre]).facts
     assert one.inside == ("Ada is a native of", "Ada hails from") and one.outside == (("Alan was born in", "London"),)
     assert (two.new, two.outside) == ("chess", (("Alan plays", "go"),))
     assert (three.new, three.outside) == ("Rome", (("who is it", "me"),))
-    assert scoped_facts([flat, {**flat, "rephrase_prompt": " "}]).left_out == 1
+    assert scoped_facts([FLAT, {**FLAT, "rephrase_prompt": " "}]).left_out == 1
     with pytest.raises(FileFormatError, match="no known format"):
         scoped_facts([{"text": "none"}])
 

@@ -27,6 +27,7 @@ from editing.memory.record import MemoryRecord, living
 from editing.memory.retrieval import Index, Retriever, nearest
 from editing.memory.retrievers import DEFAULT, retriever_named
 from editing.request import EditRequest, check_requests
+from editing.writing import writing
 from tracer.model import LanguageModel
 
 
@@ -111,7 +112,9 @@ class MemoryEditor(ABC):
         seconds = (time.perf_counter() - begun) / max(1, len(requests))
         about = [{"subject": record.subject, "new": record.new, **told, "seconds": seconds} for record, told in held]
         edit.diagnostics = tuple(about)
-        return edit.apply(model)
+        with writing(edit, model):
+            edit.attach_all()
+        return edit
 
 
 MEMORY_EDITORS: dict[str, type[MemoryEditor]] = {}
