@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from editing.asking import prompts_end_at, routes
-from editing.prefix import Ids, Prefix, begin_alike, common_length
+from editing.prefix import Ids, Prefix, begin_alike, common_length, read_once
 from tracer.model import LanguageModel
 from tracer.tokens import TargetEncoding, encode_with_target, right_padded
 
@@ -138,7 +138,7 @@ def _groups(
         group: list[Row] = [(ids, None) for ids in alike]
         first = min(encodings[pair].n_prompt - 1 for row in group for pair in readers[row])
         length = common_length([ids[:first] for ids in alike])
-        yield group, Prefix(model, alike[0][:length]) if length else None
+        yield group, read_once(model, alike[0][:length])
 
 
 def _hosts(encodings: Iterable[TargetEncoding], *, share: bool) -> dict[Ids, Ids]:

@@ -31,7 +31,7 @@ def block(fact: str, query: str) -> str:
 
 def types_of(count: int) -> dict[Type, int]:
     """How many of `count` demonstrations are of each type: whole parts first, then the largest remainders."""
-    whole = {kind: int(SHARES[kind] * count) for kind in TYPES}
+    whole: dict[Type, int] = {kind: int(SHARES[kind] * count) for kind in TYPES}
     by_remainder = sorted(TYPES, key=lambda kind: whole[kind] - SHARES[kind] * count)
     for kind in by_remainder[: count - sum(whole.values())]:
         whole[kind] += 1

@@ -28,6 +28,7 @@ from editing.memory.demonstrations import BREAK, block, demonstrated
 from editing.memory.memory import Memory, MemoryEditor
 from editing.memory.record import MemoryRecord
 from editing.memory.retrieval import Index
+from editing.memory.retrievers import least_similarity
 from editing.memory.scoped import ScopedFact, ScopedFacts, bundled_facts
 from editing.request import EditRequest
 from tracer.model import LanguageModel
@@ -44,14 +45,14 @@ class IKE(MemoryEditor, method="ike"):
         count: demonstrations before the edit.
         route: "own" puts the one remembered edit before every query, as published; "nearest" serves many: the
             edit most like the query, or none where it is not `threshold` like it.
-        threshold: of "nearest"; the default is MemPrompt's, `best_threshold` finds one for another retriever.
+        threshold: of "nearest"; None: the retriever's own, `best_threshold` finds one for other facts.
         reserve: tokens of the context kept free for the answer.
         demonstrations: facts to show; None: the bundled ones. Those that name the edit's subject are never shown.
     """
 
     count: int = 32
     route: Which = "own"
-    threshold: float = 0.4
+    threshold: float | None = None
     reserve: int = 64
     demonstrations: ScopedFacts | None = None
 
@@ -132,8 +133,9 @@ class IKE(MemoryEditor, method="ike"):
         """The new fact and its demonstrations before each query; with "nearest" before those that are like it."""
         if self.route == "own":
             return [Route(self.before(model, memory.records[0], prompt)[0], model) for prompt in prompts]
+        least = least_similarity(self.retriever, self.threshold)
         return [
-            Route(self.before(model, record, prompt)[0], model) if score >= self.threshold else None
+            Route(self.before(model, record, prompt)[0], model) if score >= least else None
             for prompt, (record, score) in zip(prompts, memory.nearest(prompts), strict=True)
         ]
 

@@ -15,6 +15,7 @@ import json
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -56,9 +57,13 @@ class MemoryEditor(ABC):
     def routes(self, model: LanguageModel, memory: Memory, prompts: Sequence[str]) -> list[Route | None]:
         """Where each prompt goes; None: the model itself reads it. The memory is not empty."""
 
+    @cached_property
+    def _retriever(self) -> Retriever:
+        return retriever_named(self.retriever)
+
     def finder(self) -> Retriever:
         """What says how near a query is to a record."""
-        return retriever_named(self.retriever)
+        return self._retriever
 
     def key(self, record: MemoryRecord) -> str:
         """The text by which a record is found."""

@@ -18,6 +18,7 @@ from typing import Any, Literal, get_args
 from editing.asking import Route
 from editing.errors import RequestError
 from editing.memory.memory import Memory, MemoryEditor
+from editing.memory.retrievers import least_similarity
 from editing.memory.scoped import ScopedFacts
 from editing.memory.threshold import best_threshold
 from tracer.model import LanguageModel
@@ -38,12 +39,12 @@ class MemPrompt(MemoryEditor, method="memprompt"):
     """The method of this module.
 
     Attributes:
-        threshold: the least similarity of a query to a key that brings the key's correction; `fit` finds it for
-            other facts or another retriever.
+        threshold: the least similarity of a query to a key that brings the key's correction; None: the
+            retriever's own, `fit` finds it on other facts.
         miss: what a query reads that no key is like: itself ("base"), or the task prompt too, as published.
     """
 
-    threshold: float = 0.4  # bundled facts say 0.32 of the default retriever, CounterFact 0.45
+    threshold: float | None = None
     miss: Miss = "base"
 
     def __post_init__(self) -> None:
@@ -66,14 +67,11 @@ class MemPrompt(MemoryEditor, method="memprompt"):
 
     def routes(self, model: LanguageModel, memory: Memory, prompts: Sequence[str]) -> list[Route | None]:
         """The correction of the nearest key beside each query that is like it."""
-        found = memory.nearest(prompts)
+        least = least_similarity(self.retriever, self.threshold)
+        missed = [None if self.miss == "base" else Route(with_task(prompt), model) for prompt in prompts]
         return [
-            Route(with_task(prompt, record.text), model)
-            if score >= self.threshold
-            else None
-            if self.miss == "base"
-            else Route(with_task(prompt), model)
-            for prompt, (record, score) in zip(prompts, found, strict=True)
+            Route(with_task(prompt, record.text), model) if score >= least else miss
+            for prompt, miss, (record, score) in zip(prompts, missed, memory.nearest(prompts), strict=True)
         ]
 
 

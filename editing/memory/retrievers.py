@@ -2,6 +2,7 @@
 
 One of your own is one line, before the edits that use it are made or loaded:
     RETRIEVERS["mine"] = lambda: Cosine(MyEncoder())
+`THRESHOLDS` say from which similarity on a query is about a record, where settings do not.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ RETRIEVERS: dict[str, Callable[[], Retriever]] = {
     "edit-distance": EditDistance,
     "minilm": lambda: Cosine(MiniLM()),
 }
+# Between what bundled facts and CounterFact (60 to 300 development records) say; others: 0.5.
+THRESHOLDS = {DEFAULT: 0.4, "bm25": 0.1, "edit-distance": 0.5, "minilm": 0.68}
 
 
 def retriever_named(name: str) -> Retriever:
@@ -33,3 +36,8 @@ def retriever_named(name: str) -> Retriever:
     if name not in RETRIEVERS:
         raise RequestError(f"There is no retriever {name!r}. Choose from {', '.join(RETRIEVERS)}.")
     return RETRIEVERS[name]()
+
+
+def least_similarity(name: str, chosen: float | None) -> float:
+    """The one chosen, or this retriever's."""
+    return THRESHOLDS.get(name, 0.5) if chosen is None else chosen
