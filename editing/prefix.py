@@ -24,11 +24,13 @@ Ids = tuple[int, ...]
 
 
 def begin_alike(rows: Iterable[Ids]) -> list[list[Ids]]:
-    """The rows in groups that share their first `LEAST` tokens; shorter ones are one group."""
+    """The rows in groups that share their first `LEAST` tokens; those that share them with no other are one group."""
     groups: dict[Ids, list[Ids]] = {}
     for row in rows:
         groups.setdefault(row[:LEAST] if len(row) > LEAST else (), []).append(row)
-    return list(groups.values())
+    alone = [row for begin, group in groups.items() if len(group) == 1 or not begin for row in group]
+    together = [group for begin, group in groups.items() if len(group) > 1 and begin]
+    return [*together, alone] if alone else together
 
 
 def common_length(rows: Sequence[Ids]) -> int:
