@@ -39,6 +39,7 @@ __all__ = [
     "GRACE",
     "KE",
     "IKE",
+    "KE",
     "KN",
     "MEMIT",
     "MEND",
