@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from editing.editors import Editor
 from editing.errors import EvaluationError, RequestError
 from editing.evaluation.making import left_as_it_was
@@ -145,7 +147,7 @@ def multi_hop_scores(
 def multi_hop_summary(scores: Sequence[MultiHopScores]) -> dict[str, Estimate]:
     """Means over cases with their standard errors, shares of one."""
     names = [name for name in MultiHopScores.__dataclass_fields__ if name != "case_id"]
-    return {name: Estimate.of([getattr(case, name) for case in scores]) for name in names}
+    return {name: Estimate.of(np.array([getattr(case, name) for case in scores])) for name in names}
 
 
 def without_repeats(cases: Sequence[MultiHop]) -> list[EditRequest]:
