@@ -37,7 +37,6 @@ __all__ = [
     "EMMET",
     "FT",
     "GRACE",
-    "KE",
     "IKE",
     "KE",
     "KN",
