@@ -24,6 +24,7 @@ from editing.locate_then_edit.memit import MEMIT, layers_around
 from editing.locate_then_edit.pmet import PMET
 from editing.locate_then_edit.rome import ROME
 from editing.lora import to_peft
+from editing.memory import IKE, SERAC, MeLLo, MemPrompt
 from editing.meta_learning.ke import KE
 from editing.meta_learning.mend import MEND
 from editing.meta_learning.plan import TrainingPlan
@@ -36,12 +37,14 @@ __all__ = [
     "EMMET",
     "FT",
     "GRACE",
+    "IKE",
     "KE",
     "KN",
     "MEMIT",
     "MEND",
     "PMET",
     "ROME",
+    "SERAC",
     "AlphaEdit",
     "BaseModelError",
     "CaliNet",
@@ -55,6 +58,8 @@ __all__ = [
     "EditingWarning",
     "Known",
     "LayerCheck",
+    "MeLLo",
+    "MemPrompt",
     "RequestError",
     "TPatcher",
     "TrainingPlan",

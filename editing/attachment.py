@@ -25,9 +25,11 @@ class Attachment(ABC):
 
     Attributes:
         kind: of a subclass, as files name it.
+        branches: whether it acts inside the model, where it may go by where a prompt ends.
     """
 
     kind: ClassVar[str] = ""
+    branches: ClassVar[bool] = True
 
     def __init_subclass__(cls, *, kind: str = "", **options: Any) -> None:
         super().__init_subclass__(**options)

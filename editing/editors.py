@@ -22,6 +22,8 @@ from editing.locate_then_edit.kn import KN
 from editing.locate_then_edit.memit import MEMIT, layers_around
 from editing.locate_then_edit.pmet import PMET
 from editing.locate_then_edit.rome import ROME
+from editing.memory import IKE, SERAC, MeLLo, MemPrompt, load_scope, read_scoped_facts
+from editing.memory.memory import MemoryEditor
 from editing.meta_learning.ke import KE
 from editing.meta_learning.learned import Learned
 from editing.meta_learning.mend import MEND
@@ -121,6 +123,27 @@ def _calibrated(model: LanguageModel, layer: int | None, **settings: Any) -> Edi
     return dataclasses.replace(CaliNet.suited_to(model), **settings)
 
 
+def _remembering(kind: type[MemoryEditor], _model: LanguageModel, layer: int | None, **settings: Any) -> Editor:
+    if layer is not None:
+        raise RequestError(f"{kind.__name__} keeps its edits in a memory, not in a layer: leave the layer out.")
+    return kind(**settings)
+
+
+def _showing(model: LanguageModel, layer: int | None, **settings: Any) -> Editor:
+    """IKE; its demonstrations from a file, if one is named."""
+    if "demonstrations" in settings:
+        settings["demonstrations"] = read_scoped_facts(settings["demonstrations"])
+    return _remembering(IKE, model, layer, **settings)
+
+
+def _scoping(model: LanguageModel, layer: int | None, **settings: Any) -> Editor:
+    """SERAC; its scope classifier from a file, or trained on the bundled facts, which takes seconds."""
+    scope = settings.pop("scope", None)
+    made = _remembering(SERAC, model, layer, **settings, scope=None if scope is None else load_scope(scope))
+    assert isinstance(made, SERAC)
+    return made if scope is not None else made.fit(model)
+
+
 EDITORS: Mapping[str, Callable[..., Editor]] = {
     "r-rome": partial(_one_layer, partial(ROME, variant="r-rome")),
     "rome": partial(_one_layer, partial(ROME, variant="rome")),
@@ -138,4 +161,8 @@ EDITORS: Mapping[str, Callable[..., Editor]] = {
     "grace": partial(_suited, GRACE.suited_to),
     "t-patcher": partial(_last_layer, TPatcher),
     "calinet": _calibrated,
+    "ike": _showing,
+    "memprompt": partial(_remembering, MemPrompt),
+    "mello": partial(_remembering, MeLLo),
+    "serac": _scoping,
 }

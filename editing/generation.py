@@ -52,6 +52,24 @@ def complete(model: LanguageModel, prompts: Sequence[str], *, new_tokens: int = 
     return written
 
 
+def written_until(model: LanguageModel, prompt: str, stops: Sequence[str], *, new_tokens: int) -> str:
+    """The greedy continuation of a prompt up to the first of `stops`, matched in the text whatever its tokens.
+
+    White space in front is dropped before that. The model itself reads the prompt; no reader of prompts is asked.
+    """
+    ids = torch.tensor([encode(model.tokenizer, prompt).ids], device=model.device)
+
+    def written(now: Tensor) -> str:
+        return _text(model, now[0, ids.shape[1] :].tolist()).lstrip()
+
+    def ended(now: Tensor) -> bool:
+        assert model.tokenizer is not None
+        return now[0, -1].item() == model.tokenizer.eos_token_id or any(stop in written(now) for stop in stops)
+
+    text = written(continued(model, ids, new_tokens, until=ended))
+    return text[: min((text.index(stop) for stop in stops if stop in text), default=len(text))]
+
+
 def answers(model: LanguageModel, prompts: Sequence[str], *, new_tokens: int = 24) -> list[str]:
     """The greedy continuation of each prompt: its first line, cut soon after its first sentence.
 

@@ -7,7 +7,8 @@ tf_exact  = 1 if every a_t = y_t                   equals greedy decoding's firs
 agree     = (1/T) sum_t 1[a_t = a'_t]              two models, forced with the same target
 
 What is read twice is computed once: equal pairs, pairs whose input begins another's (both one-token
-targets of a prompt), and equal positions before the head. Only target positions meet the head.
+targets of a prompt), what many inputs begin with, and equal positions before the head. Only target positions
+meet the head.
 """
 
 from __future__ import annotations
@@ -22,16 +23,17 @@ from torch import Tensor
 
 from editing.asking import prompts_end_at, routes
 from editing.forced_decoder import forced_log_probs
+from editing.prefix import Ids, Prefix, begin_alike, common_length, read_once
 from tracer.model import LanguageModel
 from tracer.model_inputs import target_encoding
 from tracer.tokens import TargetEncoding, right_padded
 
 TOKENS = 1024  # padded tokens in one pass
+SEEN = 8192  # the same with those of a prefix that is read once
 ROWS = 64  # positions that meet the head together
 WHOLE_OUTPUT_TOKENS = 128  # padded tokens in one pass that gives logits everywhere
 
 Pair = tuple[str, str]
-Ids = tuple[int, ...]
 Row = tuple[Ids, int | None]  # an input, and where its prompt ends if that matters
 Visit = Callable[[Pair, int, Tensor], None]
 
@@ -84,7 +86,7 @@ def target_scores(
         model: as it is now, edits and hooks included.
         pairs: prompts with their targets.
         visit: called with each different pair, each position in its target and the log-probabilities there, [vocab].
-        share: read a pair whose input begins another pair's off that one's pass.
+        share: read a pair whose input begins another pair's off that one's pass, and long common beginnings once.
 
     Raises:
         FactError: a target without tokens, or a text longer than the model's context.
@@ -109,17 +111,19 @@ def _scores(
     model.check_length(max((len(encoding.ids) - 1 for encoding in encodings.values()), default=0))
     if model.is_encoder_decoder:
         return _decoder_scores(model, encodings, visit)
-    by_end = any(edit.attachments for edit in model.edits)  # what is attached may go by where a prompt ends
+    by_end = any(attached.branches for edit in model.edits for attached in edit.attachments)
     hosts = _hosts(encodings.values(), share=share and not by_end)
     readers: dict[Row, list[Pair]] = {}
     for pair, encoding in encodings.items():
         end = encoding.n_prompt - 1 if by_end else None
         readers.setdefault((hosts[encoding.ids[:-1]], end), []).append(pair)
+    whole = _wrapped(model)
     found: dict[Pair, TargetScore] = {}
-    for rows in _batches(readers, WHOLE_OUTPUT_TOKENS if _wrapped(model) else TOKENS):
-        served = [{pair: encodings[pair] for pair in readers[row]} for row in rows]
-        with prompts_end_at(model, [end for _, end in rows if end is not None]) if by_end else nullcontext():
-            found |= _batch_scores(model, [ids for ids, _ in rows], served, visit)
+    for group, prefix in _groups(model, readers, encodings, share=share and not by_end and not whole):
+        for rows in _batches(group, WHOLE_OUTPUT_TOKENS if whole else TOKENS, prefix.length if prefix else 0):
+            served = [{pair: encodings[pair] for pair in readers[row]} for row in rows]
+            with prompts_end_at(model, [end for _, end in rows if end is not None]) if by_end else nullcontext():
+                found |= _batch_scores(model, [ids for ids, _ in rows], served, visit, prefix)
     return found
 
 
@@ -137,6 +141,24 @@ def _decoder_scores(
     return found
 
 
+def _groups(
+    model: LanguageModel,
+    readers: Mapping[Row, Sequence[Pair]],
+    encodings: Mapping[Pair, TargetEncoding],
+    *,
+    share: bool,
+) -> Iterator[tuple[list[Row], Prefix | None]]:
+    """Rows with the beginning that they share, where it is long; it ends before the first position that is read."""
+    if not share:
+        yield list(readers), None
+        return
+    for alike in begin_alike(ids for ids, _ in readers):
+        group: list[Row] = [(ids, None) for ids in alike]
+        first = min(encodings[pair].n_prompt - 1 for row in group for pair in readers[row])
+        length = common_length([ids[:first] for ids in alike])
+        yield group, read_once(model, alike[0][:length])
+
+
 def _hosts(encodings: Iterable[TargetEncoding], *, share: bool) -> dict[Ids, Ids]:
     """For each input one that begins with it: with causal attention its states are read off that one's."""
     inputs = sorted({encoding.ids[:-1] for encoding in encodings}, reverse=True)
@@ -149,11 +171,12 @@ def _hosts(encodings: Iterable[TargetEncoding], *, share: bool) -> dict[Ids, Ids
     return hosts
 
 
-def _batches(rows: Iterable[Row], tokens: int) -> Iterator[list[Row]]:
-    """Rows by length, as many at a time as fit into `tokens` when padded."""
+def _batches(rows: Iterable[Row], tokens: int, read: int = 0) -> Iterator[list[Row]]:
+    """Rows by length, as many at a time as fit into `tokens` when padded; their first `read` tokens are read."""
     batch: list[Row] = []
     for row in sorted(rows, key=lambda row: len(row[0])):
-        if batch and (len(batch) + 1) * len(row[0]) > tokens:
+        rows_then = len(batch) + 1
+        if batch and (rows_then * (len(row[0]) - read) > tokens or rows_then * len(row[0]) > SEEN):
             yield batch
             batch = []
         batch.append(row)
@@ -163,7 +186,11 @@ def _batches(rows: Iterable[Row], tokens: int) -> Iterator[list[Row]]:
 
 @torch.inference_mode()
 def _batch_scores(
-    model: LanguageModel, rows: Sequence[Ids], served: Sequence[Mapping[Pair, TargetEncoding]], visit: Visit | None
+    model: LanguageModel,
+    rows: Sequence[Ids],
+    served: Sequence[Mapping[Pair, TargetEncoding]],
+    visit: Visit | None,
+    prefix: Prefix | None,
 ) -> dict[Pair, TargetScore]:
     readers: dict[tuple[int, int], list[tuple[Pair, int, int]]] = {}  # (row, position): (pair, place, target id)
     for row, encodings in enumerate(served):
@@ -172,7 +199,7 @@ def _batch_scores(
                 readers.setdefault((row, encoding.n_prompt - 1 + place), []).append((pair, place, token))
     nll: dict[Pair, float] = {}
     predicted: dict[Pair, list[int]] = {}
-    for positions, log_probs in _log_probs(model, rows, sorted(readers)):
+    for positions, log_probs in _log_probs(model, rows, sorted(readers), prefix):
         best = log_probs.argmax(-1).tolist()
         for at, position in enumerate(positions):
             for pair, place, token in readers[position]:
@@ -185,17 +212,19 @@ def _batch_scores(
 
 
 def _log_probs(
-    model: LanguageModel, rows: Sequence[Ids], positions: Sequence[tuple[int, int]]
+    model: LanguageModel, rows: Sequence[Ids], positions: Sequence[tuple[int, int]], prefix: Prefix | None
 ) -> Iterator[tuple[Sequence[tuple[int, int]], Tensor]]:
     """Log-probabilities [position, vocab] at (row, token) positions, some at a time, float32 or better."""
-    ids, mask = right_padded(rows, device=model.device)
+    read = prefix.length if prefix else 0
+    ids, mask = right_padded([row[read:] for row in rows], device=model.device)
     inputs = {"input_ids": ids, "attention_mask": mask, "use_cache": False}
+    inputs = prefix.before(ids, mask) if prefix else inputs
     whole = model.torch(**inputs).logits if _wrapped(model) else None
     # The base model's output is after the final norm.
     hidden = model.torch.base_model(**inputs).last_hidden_state if whole is None else whole
     for begin in range(0, len(positions), ROWS):
         some = positions[begin : begin + ROWS]
-        row, token = (list(index) for index in zip(*some, strict=True))
+        row, token = [row for row, _ in some], [token - read for _, token in some]
         logits = hidden[row, token] if whole is not None else model.anatomy.logits(hidden[row, token])
         model.check_finite(logits)
         yield some, (logits if logits.dtype == torch.float64 else logits.float()).log_softmax(-1)

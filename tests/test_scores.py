@@ -145,3 +145,22 @@ def test_a_model_of_nan_is_refused(toy_model: tracer.LanguageModel) -> None:
         toy_model.torch.get_parameter(toy_model.anatomy.value_weight_name(0)).fill_(float("nan"))
     with pytest.raises(NumericsError):
         target_scores(toy_model, [(PROMPT, "Paris")])
+
+
+def test_a_long_common_beginning_is_read_once_to_the_same_scores(family_model: tracer.LanguageModel) -> None:
+    """Two groups that begin alike, one row of its own, short rows, targets that begin each other."""
+    one, other = "A cat sat on the mat. " * 4, "Paris is a city in France. " * 4
+    prompts = [f"{one}{PROMPT}", f"{one}The people of Spain", one + "The", f"{other}It", f"{other}{PROMPT}", PROMPT]
+    pairs = [(prompt.strip(), target) for prompt in prompts for target in ("of", "a", "the city of")]
+    lengths: list[int] = []
+    handle = family_model.anatomy.embedding.register_forward_hook(lambda _m, args, _o: lengths.append(args[0].numel()))
+    try:
+        together = target_scores(family_model, pairs)
+        once, lengths[:] = sum(lengths), []
+        apart = target_scores(family_model, pairs, share=False)
+    finally:
+        handle.remove()
+    assert once < 0.6 * sum(lengths)
+    for (pair, score), expected in zip(zip(pairs, together, strict=True), apart, strict=True):
+        assert score.nll_sum == pytest.approx(expected.nll_sum, abs=1e-9), pair
+        assert score.predicted == expected.predicted

@@ -61,6 +61,7 @@ class LanguageModel:
         self._sweep_fault: str | None = None
         self._known_hooks = set(foreign_hooks(torch_model))
         self._warned_hooks: set[int] = set()
+        self._warned_of_readers = False
         # Kept on the torch model, so that two wrappers of it know of each other's edits.
         self.edits: list[Any] = torch_model.__dict__.setdefault("_applied_edits", [])
         self.readers: list[Any] = torch_model.__dict__.setdefault("_prompt_readers", [])
@@ -288,6 +289,18 @@ class LanguageModel:
             ) from error
         finally:
             handle.remove()
+
+    def warn_of_readers(self) -> None:
+        """TracerWarning, once, where edits rewrite prompts: a trace is of the prompt as it is given."""
+        if self.readers and not self._warned_of_readers:
+            self._warned_of_readers = True
+            warnings.warn(
+                f"{self.name} has {len(self.readers)} memories of edits that rewrite prompts before it reads them. "
+                f"Traces run the model on prompts as they are given, without those edits. To trace what is read: "
+                f"editing.asking.routes(model, [prompt])[0].prompt.",
+                TracerWarning,
+                stacklevel=4,
+            )
 
     def check_finite(self, logits: Tensor) -> None:
         """Raises NumericsError where logits hold NaN or infinity."""

@@ -108,6 +108,7 @@ def settled(model: LanguageModel, fact: Fact | TokenizedFact, plan: Plan) -> Tok
         FactError: a fact that cannot be traced.
     """
     model.torch.eval()  # dropout would make every pass another one
+    model.warn_of_readers()
     tokenized = fact.preflight(model, whole_answer=plan.whole_answer) if isinstance(fact, Fact) else fact
     check_ids(model, tokenized)
     plan.check_model(model)

@@ -112,6 +112,7 @@ class Learned(ABC):
             BaseModelError: a matrix that is quantised or offloaded.
             EditFailedError: no loss was finite.
         """
+        model.check_decoder_only(self.method)
         plan, base = plan or TrainingPlan(), model.fingerprint()
         if held_out is None:
             records, held_out = split_by_subject(records, plan.held_out, seed)

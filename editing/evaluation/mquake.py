@@ -1,0 +1,230 @@
+"""MQuAKE: does an edit reach questions that take several hops?
+
+(Zhong et al. 2023, arXiv:2305.14795)
+
+edit-wise       share of a case's edits that the edited model says on their own prompts (tf_exact)
+instance-wise   1 if every hop of the case, asked by itself, is answered as the edits have it
+multi-hop       1 if any of its phrasings (three) is answered with the new answer or an alias
+All edits of a group of cases live together; a case is asked while its whole group is written. An answer that
+cannot be read counts as wrong, and `unanswered` says how often that was so.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from editing.editors import Editor
+from editing.errors import EvaluationError, RequestError
+from editing.evaluation.making import left_as_it_was
+from editing.evaluation.matches import first_statement, gen_exact
+from editing.generation import answers
+from editing.memory.mello import MeLLo
+from editing.memory.memory import MemoryEditor
+from editing.request import EditRequest
+from editing.scores import target_scores
+from tracer.effect import Estimate
+from tracer.facts.readers import read_records
+from tracer.model import LanguageModel
+from tracer.progress import bar
+
+FEW_SHOT = (
+    "Q: In which country was the painter of Guernica born? A: Spain\n"
+    "Q: What is the capital of the country where sushi comes from? A: Tokyo\n"
+    "Q: Who wrote the novel that the film Blade Runner is based on? A: Philip K. Dick\n"
+    "Q: {} A:"
+)
+Answers = Callable[[Sequence[str]], list[str | None]]
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question in one or more phrasings, with every answer that is right."""
+
+    phrasings: tuple[str, ...]
+    right: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class MultiHop:
+    """One case.
+
+    Attributes:
+        requests: its edits.
+        question: with its answer once they are made.
+        hops: of that answer, each by itself; empty where the file has none.
+        before: the question with its answer without edits, if the file has it.
+    """
+
+    id: str
+    requests: tuple[EditRequest, ...]
+    question: Question
+    hops: tuple[Question, ...] = ()
+    before: Question | None = None
+
+
+@dataclass(frozen=True)
+class MultiHopScores:
+    """Scores of one case in [0, 1]; NaN where the file has nothing to ask.
+
+    Attributes:
+        multi_hop: with answers compared without case, articles and punctuation.
+        multi_hop_exact: letter by letter.
+        unanswered: share of the questions asked that got no answer at all.
+        base: multi_hop of the unedited model, on the answer that was right before.
+    """
+
+    case_id: str
+    edit_wise: float
+    instance_wise: float
+    multi_hop: float
+    multi_hop_exact: float
+    unanswered: float
+    base: float
+
+
+def read_mquake(path: str | Path, *, n: int | None = None) -> tuple[MultiHop, ...]:
+    """The cases of an MQuAKE file, also gzipped; of its reduced form too, which has edits and questions alone.
+
+    Raises:
+        FileFormatError: missing, or not JSON.
+        EvaluationError: a record without a field it needs, or no record.
+    """
+    cases = []
+    for number, record in enumerate(read_records(path)[:n]):
+        try:
+            cases.append(_whole(record) if "requested_rewrite" in record else _reduced(record))
+        except (KeyError, TypeError, RequestError) as error:
+            raise EvaluationError(f"{path}, record {number}: no {error} for MQuAKE.") from error
+    if not cases:
+        raise EvaluationError(f"{path} holds no case.")
+    return tuple(cases)
+
+
+def multi_hop_scores(
+    model: LanguageModel,
+    editor: Editor,
+    cases: Sequence[MultiHop],
+    *,
+    group: int = 1,
+    seed: int = 0,
+    progress: bool | None = None,
+) -> Iterator[MultiHopScores]:
+    """Writes the edits of one group of cases after the other, and asks its cases.
+
+    Of edits of one fact in a group the first is written; the other case then asks for what is not there.
+
+    Args:
+        model: unedited.
+        editor: MeLLo takes questions apart; other editors with a memory read them as they are; the model of any
+            other editor reads them after three answered ones.
+        cases: in the order in which they are grouped.
+        group: cases whose edits live together.
+        seed: of the edits.
+        progress: show a bar.
+
+    Raises:
+        EvaluationError: no case a group, or something left on the model.
+    """
+    if group < 1:
+        raise EvaluationError(f"Groups of {group} cases hold none. Write group=1.")
+    with bar(len(cases), "multi-hop questions", show=progress, unit="case") as steps, left_as_it_was(model):
+        for begin in range(0, len(cases), group):
+            together = cases[begin : begin + group]
+            ask = answering(model, editor)
+            base = [math.nan if case.before is None else _asked(case.before, ask).lenient for case in together]
+            with editor.apply(model, without_repeats(together), seed=seed, progress=False):
+                for case, before in zip(together, base, strict=True):
+                    yield _scored(model, case, ask, before)
+                    steps.update()
+
+
+def multi_hop_summary(scores: Sequence[MultiHopScores]) -> dict[str, Estimate]:
+    """Means over cases with their standard errors, shares of one."""
+    names = [name for name in MultiHopScores.__dataclass_fields__ if name != "case_id"]
+    return {name: Estimate.of(np.array([getattr(case, name) for case in scores])) for name in names}
+
+
+def without_repeats(cases: Sequence[MultiHop]) -> list[EditRequest]:
+    """The edits of these cases, the first of each fact."""
+    first: dict[tuple[str, str], EditRequest] = {}
+    for case in cases:
+        for request in case.requests:
+            first.setdefault((request.subject, request.relation or request.prompt), request)
+    return list(first.values())
+
+
+def answering(model: LanguageModel, editor: Editor) -> Answers:
+    """How this editor's model is asked a question."""
+    if isinstance(editor, MeLLo):
+        return lambda questions: [found.answer for found in editor.reason(model, questions)]
+    form = "{}" if isinstance(editor, MemoryEditor) else FEW_SHOT
+
+    def ask(questions: Sequence[str]) -> list[str | None]:
+        return [text or None for text in answers(model, [form.replace("{}", question) for question in questions])]
+
+    return ask
+
+
+@dataclass(frozen=True)
+class _Asked:
+    lenient: bool
+    exact: bool
+    asked: int
+    unanswered: int
+
+
+def _asked(question: Question, ask: Answers) -> _Asked:
+    """Asks phrasing by phrasing, until one is answered exactly."""
+    lenient, unanswered = False, 0
+    for number, phrasing in enumerate(question.phrasings, start=1):
+        (said,) = ask([phrasing])
+        unanswered += said is None
+        text = said or ""
+        if any(first_statement(text, right).strip() == right for right in question.right):
+            return _Asked(True, True, number, unanswered)
+        lenient |= any(gen_exact(text, right) for right in question.right)
+    return _Asked(lenient, False, len(question.phrasings), unanswered)
+
+
+def _scored(model: LanguageModel, case: MultiHop, ask: Answers, before: float) -> MultiHopScores:
+    said = target_scores(model, [(request.prompt, request.new) for request in case.requests])
+    whole, hops = _asked(case.question, ask), [_asked(hop, ask) for hop in case.hops]
+    asked = [whole, *hops]
+    return MultiHopScores(
+        case_id=case.id,
+        edit_wise=sum(score.tf_exact for score in said) / len(said),
+        instance_wise=float(all(hop.lenient for hop in hops)) if hops else math.nan,
+        multi_hop=float(whole.lenient),
+        multi_hop_exact=float(whole.exact),
+        unanswered=sum(one.unanswered for one in asked) / sum(one.asked for one in asked),
+        base=before,
+    )
+
+
+def _whole(record: Mapping[str, Any]) -> MultiHop:
+    requests = tuple(
+        EditRequest(
+            one["prompt"], one["subject"], one["target_new"]["str"], one["target_true"]["str"], None, one["relation_id"]
+        )
+        for one in record["requested_rewrite"]
+    )
+    phrasings = tuple(record["questions"])
+    hops = tuple(
+        Question((hop["question"],), (hop["answer"], *hop["answer_alias"])) for hop in record["new_single_hops"]
+    )
+    right = (record["new_answer"], *record["new_answer_alias"])
+    before = Question(phrasings, (record["answer"], *record["answer_alias"]))
+    return MultiHop(str(record["case_id"]), requests, Question(phrasings, right), hops, before)
+
+
+def _reduced(record: Mapping[str, Any]) -> MultiHop:
+    """Its edits name no subject: the whole prompt stands for it, which is enough for editors with a memory."""
+    requests = tuple(EditRequest(one["prompt"], one["prompt"], one["target_new"]) for one in record["edits"])
+    right = (record["new_answer"], *record["new_answer_alias"])
+    return MultiHop(str(record["case_id"]), requests, Question(tuple(record["questions"]), right))

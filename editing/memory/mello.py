@@ -1,0 +1,128 @@
+"""MeLLo: multi-hop questions, hop by hop, each answer checked against a memory of edits.
+
+(Zhong et al. 2023, arXiv:2305.14795)
+
+Repeated, at most `max_rounds` times, after worked examples and "Question: {q}":
+    the model writes      Subquestion: s
+                          Generated answer: a
+    the memory adds       Retrieved fact: f.            f the remembered fact most like s
+    the model goes on     Retrieved fact contradicts to generated answer, so the intermediate answer is: z
+                     or   Retrieved fact does not contradict to generated answer, so the intermediate answer is: a
+until it writes           Final answer: z
+Nothing else is trained or changed: the model reads its own words, the memory only looks facts up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from editing.asking import Route
+from editing.errors import RequestError
+from editing.generation import written_until
+from editing.memory.mello_examples import EXAMPLES
+from editing.memory.memory import Memory, MemoryEditor, memory_of
+from editing.memory.record import MemoryRecord
+from tracer.model import LanguageModel
+
+SUBQUESTION, TENTATIVE = "Subquestion:", "Generated answer:"
+FACT, FINAL = "Retrieved fact:", "Final answer:"
+AGREES = "Retrieved fact does not contradict to generated answer, so the intermediate answer is:"
+NEXT_EXAMPLE = "\n\n"  # a blank line: the model has begun a question of its own
+
+Write = Callable[[str], str]
+Retrieve = Callable[[str], str | None]
+Fault = Literal["", "no subquestion", "no final answer"]
+
+
+@dataclass(frozen=True)
+class Reasoned:
+    """A question, taken apart.
+
+    Attributes:
+        answer: the final one; None where the model wrote none.
+        transcript: all that was read and written, the examples included.
+        facts: those that were retrieved, in order.
+        rounds: how often the model wrote.
+        fault: why there is no answer.
+    """
+
+    answer: str | None
+    transcript: str
+    facts: tuple[str, ...]
+    rounds: int
+    fault: Fault = ""
+
+    @property
+    def up_to_answer(self) -> str:
+        """The transcript up to where the final answer follows."""
+        if self.fault:
+            return f"{self.transcript.rstrip()}\n{FINAL}"
+        return self.transcript[: self.transcript.rindex(FINAL) + len(FINAL)]
+
+
+def reasoned(question: str, write: Write, retrieve: Retrieve, *, examples: str, max_rounds: int) -> Reasoned:
+    """The loop of this module.
+
+    Args:
+        question: to answer.
+        write: what a model writes after a text, up to `FACT` or a blank line.
+        retrieve: the fact most like a subquestion; None: the memory is empty, and the generated answer stands.
+        examples: worked questions.
+        max_rounds: the model may write so often.
+    """
+    text, facts = f"{examples}{NEXT_EXAMPLE}Question: {question}", []
+    for turn in range(1, max_rounds + 1):
+        text = text.rstrip() + "\n" + write(text).strip()
+        *_, before, last = ["", "", *(line.strip() for line in text.splitlines() if line.strip())]
+        if last.startswith(FINAL):
+            return Reasoned(last.removeprefix(FINAL).strip(), text, tuple(facts), turn)
+        if not (before.startswith(SUBQUESTION) and last.startswith(TENTATIVE)):
+            return Reasoned(None, text, tuple(facts), turn, "no subquestion")
+        fact = retrieve(before.removeprefix(SUBQUESTION).strip())
+        facts += [] if fact is None else [fact]
+        text += f"\n{AGREES} {last.removeprefix(TENTATIVE).strip()}" if fact is None else f"\n{FACT} {fact}."
+    return Reasoned(None, text, tuple(facts), max_rounds, "no final answer")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeLLo(MemoryEditor, method="mello"):
+    """The method of this module. `reason` answers questions; prompts asked of the model go the same way.
+
+    Attributes:
+        max_rounds: as published; a question of n hops needs n + 1.
+        new_tokens: written in one round, at most.
+        examples: worked questions that show the model what to do.
+    """
+
+    max_rounds: int = 4
+    new_tokens: int = 256
+    examples: str = EXAMPLES
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.max_rounds < 1 or self.new_tokens < 1:
+            raise RequestError("MeLLo must be allowed to write. Give max_rounds=4 and new_tokens=256.")
+
+    def key(self, record: MemoryRecord) -> str:
+        """The whole fact: a subquestion may be like its answer too."""
+        return record.text
+
+    def reason(self, model: LanguageModel, questions: Sequence[str]) -> list[Reasoned]:
+        """Each question taken apart, with what edits of these settings have put into the model's memory."""
+        return self._reasoned(model, memory_of(model, self), questions)
+
+    def routes(self, model: LanguageModel, memory: Memory, prompts: Sequence[str]) -> list[Route | None]:
+        """Each prompt as a question, its hops written out up to where the final answer follows."""
+        return [Route(found.up_to_answer, model) for found in self._reasoned(model, memory, prompts)]
+
+    def _reasoned(self, model: LanguageModel, memory: Memory | None, questions: Sequence[str]) -> list[Reasoned]:
+        def write(text: str) -> str:
+            return written_until(model, text, (FACT, NEXT_EXAMPLE), new_tokens=self.new_tokens)
+
+        def retrieve(subquestion: str) -> str | None:
+            return memory.nearest([subquestion])[0][0].text if memory else None
+
+        options = {"examples": self.examples, "max_rounds": self.max_rounds}
+        return [reasoned(question, write, retrieve, **options) for question in questions]

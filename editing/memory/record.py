@@ -1,0 +1,53 @@
+"""What a memory keeps of one edit: its prompt and its answer, apart, so that neither must be cut out of a sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from editing.request import EditRequest
+from tracer.tokens import joined
+
+
+@dataclass(frozen=True)
+class MemoryRecord:
+    """One remembered fact.
+
+    Attributes:
+        shown: what its editor puts before a query that falls under it, a text a block; empty for most.
+    """
+
+    prompt: str
+    subject: str
+    new: str
+    relation: str | None = None
+    id: str | None = None
+    shown: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, request: EditRequest, shown: tuple[str, ...] = ()) -> MemoryRecord:
+        """Of a request."""
+        return cls(request.prompt, request.subject, request.new.strip(), request.relation, request.id, shown)
+
+    @property
+    def text(self) -> str:
+        """The fact as a sentence, without its period."""
+        return joined(self.prompt, self.new)
+
+    @property
+    def names(self) -> frozenset[tuple[str, str, str]]:
+        """Under which the fact is known; two records that share one say the same fact."""
+        by_prompt = ("prompt", self.prompt, self.subject)
+        by_relation = ("relation", self.relation or "", self.subject)
+        return frozenset((by_prompt, by_relation) if self.relation else (by_prompt,))
+
+
+def living(records: Iterable[MemoryRecord]) -> list[MemoryRecord]:
+    """The records that count, in their order: of those that say the same fact the last one."""
+    kept: list[MemoryRecord] = []
+    known: set[tuple[str, str, str]] = set()
+    for record in reversed(list(records)):
+        if not record.names & known:
+            kept.append(record)
+            known |= record.names
+    return kept[::-1]

@@ -1,0 +1,168 @@
+"""SERAC: an explicit memory of edits, a scope classifier and a counterfactual model.
+
+(Mitchell et al. 2022, arXiv:2206.06520)
+
+i* = argmax_i s(x_i, x)
+s(x_i*, x) > 1/2      the counterfactual model reads "x_i* y_i*. x"
+otherwise             the base model reads x: its own answer, exactly
+The choice is hard and made on the prompt alone. The counterfactual model is the base model itself unless
+another is given (the paper's variant with the counterfactual model frozen): it needs no second network
+of the family, and only the classifier is trained.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from torch import Tensor
+
+from editing.asking import Route
+from editing.errors import EditFailedError, RequestError
+from editing.memory.memory import Memory, MemoryEditor, memory_of
+from editing.memory.record import MemoryRecord
+from editing.memory.scope import Scope
+from editing.memory.scope_training import ScopeTraining, train_scope
+from editing.memory.scoped import ScopedFacts, bundled_facts
+from editing.request import EditRequest
+from tracer.model import LanguageModel
+
+CONTEXT = "{edit}. {query}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SERAC(MemoryEditor, method="serac"):
+    """The method of this module.
+
+    Attributes:
+        scope: the trained classifier; `fit` trains one.
+        threshold: a query is in scope above it, not at it.
+        context: what the counterfactual model reads; {edit} is the fact as a sentence, {query} the prompt.
+        counterfactual: reads queries in scope; None: the base model. Its vocabulary must be the base model's.
+    """
+
+    scope: Scope | None = None
+    threshold: float = 0.5
+    context: str = CONTEXT
+    counterfactual: LanguageModel | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if "{edit}" not in self.context or not self.context.endswith("{query}"):
+            raise RequestError(f"The context {self.context!r} must name the edit and end in the query: {CONTEXT!r}.")
+
+    def fit(
+        self,
+        model: LanguageModel,
+        facts: ScopedFacts | None = None,
+        *,
+        training: ScopeTraining | None = None,
+        seed: int = 0,
+        folder: str | Path | None = None,
+        progress: bool | None = None,
+    ) -> SERAC:
+        """The same with a scope classifier trained on these facts.
+
+        Args:
+            model: unused: the classifier shares nothing with it.
+            facts: with prompts inside and outside; None: the bundled ones. Keep those of an evaluation out
+                (`ScopedFacts.without`).
+            training: its settings.
+            seed: of the head's first values and of the batches.
+            folder: for checkpoints: a run that was stopped goes on there, to the same result.
+            progress: show a bar.
+        """
+        data, plan = facts or bundled_facts(), training or ScopeTraining()
+        scope = train_scope(self.retriever, data, plan, seed=seed, folder=folder, progress=progress)
+        return dataclasses.replace(self, scope=scope)
+
+    def finder(self) -> Scope:
+        """The classifier.
+
+        Raises:
+            EditFailedError: there is none yet.
+        """
+        if self.scope is None:
+            raise EditFailedError(
+                "This SERAC has no scope classifier. Train one: SERAC().fit(model, read_scoped_facts(path)), or "
+                "load one: SERAC(scope=load_scope(path)); on the command line --set scope=FILE."
+            )
+        return self.scope
+
+    def settings(self) -> dict[str, Any]:
+        """The classifier by its encoder, a counterfactual model by its weights."""
+        other = self.counterfactual
+        return {
+            "retriever": self.retriever,
+            "threshold": self.threshold,
+            "context": self.context,
+            "encoder": self.finder().encoder,
+            "counterfactual": None if other is None else f"{other.name} {other.fingerprint()}",
+        }
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The classifier's."""
+        return {"scale": self.finder().scale, "mix": self.finder().mix}
+
+    @classmethod
+    def restored(cls, settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Self:
+        """From what `settings` and `tensors` gave; a counterfactual model of its own is not in there.
+
+        Raises:
+            ValueError: such a model is needed.
+        """
+        if settings["counterfactual"] is not None:
+            raise ValueError(f"its queries were read by {settings['counterfactual']}, which no file holds")
+        scope = Scope(settings["encoder"], tensors["scale"], tensors["mix"])
+        return cls(
+            retriever=settings["retriever"],
+            threshold=settings["threshold"],
+            context=settings["context"],
+            scope=scope,
+        )
+
+    def remembered(
+        self, model: LanguageModel, requests: Sequence[EditRequest], seed: int
+    ) -> list[tuple[MemoryRecord, dict[str, Any]]]:
+        """Each record, with what it replaces and which remembered facts it may contradict."""
+        memory = memory_of(model, self)
+        return [(record, self._meets(memory, record)) for record in map(MemoryRecord.of, requests)]
+
+    def _meets(self, memory: Memory | None, record: MemoryRecord) -> dict[str, Any]:
+        replaced, contradicted = None, []
+        for other, score in zip(memory.records, memory.scores([record.prompt])[0], strict=True) if memory else ():
+            if other.names & record.names:
+                replaced = other.text
+            elif score > self.threshold and other.new != record.new:
+                contradicted.append(other.text)
+        return {"replaces": replaced, "contradicts": contradicted}
+
+    def check(self, model: LanguageModel, records: Sequence[MemoryRecord]) -> None:
+        """Raises EditFailedError where the counterfactual model's answers cannot be compared with the base model's."""
+        other = self.counterfactual
+        if other is not None and _vocabulary(other) != _vocabulary(model):
+            raise EditFailedError(
+                f"{other.name} does not have the vocabulary of {model.name}, so their scores cannot be compared. "
+                f"Give a model of the same family, or none: then {model.name} reads the edit itself."
+            )
+
+    def routes(self, model: LanguageModel, memory: Memory, prompts: Sequence[str]) -> list[Route | None]:
+        """In scope: the edit before the query, to the counterfactual model."""
+        answering = self.counterfactual or model
+        return [
+            Route(self.read(record, prompt), answering) if score > self.threshold else None
+            for prompt, (record, score) in zip(prompts, memory.nearest(prompts), strict=True)
+        ]
+
+    def read(self, record: MemoryRecord, query: str) -> str:
+        """What the counterfactual model reads for a query under this edit."""
+        before, _, between = self.context.removesuffix("{query}").partition("{edit}")
+        return before + record.text + between + query
+
+
+def _vocabulary(model: LanguageModel) -> tuple[dict[str, int], int]:
+    assert model.tokenizer is not None
+    return model.tokenizer.get_vocab(), int(model.torch.config.get_text_config().vocab_size)

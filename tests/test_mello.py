@@ -1,0 +1,146 @@
+"""MeLLo: the loop driven by a model that says what the test writes, and what the memory gives it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+from remembering import MADRID, ROME, reading_model, retriever, same_states, states
+from transformers import PreTrainedTokenizerFast
+
+import tracer
+from editing import MeLLo, RequestError
+from editing.asking import routes
+from editing.generation import complete, written_until
+from editing.memory.mello import AGREES, FACT, NEXT_EXAMPLE, Reasoned, reasoned
+from editing.memory.mello_examples import EXAMPLES
+from editing.memory.memory import Memory
+from editing.memory.record import MemoryRecord
+
+HOP = "Subquestion: What is the capital of France?\nGenerated answer: The capital of France is Paris."
+CONTRADICTS = "Retrieved fact contradicts to generated answer, so the intermediate answer is:"
+SECOND = "Subquestion: In which country is {}?\nGenerated answer: {} is in {}."
+
+
+@pytest.fixture
+def model(tokenizer: PreTrainedTokenizerFast) -> tracer.LanguageModel:
+    return reading_model(tokenizer)
+
+
+class Scripted:
+    """Writes these continuations, one after the other, and keeps what it read."""
+
+    def __init__(self, *lines: str) -> None:
+        self.lines, self.read = list(lines), []
+
+    def __call__(self, text: str) -> str:
+        self.read.append(text)
+        return self.lines.pop(0)
+
+
+def run(*lines: str, facts: Sequence[str] = (), max_rounds: int = 4) -> tuple[Reasoned, Scripted, list[str]]:
+    writer, asked = Scripted(*lines), []
+
+    def retrieve(subquestion: str) -> str | None:
+        asked.append(subquestion)
+        return facts[len(asked) - 1] if facts else None
+
+    return reasoned("Q?", writer, retrieve, examples="Examples", max_rounds=max_rounds), writer, asked
+
+
+def test_two_hops_one_of_them_contradicted() -> None:
+    second = SECOND.format("Rome", "Rome", "Italy")
+    facts = ["The capital of France is Rome", "The capital of Japan is Madrid"]
+    found, writer, asked = run(
+        HOP, f"{CONTRADICTS} Rome\n{second}", f"{AGREES} Italy\nFinal answer: Italy", facts=facts
+    )
+    assert found.answer == "Italy" and found.rounds == 3 and found.fault == ""
+    assert asked == ["What is the capital of France?", "In which country is Rome?"] and list(found.facts) == facts
+    assert writer.read[0] == "Examples\n\nQuestion: Q?"
+    assert writer.read[1] == f"{writer.read[0]}\n{HOP}\n{FACT} {facts[0]}."
+    assert found.transcript == f"{writer.read[2]}\n{AGREES} Italy\nFinal answer: Italy"
+    assert found.up_to_answer == found.transcript.removesuffix(" Italy")
+
+
+def test_a_final_answer_at_once_needs_no_retrieval() -> None:
+    found, _, asked = run("Final answer:  Rome ")
+    assert (found.answer, found.rounds, asked) == ("Rome", 1, [])
+
+
+@pytest.mark.parametrize("said", ["", "Paris", "Subquestion: what?", "Generated answer: x", f"{HOP}\nmore"])
+def test_lines_out_of_form_are_no_answer(said: str) -> None:
+    found, _, asked = run(said)
+    assert found.answer is None and found.fault == "no subquestion" and not asked
+    assert found.up_to_answer.endswith("\nFinal answer:")
+
+
+def test_rounds_without_a_final_answer_are_no_answer() -> None:
+    found, writer, asked = run(*[HOP] * 4, facts=["f"] * 4)
+    assert found.answer is None and found.fault == "no final answer" and found.rounds == len(asked) == 4
+    assert found.up_to_answer.endswith("f.\nFinal answer:") and not writer.lines
+
+
+def test_an_empty_memory_lets_the_generated_answer_stand() -> None:
+    found, writer, _ = run(HOP, "Final answer: Paris")
+    assert found.answer == "Paris" and found.facts == ()
+    assert writer.read[1].endswith(f"{HOP}\n{AGREES} The capital of France is Paris.")
+
+
+def test_the_subquestion_finds_the_fact_whatever_the_order_of_adding() -> None:
+    records = [MemoryRecord.of(ROME), MemoryRecord.of(MADRID)]
+    vectors = {records[0].text: (1, 0), records[1].text: (0, 1), "about France": (0.9, 0.1), "about Japan": (0.1, 0.9)}
+    with retriever(vectors) as name:
+        for order in (records, records[::-1]):
+            memory = Memory(MeLLo(retriever=name))
+            memory.records = order
+            found = [record.text for record, _ in memory.nearest(["about Japan", "about France"])]
+            assert found == [records[1].text, records[0].text]
+
+
+def test_a_stop_is_found_in_the_text_whatever_its_tokens(model: tracer.LanguageModel) -> None:
+    """Stops at any piece of what the model writes by itself, also within and across tokens."""
+    prompt = "The capital of France is"
+    whole = complete(model, [prompt], new_tokens=12)[0].lstrip()
+    assert model.tokenizer is not None and len(whole) > 8
+    for begin in range(1, len(whole) - 3):
+        stop = whole[begin : begin + 3]
+        assert written_until(model, prompt, [stop, "never written"], new_tokens=12) == whole[: whole.index(stop)]
+    assert written_until(model, prompt, ["never written"], new_tokens=12) == whole
+
+
+def test_a_model_is_asked_its_hops_and_then_the_answer(model: tracer.LanguageModel, monkeypatch) -> None:
+    """The model's own words are written by the test; scores and texts go on from where its answer follows."""
+    said = iter([HOP, f"{CONTRADICTS} Rome\nFinal answer: Rome"] * 2)
+    monkeypatch.setattr("editing.memory.mello.written_until", lambda *_, **__: next(said))
+    weights = states(model)
+    with MeLLo().apply(model, [ROME]):
+        (route,) = routes(model, ["What is the capital of France?"])
+        assert route.prompt.startswith(f"{EXAMPLES}{NEXT_EXAMPLE}Question: What is the capital of France?\n{HOP}\n")
+        assert route.prompt.endswith(f"{FACT} The capital of France is Rome.\n{CONTRADICTS} Rome\nFinal answer:")
+        (found,) = MeLLo().reason(model, ["What is the capital of France?"])
+        assert found.answer == "Rome" and found.facts == ("The capital of France is Rome",)
+    assert same_states(model, weights) and not model.readers
+
+
+def test_without_edits_it_reasons_without_facts(model: tracer.LanguageModel, monkeypatch) -> None:
+    said = iter([HOP, "Final answer: Paris"])
+    monkeypatch.setattr("editing.memory.mello.written_until", lambda *_, **__: next(said))
+    (found,) = MeLLo().reason(model, ["What is the capital of France?"])
+    assert found.answer == "Paris" and found.facts == ()
+
+
+def test_the_worked_examples_keep_the_form() -> None:
+    for example in EXAMPLES.split(NEXT_EXAMPLE):
+        question, *lines = example.splitlines()
+        hops = (len(lines) - 1) // 4
+        said = ["\n".join(lines[:2])] + ["\n".join(lines[4 * n - 1 : 4 * n + 2]) for n in range(1, hops + 1)]
+        writer = Scripted(*said)
+        facts = iter(line.removeprefix(f"{FACT} ").removesuffix(".") for line in lines if line.startswith(FACT))
+        found = reasoned(question, writer, lambda _, facts=facts: next(facts), examples="", max_rounds=hops + 1)
+        assert found.answer == lines[-1].removeprefix("Final answer: ") and len(found.facts) == hops
+        assert 2 <= hops <= 4
+
+
+def test_settings_that_make_no_sense_are_refused() -> None:
+    with pytest.raises(RequestError, match="max_rounds=4"):
+        MeLLo(max_rounds=0)

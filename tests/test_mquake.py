@@ -1,0 +1,169 @@
+"""MQuAKE's scores, counted by hand on answers that the test dictates."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+from planted import Planted
+from remembering import reading_model
+from transformers import PreTrainedTokenizerFast
+
+import tracer
+from editing import MeLLo, MemPrompt
+from editing.errors import EvaluationError
+from editing.evaluation import mquake
+from editing.evaluation.mquake import (
+    MultiHop,
+    MultiHopScores,
+    Question,
+    multi_hop_scores,
+    multi_hop_summary,
+    read_mquake,
+)
+from editing.memory.mello import Reasoned
+from editing.memory.memory import memory_of
+from editing.request import EditRequest
+
+WHOLE = {
+    "case_id": 7,
+    "requested_rewrite": [
+        {
+            "prompt": "The maker of {} is",
+            "relation_id": "P176",
+            "target_new": {"str": "SpaceX"},
+            "target_true": {"str": "Ford"},
+            "subject": "Thunderbird",
+        }
+    ],
+    "questions": ["Who founded the maker?", "By whom was it founded?", "Its maker's founder?"],
+    "answer": "Henry Ford",
+    "answer_alias": [],
+    "new_answer": "Elon Musk",
+    "new_answer_alias": ["Musk"],
+    "new_single_hops": [
+        {"question": "Who makes it?", "answer": "SpaceX", "answer_alias": []},
+        {"question": "Who founded SpaceX?", "answer": "Elon Musk", "answer_alias": []},
+    ],
+}
+REDUCED = {
+    "case_id": 2,
+    "edits": [{"prompt": "Aslan was created by", "target_new": "Ada", "target_new_alias": []}],
+    "questions": ["Where was Aslan's creator born?"],
+    "new_answer": "London",
+    "new_answer_alias": [],
+}
+
+
+@pytest.fixture
+def model(tokenizer: PreTrainedTokenizerFast) -> tracer.LanguageModel:
+    return reading_model(tokenizer)
+
+
+def dictated(monkeypatch, said: dict[str, str | None], asked: list[str]) -> None:
+    """MeLLo's answers, by question."""
+
+    def reason(self, model, questions):
+        asked.extend(questions)
+        return [Reasoned(said.get(question), "", (), 1) for question in questions]
+
+    monkeypatch.setattr(MeLLo, "reason", reason)
+    monkeypatch.setattr(MeLLo, "routes", lambda self, model, memory, prompts: [None] * len(prompts))
+
+
+def scores(model, monkeypatch, said: dict[str, str | None]) -> tuple[MultiHopScores, list[str]]:
+    asked: list[str] = []
+    dictated(monkeypatch, said, asked)
+    (found,) = multi_hop_scores(model, MeLLo(), [mquake._whole(WHOLE)], progress=False)
+    return found, asked
+
+
+def test_both_forms_of_the_file_are_read(tmp_path) -> None:
+    path = tmp_path / "mquake.json"
+    path.write_text(json.dumps([WHOLE, REDUCED]))
+    whole, reduced = read_mquake(path)
+    assert whole.requests[0].prompt == "The maker of Thunderbird is" and whole.requests[0].relation == "P176"
+    assert whole.question.right == ("Elon Musk", "Musk") and len(whole.hops) == 2
+    assert whole.before is not None and whole.before.right == ("Henry Ford",)
+    assert reduced.requests[0].new == "Ada" and not reduced.hops and reduced.before is None
+    assert len(read_mquake(path, n=1)) == 1
+    path.write_text("[{}]")
+    with pytest.raises(EvaluationError, match="record 0: no 'edits'"):
+        read_mquake(path)
+
+
+def test_any_phrasing_and_any_alias_will_do_and_the_rest_is_not_asked(model, monkeypatch) -> None:
+    said = {"By whom was it founded?": "Musk", "Who makes it?": "SpaceX", "Who founded SpaceX?": "elon musk."}
+    found, asked = scores(model, monkeypatch, said)
+    assert (found.multi_hop, found.multi_hop_exact, found.instance_wise, found.base) == (1, 1, 1, 0)
+    assert asked[3:] == WHOLE["questions"][:2] + ["Who makes it?", "Who founded SpaceX?"]  # after the base's three
+    assert found.unanswered == 1 / 4
+
+
+def test_one_wrong_hop_fails_the_instance(model, monkeypatch) -> None:
+    said = dict.fromkeys(WHOLE["questions"], "Henry Ford") | {"Who makes it?": "SpaceX", "Who founded SpaceX?": "Ada"}
+    found, _ = scores(model, monkeypatch, said)
+    assert (found.multi_hop, found.instance_wise, found.base, found.unanswered) == (0, 0, 1, 0)
+
+
+def test_an_answer_in_other_letters_is_right_but_not_exact(model, monkeypatch) -> None:
+    found, asked = scores(model, monkeypatch, {WHOLE["questions"][0]: "the elon-musk"})
+    assert (found.multi_hop, found.multi_hop_exact) == (1, 0)
+    assert asked.count(WHOLE["questions"][2]) == 2  # every phrasing, before and after
+
+
+def test_no_answer_is_wrong_and_counted(model, monkeypatch) -> None:
+    found, _ = scores(model, monkeypatch, {})
+    assert (found.multi_hop, found.instance_wise, found.unanswered) == (0, 0, 1)
+
+
+def test_a_case_never_sees_edits_of_another_group(model: tracer.LanguageModel, monkeypatch) -> None:
+    cases = [
+        MultiHop(str(n), (EditRequest(f"The maker of {name} is", name, "Ada"),), Question((name,), ("x",)))
+        for n, name in enumerate(("Thunderbird", "Mustang", "Corolla"))
+    ]
+    seen: dict[str, list[str]] = {}
+    editor = MemPrompt()
+
+    def watching(model, prompts):
+        memory = memory_of(model, editor)
+        seen[prompts[0]] = [record.subject for record in memory.records] if memory else []
+        return ["x"] * len(prompts)
+
+    monkeypatch.setattr(mquake, "answers", watching)
+    found = list(multi_hop_scores(model, editor, cases, group=2, progress=False))
+    both = ["Thunderbird", "Mustang"]
+    assert seen == {"Thunderbird": both, "Mustang": both, "Corolla": ["Corolla"]}
+    assert [score.multi_hop for score in found] == [1, 1, 1] and not model.edits
+    assert math.isnan(found[0].instance_wise) and math.isnan(found[0].base)
+
+
+def test_a_plain_editors_model_reads_answered_questions_first(model: tracer.LanguageModel, monkeypatch) -> None:
+    read: list[str] = []
+
+    def reading(_model, prompts):
+        read.extend(prompts)
+        return ["Elon Musk"] * len(prompts)
+
+    monkeypatch.setattr(mquake, "answers", reading)
+    (found,) = multi_hop_scores(model, Planted(), [mquake._whole(WHOLE)], progress=False)
+    assert read[-1].endswith("Q: Who founded SpaceX? A:") and read[-1].count("Q: ") == 4
+    assert found.multi_hop == 1 and found.instance_wise == 0
+
+
+def test_the_first_of_contradicting_edits_in_a_group_is_written() -> None:
+    case, other = mquake._whole(WHOLE), mquake._whole({**WHOLE, "case_id": 8})
+    assert mquake.without_repeats([case, other]) == list(case.requests)
+
+
+def test_the_summary_is_means_over_cases_with_their_errors() -> None:
+    made = [MultiHopScores(str(n), 1.0, math.nan, value, 0.0, 0.0, 0.0) for n, value in enumerate((0, 1, 1, 1))]
+    found = multi_hop_summary(made)
+    assert found["multi_hop"].mean == 0.75 and found["multi_hop"].standard_error == pytest.approx(0.25)
+    assert found["instance_wise"].n == 0
+
+
+def test_groups_of_none_are_refused(model: tracer.LanguageModel) -> None:
+    with pytest.raises(EvaluationError, match="Write group=1"):
+        next(multi_hop_scores(model, MeLLo(), [], group=0))

@@ -1,0 +1,219 @@
+"""SERAC: the scope's geometry, hard routing that is exact, and a training that can be stopped and taken up."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from conftest import make_tokenizer
+from remembering import MADRID, PAIRS, PROMPTS, ROME, reading_model, retriever, same_states, states
+from transformers import PreTrainedTokenizerFast
+
+import tracer
+from editing import SERAC, EditFailedError, EditRequest, RequestError, load_edit
+from editing.asking import Route, routes
+from editing.generation import complete
+from editing.memory import Scope, ScopedFact, ScopedFacts, bundled_facts, load_scope
+from editing.memory.scope import untrained_scope
+from editing.memory.scope_training import CHECKPOINT, ScopeTraining, train_scope
+from editing.scores import target_scores
+from tracer.errors import FileFormatError
+
+QUICK = ScopeTraining(steps=30, validate=10, batch=8, rank=4)
+BESIDE = EditRequest("The seat of government of {} is in", "France", "Lyon")
+
+
+@pytest.fixture
+def model(tokenizer: PreTrainedTokenizerFast) -> tracer.LanguageModel:
+    return reading_model(tokenizer)
+
+
+@pytest.fixture
+def serac() -> SERAC:
+    return SERAC(scope=untrained_scope("hashed-words", rank=4, scale=1.0, seed=0))
+
+
+def plane(**options: float) -> Scope:
+    """A head that leaves vectors of length 2 as they are."""
+    return Scope("by-hand", torch.tensor([options.get("scale", 1.0)] * 2), torch.zeros(1, 2))
+
+
+def test_out_of_scope_is_the_base_models_own_pass(model: tracer.LanguageModel, serac: SERAC) -> None:
+    weights, before, texts = states(model), target_scores(model, PAIRS), complete(model, PROMPTS, new_tokens=5)
+    rows: dict = {}
+    target_scores(model, PAIRS[6:], visit=lambda pair, place, odds: rows.update({(pair, place): odds.clone()}))
+    with serac.apply(model, [ROME]):
+
+        def same(pair, place, odds) -> None:
+            assert torch.equal(odds, rows[pair, place])
+
+        target_scores(model, PAIRS[6:], visit=same)
+        assert routes(model, [PROMPTS[2]]) == [Route(PROMPTS[2], model)]
+        assert complete(model, PROMPTS, new_tokens=5)[2] == texts[2] and same_states(model, weights)
+    assert target_scores(model, PAIRS) == before and same_states(model, weights)
+
+
+def test_in_scope_reads_the_edit_and_then_the_query(model: tracer.LanguageModel, serac: SERAC) -> None:
+    said = "The capital of France is Rome. The capital of France is"
+    expected = target_scores(model, [(said, " Paris"), (said, " Rome")])
+    with serac.apply(model, [ROME]):
+        assert target_scores(model, PAIRS[:2]) == expected
+
+
+def test_another_models_answers_are_that_models_own(model: tracer.LanguageModel, serac: SERAC, tokenizer) -> None:
+    other = reading_model(tokenizer, seed=1)
+    expected = complete(other, [f"{ROME.prompt} Rome. {ROME.prompt}"], new_tokens=5)
+    editor = SERAC(scope=serac.scope, counterfactual=other)
+    with editor.apply(model, [ROME]) as edit:
+        assert complete(model, [ROME.prompt], new_tokens=5) == expected
+        assert other.name in edit.editor["counterfactual"]
+
+
+def test_a_file_does_not_pretend_to_hold_another_model(model: tracer.LanguageModel, serac, tokenizer, tmp_path) -> None:
+    with SERAC(scope=serac.scope, counterfactual=reading_model(tokenizer, seed=1)).apply(model, [ROME]) as edit:
+        edit.save(tmp_path / "edit.safetensors")
+    with pytest.raises(FileFormatError, match="which no file holds"):
+        load_edit(tmp_path / "edit.safetensors")
+
+
+def test_a_counterfactual_model_of_another_vocabulary_is_refused(model: tracer.LanguageModel, serac: SERAC) -> None:
+    stranger = make_tokenizer(bos=False)
+    stranger.add_tokens(["another token"])
+    other = reading_model(stranger)
+    with pytest.raises(EditFailedError, match="does not have the vocabulary"):
+        SERAC(scope=serac.scope, counterfactual=other).apply(model, [ROME])
+    assert not model.edits and not model.readers
+
+
+def test_without_a_classifier_it_says_how_to_get_one(model: tracer.LanguageModel) -> None:
+    with pytest.raises(EditFailedError, match=r"SERAC\(\).fit\(model, .*--set scope=FILE"):
+        SERAC().apply(model, [ROME])
+
+
+def test_the_scope_is_one_for_the_text_itself_symmetric_and_falls_with_distance() -> None:
+    texts = ["a", "b", "c"]
+    with retriever({"a": (1, 0), "b": (0.8, 0.6), "c": (0, 1)}):
+        scores = plane().index(texts).scores(texts)
+        wider = plane(scale=2.0).index(texts).scores(texts)
+    assert np.array_equal(np.diag(scores), np.ones(3)) and np.array_equal(scores, scores.T)
+    assert scores[0, 1] == pytest.approx(math.exp(-0.4)) and scores[0, 2] == pytest.approx(math.exp(-2))
+    assert (wider < scores)[np.triu_indices(3, 1)].all()
+
+
+def test_exactly_at_the_threshold_is_out_of_scope(model: tracer.LanguageModel) -> None:
+    with retriever({PROMPTS[0]: (1, 0), "query": (1 - 1e-9, 0)}):
+        near = plane().index([PROMPTS[0]]).scores(["query"])[0, 0]
+        for threshold, read in ((near, "query"), (near - 1e-6, f"{ROME.prompt} Rome. query")):
+            editor = SERAC(retriever="by-hand", scope=plane(), threshold=threshold)
+            with editor.apply(model, [ROME]):
+                assert routes(model, ["query"])[0].prompt == read
+
+
+def test_a_decision_is_the_same_alone_and_in_any_batch(model: tracer.LanguageModel, serac: SERAC) -> None:
+    prompts = [fact.prompt for fact in bundled_facts().facts[:40]] + PROMPTS
+    with serac.apply(model, [ROME, MADRID]):
+        together = routes(model, prompts)
+        assert together == [routes(model, [prompt])[0] for prompt in prompts]
+        assert {route.prompt == prompt for route, prompt in zip(together, prompts, strict=True)} == {True, False}
+
+
+def test_remembering_says_what_it_replaces_and_what_it_contradicts(model: tracer.LanguageModel, serac: SERAC) -> None:
+    wide = SERAC(scope=untrained_scope("hashed-words", rank=1, scale=0.3, seed=0))
+    again = EditRequest("The capital of {} is", "France", "Lyon")
+    with wide.apply(model, [ROME]) as first, wide.apply(model, [again]) as second, wide.apply(model, [BESIDE]) as third:
+        assert first.diagnostics[0]["replaces"] is None
+        assert second.diagnostics[0]["replaces"] == f"{ROME.prompt} Rome" and not second.diagnostics[0]["contradicts"]
+        assert third.diagnostics[0]["replaces"] is None and not third.diagnostics[0]["contradicts"]  # Lyon twice
+        fourth = wide.apply(model, [EditRequest(BESIDE.prompt + " the", "France", "Oslo")])
+        assert set(fourth.diagnostics[0]["contradicts"]) == {f"{ROME.prompt} Lyon", f"{BESIDE.prompt} Lyon"}
+        fourth.undo()
+
+
+def test_training_brings_paraphrases_in_and_keeps_neighbours_out() -> None:
+    facts = ScopedFacts("some", bundled_facts().facts[:300])
+    trained = train_scope("hashed-words", facts, ScopeTraining(steps=100, validate=50, rank=8))
+    first, *_, last = trained.trained["curve"]
+    assert last["inside"] > first["inside"] + 0.2 and last["outside"] > 0.9 and last["loss"] < 0.8 * first["loss"]
+
+
+def test_a_training_that_was_stopped_ends_as_one_that_was_not(tmp_path) -> None:
+    facts = ScopedFacts("some", bundled_facts().facts[:150])
+    whole = train_scope("hashed-words", facts, QUICK, seed=5)
+    folders = tmp_path / "whole", tmp_path / "stopped"
+    in_folder = train_scope("hashed-words", facts, QUICK, seed=5, folder=folders[0])
+    stopping = _StopsAt(12)
+    with pytest.raises(KeyboardInterrupt), pytest.MonkeyPatch.context() as patch:
+        patch.setattr("editing.memory.scope_training._adam", stopping)
+        train_scope("hashed-words", facts, QUICK, seed=5, folder=folders[1])
+    taken_up = train_scope("hashed-words", facts, QUICK, seed=5, folder=folders[1])
+    assert whole.digest == in_folder.digest == taken_up.digest
+    assert whole.trained["curve"] == taken_up.trained["curve"]
+    with pytest.raises(RequestError, match="holds another training"):
+        train_scope("hashed-words", facts, QUICK, seed=6, folder=folders[1])
+
+
+class _StopsAt:
+    """Adam's step, until it is interrupted."""
+
+    def __init__(self, step: int) -> None:
+        from editing.memory.scope_training import _adam
+
+        self.step, self.adam = step, _adam
+
+    def __call__(self, run, gradients, rate) -> None:
+        if run.step == self.step:
+            raise KeyboardInterrupt
+        self.adam(run, gradients, rate)
+
+
+def test_the_step_is_torchs_adam() -> None:
+    from editing.memory.scope_training import _adam, _Run
+
+    torch.manual_seed(0)
+    weight = torch.randn(5)
+    expected = weight.clone().requires_grad_()
+    optimiser = torch.optim.Adam([expected], lr=0.01)
+    run = _Run(0, [weight], [torch.zeros(5), torch.zeros(5)], [])
+    for _ in range(4):
+        gradient = torch.randn(5)
+        expected.grad = gradient
+        optimiser.step()
+        _adam(run, [gradient], 0.01)
+        run.step += 1
+    assert torch.allclose(weight, expected, atol=1e-7)
+
+
+def test_training_ends_early_where_nothing_is_gained() -> None:
+    facts = ScopedFacts("some", bundled_facts().facts[:150])
+    idle = ScopeTraining(steps=1000, validate=5, patience=2, rate=0.0, rank=2)
+    found = train_scope("hashed-words", facts, idle)
+    assert found.trained["steps"] == 10 and torch.equal(found.scale, torch.ones(2048))
+
+
+def test_the_loss_is_that_of_its_equation() -> None:
+    """One held-out fact, d = 0.4 inside and 2 outside: 0.4 - log(1 - e^-2)."""
+    inside, outside = ("i",), (("o", "x"),)
+    facts = [ScopedFact("key", f"subject {n}", "new", inside, outside) for n in range(40)]
+    with retriever({"key": (1, 0), "i": (0.8, 0.6), "o": (0, 1)}) as name:
+        found = train_scope(name, ScopedFacts("test", tuple(facts)), ScopeTraining(steps=1, rank=1, rate=0.0))
+    assert found.trained["curve"][0]["loss"] == pytest.approx(0.4 - math.log(1 - math.exp(-2)), abs=1e-3)
+
+
+def test_a_saved_classifier_is_the_same_one(tmp_path, serac: SERAC) -> None:
+    assert serac.scope is not None
+    serac.scope.save(tmp_path / "scope.safetensors")
+    again = load_scope(tmp_path / "scope.safetensors")
+    assert again.digest == serac.scope.digest and again.name == serac.scope.name
+    with pytest.raises(FileFormatError, match="no file"):
+        load_scope(tmp_path / CHECKPOINT)
+
+
+def test_settings_that_make_no_sense_are_refused() -> None:
+    with pytest.raises(RequestError, match="must name the edit and end in the query"):
+        SERAC(context="{query} {edit}")
+    with pytest.raises(RequestError, match="learned over vectors"):
+        train_scope("bm25", bundled_facts(), QUICK)
+    with pytest.raises(RequestError, match="Give a hundred facts"):
+        train_scope("hashed-words", ScopedFacts("one", bundled_facts().facts[:1]), QUICK)
