@@ -320,9 +320,10 @@ def test_tables_say_the_same_in_markdown_and_latex() -> None:
 
 @pytest.mark.parametrize("name", [name for name in EDITORS if name not in ("mend", "ke")])  # which want training
 def test_every_editor_is_made_by_name(toy_model: tracer.LanguageModel, name: str) -> None:
-    editor = editor_named(name, toy_model, {"kn": None, "t-patcher": 3}.get(name, 2))
-    layers = getattr(editor, "layers", (getattr(editor, "layer", 2),))
-    assert callable(editor.apply) and (2 in layers or name == "t-patcher")
+    layer = {"kn": None, "t-patcher": 3, "ike": None, "memprompt": None, "mello": None, "serac": None}.get(name, 2)
+    editor = editor_named(name, toy_model, layer)
+    layers = getattr(editor, "layers", (getattr(editor, "layer", layer),))
+    assert callable(editor.apply) and (layer in layers or name == "t-patcher")
 
 
 def test_settings_of_an_editor_are_given_by_name(toy_model: tracer.LanguageModel) -> None:

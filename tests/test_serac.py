@@ -145,7 +145,7 @@ def test_a_training_that_was_stopped_ends_as_one_that_was_not(tmp_path) -> None:
     in_folder = train_scope("hashed-words", facts, QUICK, seed=5, folder=folders[0])
     stopping = _StopsAt(12)
     with pytest.raises(KeyboardInterrupt), pytest.MonkeyPatch.context() as patch:
-        patch.setattr("editing.memory.scope_training._adam", stopping)
+        patch.setattr("editing.memory.scope_training._step", stopping)
         train_scope("hashed-words", facts, QUICK, seed=5, folder=folders[1])
     taken_up = train_scope("hashed-words", facts, QUICK, seed=5, folder=folders[1])
     assert whole.digest == in_folder.digest == taken_up.digest
@@ -155,34 +155,17 @@ def test_a_training_that_was_stopped_ends_as_one_that_was_not(tmp_path) -> None:
 
 
 class _StopsAt:
-    """Adam's step, until it is interrupted."""
+    """Steps of the training, until it is interrupted."""
 
     def __init__(self, step: int) -> None:
-        from editing.memory.scope_training import _adam
+        from editing.memory.scope_training import _step
 
-        self.step, self.adam = step, _adam
+        self.at, self.step = step, _step
 
-    def __call__(self, run, gradients, rate) -> None:
-        if run.step == self.step:
+    def __call__(self, run, *others) -> None:
+        if run.step == self.at:
             raise KeyboardInterrupt
-        self.adam(run, gradients, rate)
-
-
-def test_the_step_is_torchs_adam() -> None:
-    from editing.memory.scope_training import _adam, _Run
-
-    torch.manual_seed(0)
-    weight = torch.randn(5)
-    expected = weight.clone().requires_grad_()
-    optimiser = torch.optim.Adam([expected], lr=0.01)
-    run = _Run(0, [weight], [torch.zeros(5), torch.zeros(5)], [])
-    for _ in range(4):
-        gradient = torch.randn(5)
-        expected.grad = gradient
-        optimiser.step()
-        _adam(run, [gradient], 0.01)
-        run.step += 1
-    assert torch.allclose(weight, expected, atol=1e-7)
+        self.step(run, *others)
 
 
 def test_training_ends_early_where_nothing_is_gained() -> None:

@@ -61,7 +61,7 @@ class _Run:
 
     step: int
     weights: list[Tensor]  # w, U
-    moments: list[Tensor]  # Adam's first and second, of w and of U
+    optimiser: torch.optim.Adam
     best: list[Tensor]
     curve: list[dict[str, float]] = field(default_factory=list)
 
@@ -124,9 +124,8 @@ class _Vectors:
 
 def _begun(encoder: str, settings: ScopeTraining, seed: int) -> _Run:
     start = untrained_scope(encoder, rank=settings.rank, scale=settings.scale, seed=seed)
-    weights = [start.scale, start.mix]
-    moments = [torch.zeros_like(weight) for weight in weights for _ in range(2)]
-    return _Run(0, weights, moments, [weight.clone() for weight in weights])
+    weights = [start.scale.requires_grad_(), start.mix.requires_grad_()]
+    return _Run(0, weights, torch.optim.Adam(weights, settings.rate), [w.detach().clone() for w in weights])
 
 
 def _step(run: _Run, vectors: _Vectors, facts: Sequence[ScopedFact], settings: ScopeTraining, seed: int) -> None:
@@ -134,28 +133,19 @@ def _step(run: _Run, vectors: _Vectors, facts: Sequence[ScopedFact], settings: S
     chosen = [facts[n] for n in generator.permutation(len(facts))[: settings.batch]]
     inside = [_one_of((fact.prompt, *fact.inside), generator) for fact in chosen]
     outside = [_one_of([text for text, _ in fact.outside], generator) for fact in chosen]
-    weights = [weight.clone().requires_grad_() for weight in run.weights]
-    keys, near, far = (_placed(weights, vectors(texts)) for texts in ([f.prompt for f in chosen], inside, outside))
+    keys, near, far = (_placed(run.weights, vectors(texts)) for texts in ([f.prompt for f in chosen], inside, outside))
     others = (near[:, None] - keys[None]).square().sum(-1)
     apart = torch.tensor([[one.subject != other.subject for other in chosen] for one in chosen])
     loss = _squares(near, keys).mean() + _away(_squares(far, keys)).mean()
     if apart.any():
         loss = loss + _away(others[apart]).mean()
-    _adam(run, torch.autograd.grad(loss, weights), settings.rate)
+    run.optimiser.zero_grad()
+    loss.backward()
+    run.optimiser.step()
     run.step += 1
 
 
-def _adam(run: _Run, gradients: Sequence[Tensor], rate: float, *, decay=(0.9, 0.999), floor: float = 1e-8) -> None:
-    """One step of Adam (Kingma and Ba 2015, algorithm 1), written out: its whole state is in `run`."""
-    turn = run.step + 1
-    for number, gradient in enumerate(gradients):
-        first, second = run.moments[2 * number : 2 * number + 2]
-        first.lerp_(gradient, 1 - decay[0])
-        second.lerp_(gradient.square(), 1 - decay[1])
-        spread = (second / (1 - decay[1] ** turn)).sqrt() + floor
-        run.weights[number].sub_(rate * first / (1 - decay[0] ** turn) / spread)
-
-
+@torch.no_grad()
 def _look(run: _Run, vectors: _Vectors, held: ScopedFacts) -> None:
     """Loss and shares decided rightly on the held-out facts; keeps the weights if they are the best so far."""
     near, far = [], []
@@ -166,7 +156,7 @@ def _look(run: _Run, vectors: _Vectors, held: ScopedFacts) -> None:
     loss = float(np.mean(near)) + float(_away(torch.tensor(far)).mean())
     right = {"inside": np.mean([d < math.log(2) for d in near]), "outside": np.mean([d >= math.log(2) for d in far])}
     if not run.curve or loss < min(look["loss"] for look in run.curve):
-        run.best = [weight.clone() for weight in run.weights]
+        run.best = [weight.detach().clone() for weight in run.weights]
     run.curve.append({"step": run.step, "loss": loss} | {name: float(share) for name, share in right.items()})
 
 
@@ -189,8 +179,10 @@ def _one_of(texts: Sequence[str], generator: np.random.Generator) -> str:
 
 
 def _write(path: Path, run: _Run, plan: dict[str, Any]) -> None:
-    named = {"weight": run.weights, "moment": run.moments, "best": run.best}
+    found = run.optimiser.state_dict()["state"]
+    named = {"weight": run.weights, "best": run.best}
     tensors = {f"{name}/{n}": tensor for name, several in named.items() for n, tensor in enumerate(several)}
+    tensors |= {f"adam/{n}/{name}": tensor for n, state in found.items() for name, tensor in state.items()}
     write_tensors(path, tensors, {"kind": "scope training", "step": run.step, "curve": run.curve, "plan": plan})
 
 
@@ -199,8 +191,10 @@ def _read(path: Path, plan: dict[str, Any]) -> _Run:
     if about.get("plan") != plan:
         raise RequestError(f"{path.parent} holds another training: {about.get('plan')}. Write another folder.")
     with of_this_version(path, "a training"):
-        several = [
-            [tensors[name] for name in sorted(tensors) if name.startswith(f"{kind}/")]
-            for kind in ("weight", "moment", "best")
-        ]
-        return _Run(int(about["step"]), *several, curve=list(about["curve"]))
+        weights = [tensors[f"weight/{n}"].requires_grad_() for n in range(2)]
+        optimiser = torch.optim.Adam(weights, plan["settings"]["rate"])
+        names = ("step", "exp_avg", "exp_avg_sq")
+        state = {n: {name: tensors[f"adam/{n}/{name}"] for name in names} for n in range(2)}
+        optimiser.load_state_dict({**optimiser.state_dict(), "state": state})
+        best = [tensors[f"best/{n}"] for n in range(2)]
+        return _Run(int(about["step"]), weights, optimiser, best, curve=list(about["curve"]))
