@@ -66,7 +66,7 @@ def values_compared(
 
     def slow() -> list[Value]:
         rows = [request_rows(model, [request], prefixes) for request in requests[:n_slow]]
-        return [straightforward_value(model, layer, one, editor.search(), parts[0]) for one in rows]
+        return [straightforward_value(model, layer, one, editor.search(model), parts[0]) for one in rows]
 
     def alone() -> list[Value]:
         return [editor.values(model, [request], 0, _NoBar())[0] for request in requests[:n_slow]]

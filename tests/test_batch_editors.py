@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from conftest import LAYERS
@@ -12,9 +14,10 @@ from editing.errors import CovarianceError
 from editing.locate_then_edit.alphaedit import earlier_keys
 from editing.locate_then_edit.contexts import contexts
 from editing.locate_then_edit.keys import read_keys
+from editing.locate_then_edit.norms import before_norm
 from editing.locate_then_edit.presets import PRESETS
 from editing.locate_then_edit.rows import batched_rows, request_rows
-from editing.locate_then_edit.spread import before_norm, mean_keys, read_all
+from editing.locate_then_edit.spread import mean_keys, read_all
 from editing.locate_then_edit.suffix import Suffix
 from editing.locate_then_edit.values import Search, _Path, optimise_values
 from tracer.errors import SiteError
@@ -89,6 +92,25 @@ def test_the_first_step_in_turns_sees_the_first_turn_and_the_next_another(toy_mo
     first = optimise_values(toy_model, 2, rows.in_turns(1)[0], Search(steps=steps))
     for value, alone in zip(turns, first, strict=True):
         assert torch.allclose(value.delta, alone.delta, atol=1e-9) == (steps == 2)
+
+
+def test_where_a_norm_follows_steps_are_in_units_of_the_output_and_a_value_turns_by_45_degrees(family_model) -> None:
+    free = family_model.torch.config.model_type.startswith("gemma3")
+    for editor in (ROME(layer=1), EMMET(layer=1), PMET(layers=(1, 2)), MEMIT(layers=(1, 2))):
+        search, given = editor.search(family_model), dataclasses.replace(editor, rate=0.1, clamp=2.0)
+        assert search.relative == free and search.rate == (0.35 if free else editor.published_rate)
+        assert search.clamp == (min(1.0, editor.published_clamp) if free else editor.published_clamp)
+        found = given.search(family_model)
+        assert (found.rate, found.relative, found.clamp) == (0.1, False, 2.0)
+
+
+def test_relative_steps_do_not_depend_on_the_scale_of_the_output() -> None:
+    """One of Adam's first steps is its rate in every entry."""
+    for scale in (0.01, 1.0, 100.0):
+        z0 = scale * torch.tensor([[3.0, -4.0, 0.0, 0.0]], dtype=torch.float64)
+        path = _Path(z0, Search(rate=0.2, relative=True, clamp=10.0))
+        path.step(torch.ones_like(z0))
+        assert torch.allclose(path.delta, torch.full_like(z0, -0.2 * 2.5 * scale), rtol=1e-4)
 
 
 def test_a_delta_at_two_places_equals_one_in_a_whole_pass(family_model: tracer.LanguageModel) -> None:

@@ -43,7 +43,7 @@ def test_the_key_is_mapped_to_the_value(family_model: tracer.LanguageModel, vari
     prefixes = contexts(family_model, seed=0, plan=rome.context_plan)
     rows = request_rows(family_model, [REQUEST], prefixes)
     keys = read_keys(family_model, rows, layer).keys[0]
-    (value,) = optimise_values(family_model, layer, rows, rome.search())
+    (value,) = optimise_values(family_model, layer, rows, rome.search(family_model))
     with rome.apply(family_model, [REQUEST]):
         key = keys.mean(0) if variant == "r-rome" else keys[0]
         bias = getattr(family_model.anatomy.value_matrix(layer), "bias", None)

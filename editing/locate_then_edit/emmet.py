@@ -36,9 +36,9 @@ class EMMET(LocateThenEdit):
 
     layer: int
     slack: float = 1e-3
-    clamp: float = 0.75
     context_plan: tuple[tuple[int, int], ...] = MEMIT_PLAN
 
+    published_clamp: ClassVar[float] = 0.75
     openings: ClassVar[tuple[str, ...] | None] = MEMIT_OPENINGS
 
     def __post_init__(self) -> None:

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from editing.forced_decoder import ForcedDecoder
-from editing.locate_then_edit.spread import has_norm
+from editing.locate_then_edit.norms import has_norm
 from editing.upper_blocks import upper_blocks
 from tracer.model import LanguageModel
 from tracer.prepared import differentiable

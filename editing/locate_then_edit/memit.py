@@ -16,9 +16,10 @@ from editing.edit import Edit
 from editing.errors import RequestError
 from editing.locate_then_edit.contexts import MEMIT_OPENINGS, MEMIT_PLAN
 from editing.locate_then_edit.covariance import SecondMoment
+from editing.locate_then_edit.norms import has_norm
 from editing.locate_then_edit.settings import LocateThenEdit
 from editing.locate_then_edit.solve import Factors, ridge_update
-from editing.locate_then_edit.spread import Solve, Spread, has_norm
+from editing.locate_then_edit.spread import Solve, Spread
 from editing.locate_then_edit.suffix import Part
 from editing.locate_then_edit.values import Value
 from editing.request import EditRequest
@@ -40,9 +41,9 @@ class MEMIT(LocateThenEdit):
 
     layers: tuple[int, ...]
     strength: float | None = None
-    clamp: float = 0.75
     context_plan: tuple[tuple[int, int], ...] = MEMIT_PLAN
 
+    published_clamp: ClassVar[float] = 0.75
     openings: ClassVar[tuple[str, ...] | None] = MEMIT_OPENINGS
 
     def __post_init__(self) -> None:

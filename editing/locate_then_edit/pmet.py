@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 from editing.locate_then_edit.memit import MEMIT
 from editing.locate_then_edit.spread import Solve, Spread
@@ -28,8 +29,9 @@ class PMET(MEMIT):
     """
 
     steps: int = 30
-    rate: float = 0.2
     kl: float = 1.0
+
+    published_rate: ClassVar[float] = 0.2
 
     def target(self, model: LanguageModel) -> tuple[int, tuple[Part, ...]]:
         """The outputs of the last matrices of the last layer's MLP, which is written, and of its attention."""
@@ -39,9 +41,9 @@ class PMET(MEMIT):
         """The MLP's residual at the last layer is written into every layer as it is, as published."""
         return Spread(self.layers, "mlp", self.share, solve)
 
-    def search(self) -> Search:
+    def search(self, model: LanguageModel) -> Search:
         """With PMET's own way to stop."""
-        return dataclasses.replace(super().search(), greedy=True)
+        return dataclasses.replace(super().search(model), greedy=True)
 
     def share(self, left: int) -> float:
         """Square roots: the earlier layers take more than in MEMIT."""

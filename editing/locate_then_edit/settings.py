@@ -25,6 +25,7 @@ from editing.errors import CovarianceError, RequestError
 from editing.locate_then_edit.complaints import warn_of
 from editing.locate_then_edit.contexts import contexts
 from editing.locate_then_edit.covariance import RIDGE, SecondMoment, second_moments
+from editing.locate_then_edit.norms import has_norm
 from editing.locate_then_edit.presets import PRESETS
 from editing.locate_then_edit.rows import batched_rows
 from editing.locate_then_edit.suffix import Part
@@ -33,6 +34,8 @@ from editing.request import EditRequest, check_requests
 from tracer.model import LanguageModel
 from tracer.progress import bar
 
+NORMED_RATE = 0.35  # of the root mean square of z0, where a norm follows W
+NORMED_CLAMP = 1.0
 TOGETHER = 2048  # tokens of requests that are optimised together
 TOGETHER_TIMES_VOCABULARY = 1 << 28  # as their logits take memory
 
@@ -42,7 +45,9 @@ class LocateThenEdit(ABC):
     """Settings of the value optimisation and of the key statistics; `apply` and `each`.
 
     Attributes:
-        steps, rate, decay, kl, clamp, contexts_a_step: of the value optimisation (`Search`).
+        steps, rate, decay, kl, clamp, contexts_a_step: of the value optimisation (`Search`). Rate and clamp default
+            to the published ones; where a norm follows W, as no published model has it, to 0.35 of z0's size a
+            step and a clamp of 1, which lets a value turn by 45 degrees.
         context_plan: random prefixes, (how many, tokens each); () for the bare prompt alone.
         corpus: text file for the key statistics; None: text that the model writes itself.
         tokens: of the corpus; None: 100,000 of a file, 10 * d_mlp of the model's own text.
@@ -50,16 +55,18 @@ class LocateThenEdit(ABC):
     """
 
     steps: int = 20
-    rate: float = 0.5
+    rate: float | None = None
     decay: float = 0.5
     kl: float = 0.0625
-    clamp: float = 4.0
+    clamp: float | None = None
     contexts_a_step: int | None = None
     context_plan: tuple[tuple[int, int], ...] = ()
     corpus: str | Path | None = None
     tokens: int | None = None
     ridge: float = RIDGE
 
+    published_rate: ClassVar[float] = 0.5
+    published_clamp: ClassVar[float] = 4.0
     one_by_one: ClassVar[bool] = False
     openings: ClassVar[tuple[str, ...] | None] = None
 
@@ -71,6 +78,9 @@ class LocateThenEdit(ABC):
             raise RequestError(f"steps={self.steps} leaves the value as it is. Write steps=20.")
         if self.tokens is not None and self.tokens < 2:
             raise RequestError(f"tokens={self.tokens} estimates nothing. Write tokens=100_000, or None.")
+        for name, published in (("rate", self.published_rate), ("clamp", self.published_clamp)):
+            if getattr(self, name) is not None and not getattr(self, name) > 0:
+                raise RequestError(f"{name}={getattr(self, name)} moves nothing. Write {name}={published}, or None.")
         if self.contexts_a_step is not None and self.contexts_a_step < 1:
             raise RequestError(f"contexts_a_step={self.contexts_a_step}: write contexts_a_step=2, or None for all.")
         if not self.ridge >= 0:
@@ -88,7 +98,7 @@ class LocateThenEdit(ABC):
         known = PRESETS[cls.__name__]
         if model not in known:
             raise RequestError(f"No {cls.__name__} settings were published for {model!r}; for {', '.join(known)}.")
-        return cls(**{**known[model], **changes})
+        return cls(**{"rate": cls.published_rate, "clamp": cls.published_clamp, **known[model], **changes})
 
     def apply(
         self, model: LanguageModel, requests: Sequence[EditRequest], *, seed: int = 0, progress: bool | None = None
@@ -152,14 +162,25 @@ class LocateThenEdit(ABC):
         most = min(TOGETHER, TOGETHER_TIMES_VOCABULARY // vocabulary)
         for numbers, rows in batched_rows(model, requests, prefixes, tokens=most):
             update = partial(steps.update, len(numbers))
-            values = optimise_values(model, layer, rows, self.search(), parts=parts, each_step=update)
+            values = optimise_values(model, layer, rows, self.search(model), parts=parts, each_step=update)
             found |= dict(zip(numbers, values, strict=True))
         return [found[number] for number in range(len(requests))]
 
-    def search(self) -> Search:
+    def search(self, model: LanguageModel) -> Search:
         """Settings of the value optimisation."""
-        names = ("steps", "rate", "decay", "kl", "clamp", "contexts_a_step")
-        return Search(**{name: getattr(self, name) for name in names})
+        _, parts = self.target(model)
+        free = has_norm(model) and parts[0] == "mlp"  # the scale of what is optimised
+        rate = self.rate or (NORMED_RATE if free else self.published_rate)
+        clamp = self.clamp or (min(NORMED_CLAMP, self.published_clamp) if free else self.published_clamp)
+        return Search(
+            steps=self.steps,
+            rate=rate,
+            relative=free and not self.rate,
+            clamp=clamp,
+            decay=self.decay,
+            kl=self.kl,
+            contexts_a_step=self.contexts_a_step,
+        )
 
     def prefixes(self, model: LanguageModel, seed: int) -> tuple[str, ...]:
         """The contexts of every request, the empty one first."""
@@ -194,7 +215,9 @@ class LocateThenEdit(ABC):
 
     def _begun(self, model: LanguageModel, requests: Sequence[EditRequest], seed: int) -> Edit:
         corpus = None if self.corpus is None else Path(self.corpus).name
-        settings = {**dataclasses.asdict(self), "corpus": corpus, "seed": seed}
+        search = self.search(model)
+        found = {"rate": search.rate, "relative": search.relative, "clamp": search.clamp}
+        settings = {**dataclasses.asdict(self), **found, "corpus": corpus, "seed": seed}
         return Edit(tuple(requests), (), {"method": type(self).__name__, **settings}, model.fingerprint())
 
     def _whole_number(self, name: str) -> None:

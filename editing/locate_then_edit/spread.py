@@ -15,15 +15,14 @@ import dataclasses
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from editing.change import LowRank
 from editing.edit import Edit
-from editing.errors import EditFailedError
 from editing.locate_then_edit.keys import Reading, read_keys
+from editing.locate_then_edit.norms import after_norm, before_norm
 from editing.locate_then_edit.rows import batched_rows
 from editing.locate_then_edit.settings import TOGETHER, value_record
 from editing.locate_then_edit.solve import Factors
@@ -34,7 +33,6 @@ from editing.scores import target_scores
 from tracer.model import LanguageModel
 
 Solve = Callable[[int, Tensor, Tensor], Factors]
-SMALLEST_GAIN = 1e-3  # of a norm's largest gain: smaller ones are not inverted
 
 
 @dataclass(frozen=True)
@@ -108,55 +106,6 @@ def mean_keys(reading: Reading) -> Tensor:
     return (bare + others.mean(1)) / 2 if others.shape[1] else bare
 
 
-def has_norm(model: LanguageModel) -> bool:
-    """Whether a norm stands between W and the residual stream (Gemma 2 and 3, OLMo-2)."""
-    names = model.anatomy.names
-    assert names.value_matrix is not None
-    return names.value_matrix != names.mlp_site and not names.value_matrix.startswith(f"{names.mlp_site}.")
-
-
-def after_norm(model: LanguageModel, layer: int, outputs: Tensor) -> Tensor:
-    """What the stream receives of W's outputs [request, d_model], float64 on the CPU."""
-    norm = model.anatomy.site_module("mlp", layer)
-    weight: Any = next(norm.parameters())
-    with torch.no_grad():
-        return norm(outputs[:, None].to(weight.device, weight.dtype))[:, 0].double().cpu()
-
-
-def before_norm(model: LanguageModel, layer: int, outputs: Tensor, residual: Tensor) -> Tensor:
-    """The change of W's outputs after which the stream receives `residual` more.
-
-    After a norm N(y) = g y / rms(y) it is rms(y) residual / g: then N has the wanted direction, and the wanted
-    size as far as the stream's share can grow at all.
-
-    Args:
-        model: of a family where `has_norm`.
-        layer: of W.
-        outputs: y at the bare prompts, [request, d_model].
-        residual: [request, d_model].
-
-    Raises:
-        EditFailedError: what stands between is no RMS norm.
-    """
-    gain = _gain(model.anatomy.site_module("mlp", layer), outputs)
-    inverse = torch.where(gain.abs() < SMALLEST_GAIN * gain.abs().max(), 0, 1 / gain)
-    return outputs.square().mean(-1, keepdim=True).sqrt() * residual * inverse
-
-
 def residual_factor(model: LanguageModel) -> float:
     """What Granite multiplies every sub-layer's output by before it is added; 1 elsewhere."""
     return float(getattr(model.torch.config.get_text_config(), "residual_multiplier", 1.0) or 1.0)
-
-
-def _gain(norm: nn.Module, outputs: Tensor) -> Tensor:
-    """What an RMS norm makes of ones, which is its gain; float64 [d_model]."""
-    weight: Any = next(norm.parameters())
-    ones = torch.ones(1, 1, outputs.shape[-1], dtype=weight.dtype, device=weight.device)
-    with torch.no_grad():
-        one, two, less = (norm(scale * ones) for scale in (1.0, 2.0, -1.0))
-    if not (torch.allclose(one, two, rtol=1e-2) and torch.allclose(one, -less, rtol=1e-2)):
-        raise EditFailedError(
-            f"Between W and the residual stream stands {type(norm).__name__}, which is no RMS norm. Use ROME, which "
-            f"writes the output of W itself."
-        )
-    return one[0, 0].double().cpu()

@@ -33,7 +33,7 @@ class Search:
 
     Attributes:
         steps: evaluations of the loss; one less updates, as published.
-        rate: of Adam.
+        rate: of Adam; `relative`: in units of the root mean square of z0.
         decay, kl: weights in the loss.
         clamp: of |delta| / |z0|.
         greedy: once every target token is the argmax, weigh the NLL by 0.1 and stop at a small KL (PMET).
@@ -47,6 +47,7 @@ class Search:
     clamp: float = 4.0
     greedy: bool = False
     contexts_a_step: int | None = None
+    relative: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,7 +129,8 @@ class _Path:
     def __init__(self, initial: Tensor, search: Search) -> None:
         self.initial, self.search = initial, search
         self.delta = torch.zeros_like(initial, requires_grad=True)
-        self.optimiser = torch.optim.Adam([self.delta], lr=search.rate)
+        unit = float(initial.square().mean().sqrt()) if search.relative else 1.0
+        self.optimiser = torch.optim.Adam([self.delta], lr=search.rate * unit)
         self.size = initial.norm(dim=-1)
         self.losses: list[dict[str, float]] = []
         self.taken = self.clamped = 0
