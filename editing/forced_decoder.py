@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutput
 
-from tracer.hidden import hidden_of
+from tracer.anatomy.hidden import hidden_of
 from tracer.model import LanguageModel
 from tracer.replay import only_here
 from tracer.tokens import TargetEncoding, right_padded

@@ -13,10 +13,10 @@ from families import FAMILIES, IDS, SPAN
 from torch import nn
 
 import tracer
+from tracer.anatomy.hidden import hidden_of, with_hidden
 from tracer.attribution import attribute
 from tracer.effect import TraceResult
 from tracer.errors import AnatomyError, FactError, NumericsError, SiteError
-from tracer.hidden import hidden_of, with_hidden
 from tracer.passes import Passes
 from tracer.replay import output_changed
 from tracer.site import KINDS, window_layers

@@ -15,8 +15,8 @@ from editing import ROME, EditRequest
 from editing.change import writable
 from editing.errors import BaseModelError
 from tracer.anatomy import is_stored_transposed
+from tracer.anatomy.names import LLAMA, POST_NORM
 from tracer.errors import AnatomyError, ModelSourceError, NumericsError, SiteError, TracerWarning
-from tracer.names import LLAMA, POST_NORM
 from tracer.self_test import self_test
 
 

@@ -13,8 +13,8 @@ from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 
 import tracer
+from tracer.anatomy.hidden import hidden_of, with_hidden
 from tracer.errors import AnatomyError, FileFormatError, SiteError
-from tracer.hidden import hidden_of, with_hidden
 from tracer.query_key import attribute_queries_and_keys
 from tracer.replay import output_changed
 

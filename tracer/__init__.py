@@ -1,5 +1,6 @@
 """Where does a language model keep a fact? Causal tracing, exact and fast."""
 
+from tracer.anatomy.names import Names
 from tracer.attribution import attribute
 from tracer.causal_trace import trace
 from tracer.corrupt import GaussianNoise, embedding_sigma
@@ -22,7 +23,6 @@ from tracer.errors import (
 from tracer.fact import ROLES, Fact, TokenizedFact
 from tracer.interactive import hover_agreement, hover_average, hover_heads, hover_trace, save_html
 from tracer.model import LanguageModel, load
-from tracer.names import Names
 from tracer.place import Place, RankedLayer, locate
 from tracer.plan import Plan
 from tracer.plot import (

@@ -23,13 +23,13 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from tracer.anatomy.hidden import by_token, hidden_of, with_hidden
 from tracer.answer import probability
 from tracer.corrupt import Corruption
 from tracer.effect import TraceResult
 from tracer.errors import AnatomyError, SiteError
 from tracer.fact import Fact, TokenizedFact
 from tracer.graddrop import Drops
-from tracer.hidden import by_token, hidden_of, with_hidden
 from tracer.model import LanguageModel
 from tracer.plan import Plan
 from tracer.prepared import Prepared, differentiable, prepare

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tracer.anatomy.hidden import hidden_of
 from tracer.answer import probability
 from tracer.edge_scores import Edge, Input, Metric, Node
 from tracer.errors import AnatomyError
 from tracer.heads import ROLES, Heads
-from tracer.hidden import hidden_of
 from tracer.prepared import Prepared
 
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from tracer.anatomy import Anatomy
-from tracer.hidden import hidden_of, with_hidden
+from tracer.anatomy.hidden import hidden_of, with_hidden
 
 
 class Drops:

@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from tracer.anatomy import Anatomy, SubLayer
-from tracer.hidden import by_token, hidden_of, with_hidden
+from tracer.anatomy.hidden import by_token, hidden_of, with_hidden
 from tracer.sharded import first_column
 from tracer.site import Unit
 

@@ -14,13 +14,13 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tracer.anatomy import Anatomy, anatomy_of
+from tracer.anatomy.hidden import hidden_of
+from tracer.anatomy.names import Names
+from tracer.anatomy.parts import check_parts
 from tracer.embedded import DEFAULT
 from tracer.errors import AnatomyError, FactError, ModelSourceError, NumericsError, TracerError, TracerWarning
 from tracer.foreign import foreign_hooks
-from tracer.hidden import hidden_of
-from tracer.names import Names
 from tracer.parallel import is_out_of_memory
-from tracer.parts import check_parts
 from tracer.sharded import is_sharded, slice_here, whole
 from tracer.source import from_pretrained, loaded_model
 
@@ -335,7 +335,7 @@ def load(
         tokenizer: only for a loaded model, or to replace the one that comes with the weights.
         device: "cpu", "cuda", "cuda:1"; "auto" spreads the model over all devices. Default: the first GPU, else CPU.
         dtype: "float32" (the default), "bfloat16", "float64" or "float16" (which many models overflow).
-        names: module paths, for a family that `tracer.anatomy` does not list and `tracer.structure` does not find.
+        names: module paths, for a family that `tracer.anatomy` neither lists nor finds.
         check: whether names given are of the parts they say; compare the sweep with the definition on a
             made-up prompt, and where they disagree, or the sweep cannot run, say so and trace by the definition.
         tensor_parallel: cut the model over the processes that torchrun started, each with a GPU of its own if

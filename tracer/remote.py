@@ -17,9 +17,9 @@ from nnsight import CONFIG, TransformersModel
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from tracer.anatomy.names import Names
 from tracer.errors import ModelSourceError
 from tracer.model import LanguageModel
-from tracer.names import Names
 from tracer.source import place_of
 
 IDS_AT_ONCE = 1024

@@ -22,8 +22,8 @@ from transformers import DynamicCache
 
 from tracer import masks
 from tracer.anatomy import SubLayer
+from tracer.anatomy.hidden import by_token, hidden_of, with_hidden
 from tracer.errors import AnatomyError
-from tracer.hidden import by_token, hidden_of, with_hidden
 from tracer.lock import lock_of
 from tracer.model import LanguageModel
 

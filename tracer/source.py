@@ -21,9 +21,9 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from tracer.anatomy.names import FAMILIES
 from tracer.embedded import EMBEDDED, dequantise, embedded_folder
 from tracer.errors import MissingPackageError, ModelSourceError, TracerWarning
-from tracer.names import FAMILIES
 from tracer.storage import cache_folder
 
 Opened = tuple[PreTrainedModel, PreTrainedTokenizerBase | None, str]

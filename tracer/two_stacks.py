@@ -20,8 +20,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from tracer.anatomy.hidden import hidden_of
 from tracer.budget import Budget
-from tracer.hidden import hidden_of
 from tracer.lock import lock_of
 from tracer.model_inputs import inputs_of
 from tracer.passes import BatchPasses, Passes, Run

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from editing.errors import RequestError
 from editing.locate_then_edit.keys import hooked_until
-from tracer.hidden import by_token
+from tracer.anatomy.hidden import by_token
 from tracer.model import LanguageModel
 from tracer.tokens import encode, right_padded
 

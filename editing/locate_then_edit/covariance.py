@@ -25,8 +25,8 @@ from editing.edit import unedited
 from editing.errors import CovarianceError
 from editing.generation import sample_texts
 from editing.locate_then_edit.keys import hooked_until
+from tracer.anatomy.hidden import by_token
 from tracer.errors import FileFormatError
-from tracer.hidden import by_token
 from tracer.model import LanguageModel
 from tracer.progress import bar
 from tracer.storage import cache_folder, read_tensors, write_json, write_tensors

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from editing.errors import BaseModelError
 from editing.meta_learning.texts import Texts
-from tracer.hidden import by_token
+from tracer.anatomy.hidden import by_token
 from tracer.model import LanguageModel
 from tracer.replay import only_here
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from tracer.hidden import by_token
+from tracer.anatomy.hidden import by_token
 from tracer.replay import only_here
 
 

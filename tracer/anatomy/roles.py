@@ -4,7 +4,7 @@ A block adds two things to the residual stream, attention and MLP:
     h[l] = h[l-1] + a[l] + m[l]
 A *site* is what a sub-layer adds. Where a family normalises after the sub-layer (Gemma 2 and 3),
 that is the value after this norm, so `attention_site` and `mlp_site` may differ from the modules
-that compute them. `tracer.names` lists the names; types that are not there are searched (`structure`).
+that compute them. `tracer.anatomy.names` lists the names; types that are not there are searched (`structure`).
 
 An encoder-decoder has two *stacks* of blocks. They are counted through: with E encoder blocks, layer E
 is the decoder's first. A decoder's block adds a third thing, cross-attention to the encoder's output.
@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from tracer.anatomy.missing_roles import has, missing_roles
+from tracer.anatomy.names import FAMILIES, Names
 from tracer.errors import AnatomyError, SiteError
-from tracer.missing_roles import has, missing_roles
-from tracer.names import FAMILIES, Names
 from tracer.site import Kind
 
 SubLayer = Literal["mlp", "attn", "cross"]
@@ -210,7 +210,7 @@ def anatomy_of(model: PreTrainedModel, names: Names | None = None) -> Anatomy:
     Raises:
         AnatomyError: a role's module is not there; lists every missing role.
     """
-    from tracer.structure import names_by_structure  # which builds on this module
+    from tracer.anatomy.structure import names_by_structure  # which builds on this module
 
     known = names or FAMILIES.get(model.config.model_type)
     _check_stacks(model, known)

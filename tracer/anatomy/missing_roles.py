@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 from transformers import PreTrainedModel
 
-from tracer.names import Names
+from tracer.anatomy.names import Names
 
 
 def missing_roles(model: PreTrainedModel, names: Names) -> list[str]:

@@ -12,10 +12,10 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from tracer.block import Block
+from tracer.anatomy.block import Block
+from tracer.anatomy.names import Names
+from tracer.anatomy.watch import N_TOKENS, Watched, watch
 from tracer.errors import AnatomyError
-from tracer.names import Names
-from tracer.watch import N_TOKENS, Watched, watch
 
 
 def names_by_structure(model: PreTrainedModel) -> Names:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
-from tracer.hidden import by_token
+from tracer.anatomy.hidden import by_token
 
 N_TOKENS = 5
 

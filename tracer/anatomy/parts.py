@@ -1,7 +1,7 @@
 """Are the parts of a model what their names say? One watched pass over a few tokens tells.
 
 Both engines read and write the sites that `Names` names, so they agree on wrong ones too: only the
-block's own sum (`tracer.block`) shows that a map would be of something else.
+block's own sum (`tracer.anatomy.block`) shows that a map would be of something else.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from collections.abc import Iterator
 import torch
 from transformers import PreTrainedModel
 
-from tracer.block import Block
+from tracer.anatomy.block import Block
+from tracer.anatomy.names import FAMILIES, Names
+from tracer.anatomy.structure import names_by_structure
+from tracer.anatomy.watch import Watched, watch
 from tracer.errors import AnatomyError
-from tracer.names import FAMILIES, Names
-from tracer.structure import names_by_structure
-from tracer.watch import Watched, watch
 
 
 def check_parts(model: PreTrainedModel, names: Names, *, given: bool) -> None:

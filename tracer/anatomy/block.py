@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from tracer.watch import Watched
+from tracer.anatomy.watch import Watched
 
 _SMALLEST_FACTOR = 1e-3  # a site whose share is below adds nothing: the other one is more than a site
 

@@ -1,6 +1,6 @@
 """Where each family of transformers keeps its parts: a table of dotted paths.
 
-Model types that are not listed are searched for their parts (`tracer.structure`).
+Model types that are not listed are searched for their parts (`tracer.anatomy.structure`).
 """
 
 from __future__ import annotations
