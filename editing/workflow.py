@@ -22,12 +22,12 @@ from tracer.corrupt import measured_corruption
 from tracer.effect import AverageTrace, TraceResult
 from tracer.facts import bundled, paraphrases, relation_of, spread_over_relations
 from tracer.model import LanguageModel
-from tracer.model_inputs import prompt_encoding
+from tracer.model.inputs import prompt_encoding
+from tracer.model.tokens import visible
 from tracer.place import Place
 from tracer.progress import bar
 from tracer.site import proportional_window
 from tracer.storage import write_json
-from tracer.tokens import visible
 
 PromptKind = Literal["edited", "paraphrase", "neighbour"]
 MOST_PARAPHRASES = 4

@@ -10,7 +10,7 @@ import torch
 from toys import IDS, gpt2
 
 import tracer
-from tracer.parallel import in_threads, is_out_of_memory
+from tracer.model.parallel import in_threads, is_out_of_memory
 from tracer.sweep import Sweep
 
 

@@ -19,12 +19,12 @@ from tracer.errors import FactError
 from tracer.fact import Fact, TokenizedFact
 from tracer.groups import Group, group_name
 from tracer.model import LanguageModel
+from tracer.model.tokens import visible
 from tracer.plan import Plan
 from tracer.progress import bar
 from tracer.runs import Runs, check_ids, settings_of, settled, traced_tokens
 from tracer.severed import Severed
 from tracer.site import KINDS, Direction, Kind
-from tracer.tokens import visible
 
 
 def trace(

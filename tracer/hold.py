@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from tracer.anatomy import Anatomy, SubLayer
 from tracer.anatomy.hidden import by_token, hidden_of, with_hidden
-from tracer.sharded import first_column
+from tracer.model.sharded import first_column
 from tracer.site import Unit
 
 

@@ -28,10 +28,10 @@ from torch import Tensor
 from tracer.anatomy import SubLayer
 from tracer.corrupt import Draws
 from tracer.errors import SiteError
-from tracer.lock import lock_of
 from tracer.metric import METRICS, Metric, wide
 from tracer.model import LanguageModel
-from tracer.model_inputs import inputs_of
+from tracer.model.inputs import inputs_of
+from tracer.model.lock import lock_of
 from tracer.reading import AnswerIds, Answers, Reading, answer_table
 from tracer.severed import Severed
 from tracer.site import ALL_KINDS, Direction, Kind, Site, TokenGroups, Tokens, Unit, UnitKind, together, window_layers

@@ -19,10 +19,10 @@ from tracer.corrupt import Corruption, Draws, measured_corruption
 from tracer.effect import Settings, TraceResult
 from tracer.fact import Fact, TokenizedFact
 from tracer.model import LanguageModel
+from tracer.model.tokens import visible
 from tracer.plan import Plan
 from tracer.replay import output_changed
 from tracer.runs import settings_of, settled
-from tracer.tokens import visible
 
 
 @dataclass(frozen=True, eq=False)

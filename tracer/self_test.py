@@ -8,7 +8,7 @@ import torch
 from tracer.answer import probability
 from tracer.errors import AnatomyError, SweepMismatchError
 from tracer.model import LanguageModel
-from tracer.parallel import is_out_of_memory
+from tracer.model.parallel import is_out_of_memory
 from tracer.passes import Passes, forward
 from tracer.site import KINDS, Site
 from tracer.sweep import Sweep

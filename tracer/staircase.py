@@ -13,8 +13,8 @@ from torch import Tensor
 
 from tracer.answer import values_at
 from tracer.hold import Hold
+from tracer.model.parallel import Check
 from tracer.packing import Packing, Row
-from tracer.parallel import Check
 
 if TYPE_CHECKING:
     from tracer.sweep import BatchSweep

@@ -21,13 +21,13 @@ from tracer.errors import FactError, FileFormatError, SiteError
 from tracer.fact import Fact, TokenizedFact, token_roles
 from tracer.groups import Group
 from tracer.model import LanguageModel
+from tracer.model.ranks import folder_here
+from tracer.model.tokens import visible
 from tracer.plan import Plan
 from tracer.progress import bar
-from tracer.ranks import folder_here
 from tracer.severed import Severed
 from tracer.site import KINDS, Direction, Kind
 from tracer.storage import plain
-from tracer.tokens import visible
 
 
 def average(

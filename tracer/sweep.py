@@ -36,8 +36,8 @@ from tracer.errors import SiteError
 from tracer.hold import Hold, UnitHold
 from tracer.metric import METRICS, Metric
 from tracer.model import LanguageModel
+from tracer.model.parallel import Check, in_threads, is_out_of_memory, thread_count
 from tracer.packing import Packing, Row, bundles, in_order, severed_rows, state_rows, window_rows
-from tracer.parallel import Check, in_threads, is_out_of_memory, thread_count
 from tracer.reading import AnswerIds, Answers, Reading, answer_table
 from tracer.replay import Recording, record
 from tracer.severed import Severed

@@ -22,8 +22,8 @@ from torch import Tensor, nn
 
 from tracer.anatomy.hidden import hidden_of
 from tracer.budget import Budget
-from tracer.lock import lock_of
-from tracer.model_inputs import inputs_of
+from tracer.model.inputs import inputs_of
+from tracer.model.lock import lock_of
 from tracer.passes import BatchPasses, Passes, Run
 from tracer.reading import AnswerIds
 from tracer.replay import by_name, only_here, output_changed

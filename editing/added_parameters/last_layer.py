@@ -23,8 +23,8 @@ from editing.asking import prompts_end_at
 from editing.request import EditRequest
 from tracer.anatomy.hidden import by_token
 from tracer.model import LanguageModel
+from tracer.model.tokens import encode_with_target
 from tracer.replay import Recording, record
-from tracer.tokens import encode_with_target
 
 
 @dataclass(frozen=True, eq=False)

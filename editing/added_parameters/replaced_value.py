@@ -21,8 +21,8 @@ from editing.upper_blocks import UpperBlocks, upper_blocks
 from tracer.anatomy import is_stored_transposed
 from tracer.anatomy.hidden import by_token
 from tracer.model import LanguageModel
+from tracer.model.tokens import encode_with_target
 from tracer.replay import output_changed, record
-from tracer.tokens import encode_with_target
 
 
 @dataclass(frozen=True, eq=False)

@@ -21,7 +21,7 @@ from tracer.anatomy.hidden import by_token
 from tracer.answer import predicted_id
 from tracer.errors import SiteError
 from tracer.model import LanguageModel
-from tracer.model_inputs import inputs_of, prompt_encoding, target_encoding
+from tracer.model.inputs import inputs_of, prompt_encoding, target_encoding
 
 Neuron = tuple[int, int]  # layer, place among the inputs of its value matrix
 AT_LEAST = 3  # prompts, where there are as many

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from torch import distributed
 
-from tracer.model import LanguageModel
+from tracer.model.language_model import LanguageModel
 
 
 def folder_here(model: LanguageModel, folder: str | Path) -> Path:

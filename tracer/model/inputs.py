@@ -14,14 +14,14 @@ from typing import Any
 from torch import Tensor
 
 from tracer.errors import FactError
-from tracer.model import LanguageModel
-from tracer.tokens import Encoding, TargetEncoding, encode, encode_with_target, joined
+from tracer.model.language_model import LanguageModel
+from tracer.model.tokens import Encoding, TargetEncoding, encode, encode_with_target, joined
 
 SENTINEL = re.compile(r"<extra_id_\d+>")
 
 
 def prompt_encoding(model: LanguageModel, prompt: str) -> Encoding:
-    """All that the model reads before an answer; errors as `tracer.tokens.encode`."""
+    """All that the model reads before an answer; errors as `tracer.model.tokens.encode`."""
     if not model.is_encoder_decoder:
         return encode(model.tokenizer, prompt)
     starts = decoder_text(model, prompt)
@@ -35,7 +35,7 @@ def prompt_encoding(model: LanguageModel, prompt: str) -> Encoding:
 
 
 def target_encoding(model: LanguageModel, prompt: str, target: str) -> TargetEncoding:
-    """The same with a target behind it; errors as `tracer.tokens.encode_with_target`."""
+    """The same with a target behind it; errors as `tracer.model.tokens.encode_with_target`."""
     if not model.is_encoder_decoder:
         return encode_with_target(model.tokenizer, prompt, target)
     if not target.strip():

@@ -17,12 +17,12 @@ from tracer.anatomy import Anatomy, anatomy_of
 from tracer.anatomy.hidden import hidden_of
 from tracer.anatomy.names import Names
 from tracer.anatomy.parts import check_parts
-from tracer.embedded import DEFAULT
 from tracer.errors import AnatomyError, FactError, ModelSourceError, NumericsError, TracerError, TracerWarning
-from tracer.foreign import foreign_hooks
-from tracer.parallel import is_out_of_memory
-from tracer.sharded import is_sharded, slice_here, whole
-from tracer.source import from_pretrained, loaded_model
+from tracer.model.embedded import DEFAULT
+from tracer.model.foreign import foreign_hooks
+from tracer.model.parallel import is_out_of_memory
+from tracer.model.sharded import is_sharded, slice_here, whole
+from tracer.model.source import from_pretrained, loaded_model
 
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -77,7 +77,7 @@ class LanguageModel:
             # nnsight fills in a padding token: in a copy, not in the user's tokenizer.
             own = copy.deepcopy(self.tokenizer)
             if self.is_sharded:
-                from tracer.tensor_parallel import sharded_nnsight  # which needs a recent transformers
+                from tracer.model.tensor_parallel import sharded_nnsight  # which needs a recent transformers
 
                 self._nnsight = sharded_nnsight(self.torch, own)
             else:
@@ -204,7 +204,7 @@ class LanguageModel:
     def embedded(self, ids: Tensor) -> Tensor:
         """What the embedding module gives for token ids [...]: [..., width]."""
         if self.remote:
-            from tracer.remote import embedded_there  # which builds on this module
+            from tracer.model.remote import embedded_there  # which builds on this module
 
             return embedded_there(self, ids)
         with torch.inference_mode():
@@ -355,7 +355,7 @@ def load(
     if tensor_parallel:
         options["tensor_parallel"] = True
     if remote and isinstance(source, str | Path):
-        from tracer.remote import remote_model  # which builds on this module
+        from tracer.model.remote import remote_model  # which builds on this module
 
         return remote_model(str(source), remote, tokenizer, names, here={"device": device, "dtype": dtype, **options})
     opened = loaded_model(source, tokenizer, device=device, dtype=dtype, options=options)

@@ -22,8 +22,8 @@ from transformers import (
 )
 
 from tracer.anatomy.names import FAMILIES
-from tracer.embedded import EMBEDDED, dequantise, embedded_folder
 from tracer.errors import MissingPackageError, ModelSourceError, TracerWarning
+from tracer.model.embedded import EMBEDDED, dequantise, embedded_folder
 from tracer.storage import cache_folder
 
 Opened = tuple[PreTrainedModel, PreTrainedTokenizerBase | None, str]
@@ -125,7 +125,7 @@ def _auto_class(place: str, options: dict[str, Any]) -> Any:
 
 def _parallel_plan(place: str) -> Any:
     try:
-        from tracer.tensor_parallel import parallel_plan  # which needs a recent transformers
+        from tracer.model.tensor_parallel import parallel_plan  # which needs a recent transformers
     except ImportError as error:
         raise MissingPackageError("tensor_parallel=True needs transformers 5.21 or newer.") from error
     return parallel_plan(place)

@@ -19,8 +19,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from tracer.anatomy.names import Names
 from tracer.errors import ModelSourceError
-from tracer.model import LanguageModel
-from tracer.source import place_of
+from tracer.model.language_model import LanguageModel
+from tracer.model.source import place_of
 
 IDS_AT_ONCE = 1024
 
