@@ -18,8 +18,8 @@ from tracer.attribution import attribute
 from tracer.effect import TraceResult
 from tracer.errors import AnatomyError, FactError, NumericsError, SiteError
 from tracer.passes import Passes
-from tracer.replay import output_changed
 from tracer.site import KINDS, window_layers
+from tracer.sweep.replay import output_changed
 
 FACT = tracer.Fact("The Space Needle is located in the city of", subject="The Space Needle")
 TOKENS = list(range(toys.IDS.shape[1]))

@@ -24,9 +24,9 @@ from editing.locate_then_edit.suffix import Suffix
 from tracer.anatomy import anatomy_of, is_stored_transposed, names
 from tracer.anatomy.structure import names_by_structure
 from tracer.errors import AnatomyError
-from tracer.replay import record
-from tracer.self_test import self_test
 from tracer.sweep import Sweep
+from tracer.sweep.replay import record
+from tracer.sweep.self_test import self_test
 
 README = Path(__file__).parents[1] / "README.md"
 POST_NORM = "OPT-350m"  # normalises after the sum, so its block adds more than its two sites

@@ -11,7 +11,7 @@ its *corrupted* value (Meng et al. 2022, sec. 2.1, 2.2). All passes of a fact se
 In an encoder-decoder a row holds the encoder's tokens and then the decoder's; the subject is corrupted
 in the encoder, and a token has sites in the blocks of the stack that reads it.
 
-This is slow and plain on purpose: `tracer.sweep` (`tracer.two_stacks`) must give the same numbers.
+This is slow and plain on purpose: `tracer.sweep` (`tracer.sweep.two_stacks`) must give the same numbers.
 """
 
 from __future__ import annotations

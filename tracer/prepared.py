@@ -21,8 +21,8 @@ from tracer.fact import Fact, TokenizedFact
 from tracer.model import LanguageModel
 from tracer.model.tokens import visible
 from tracer.plan import Plan
-from tracer.replay import output_changed
 from tracer.runs import settings_of, settled
+from tracer.sweep.replay import output_changed
 
 
 @dataclass(frozen=True, eq=False)

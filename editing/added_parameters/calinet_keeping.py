@@ -19,7 +19,7 @@ from editing.upper_blocks import UpperBlocks, upper_blocks
 from tracer.facts import bundled, spread_over_relations
 from tracer.model import LanguageModel
 from tracer.model.tokens import encode, right_padded
-from tracer.replay import record
+from tracer.sweep.replay import record
 
 
 @dataclass(frozen=True, eq=False)

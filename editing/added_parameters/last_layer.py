@@ -24,7 +24,7 @@ from editing.request import EditRequest
 from tracer.anatomy.hidden import by_token
 from tracer.model import LanguageModel
 from tracer.model.tokens import encode_with_target
-from tracer.replay import Recording, record
+from tracer.sweep.replay import Recording, record
 
 
 @dataclass(frozen=True, eq=False)

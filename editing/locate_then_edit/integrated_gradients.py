@@ -26,7 +26,7 @@ from editing.locate_then_edit.norms import has_norm
 from editing.upper_blocks import upper_blocks
 from tracer.model import LanguageModel
 from tracer.prepared import differentiable
-from tracer.replay import Recording, only_here, record
+from tracer.sweep.replay import Recording, only_here, record
 from tracer.units import input_width
 
 Rule = Literal["gauss-legendre", "left"]

@@ -18,7 +18,7 @@ from torch.nn import functional
 from editing.upper_blocks import UpperBlocks, upper_blocks
 from tracer.model import LanguageModel
 from tracer.model.tokens import encode_with_target, right_padded
-from tracer.replay import record
+from tracer.sweep.replay import record
 
 
 @dataclass(frozen=True, eq=False)

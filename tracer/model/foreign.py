@@ -1,6 +1,6 @@
 """Hooks that somebody else has put on a model's modules.
 
-The sweep calls blocks with tokens packed anew (`tracer.packing`): a hook that goes by a token's place
+The sweep calls blocks with tokens packed anew (`tracer.sweep.packing`): a hook that goes by a token's place
 would change another one there. The self-test sees hooks that are there at load, none that come later.
 """
 

@@ -373,7 +373,7 @@ def _checked(model: LanguageModel, check: bool, *, names_given: bool) -> Languag
     check_parts(model.torch, model.anatomy.names, given=names_given and check)
     if not check:
         return model
-    from tracer.self_test import by_definition, self_test  # which traces models
+    from tracer.sweep.self_test import by_definition, self_test  # which traces models
 
     try:
         passes = by_definition(model)

@@ -11,8 +11,8 @@ from tracer.model import LanguageModel
 from tracer.model.parallel import is_out_of_memory
 from tracer.passes import Passes, forward
 from tracer.site import KINDS, Site
-from tracer.sweep import Sweep
-from tracer.two_stacks import TwoStackSweep
+from tracer.sweep.batch_sweep import Sweep
+from tracer.sweep.two_stacks import TwoStackSweep
 
 WINDOW = 3
 LENGTH, SPAN = 6, (2, 4)  # tokens of a made-up prompt, and its subject

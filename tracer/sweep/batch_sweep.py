@@ -13,8 +13,8 @@ change, from facts that hold exactly:
 - the last block is run for the positions that the answer is read from, and only these are unembedded.
 
 One walk up the layers serves all columns of a map: rows join when their layer is reached (a
-staircase), so a weight is read once a layer, not once a site. `tracer.packing` says how the rows
-are laid out; the blocks that run are the model's own (`tracer.replay`). Facts of the same length
+staircase), so a weight is read once a layer, not once a site. `tracer.sweep.packing` says how the rows
+are laid out; the blocks that run are the model's own (`tracer.sweep.replay`). Facts of the same length
 whose subjects span the same tokens are walked together.
 """
 
@@ -30,19 +30,19 @@ import torch
 from torch import Tensor, nn
 
 from tracer.anatomy import SubLayer
-from tracer.budget import Budget
 from tracer.corrupt import Draws
 from tracer.errors import SiteError
-from tracer.hold import Hold, UnitHold
 from tracer.metric import METRICS, Metric
 from tracer.model import LanguageModel
 from tracer.model.parallel import Check, in_threads, is_out_of_memory, thread_count
-from tracer.packing import Packing, Row, bundles, in_order, severed_rows, state_rows, window_rows
 from tracer.reading import AnswerIds, Answers, Reading, answer_table
-from tracer.replay import Recording, record
 from tracer.severed import Severed
 from tracer.site import Direction, TokenGroups, Tokens, Unit, together
-from tracer.staircase import Join, Staircase
+from tracer.sweep.budget import Budget
+from tracer.sweep.hold import Hold, UnitHold
+from tracer.sweep.packing import Packing, Row, bundles, in_order, severed_rows, state_rows, window_rows
+from tracer.sweep.replay import Recording, record
+from tracer.sweep.staircase import Join, Staircase
 from tracer.units import matrices_of
 
 PROBABILITY = METRICS["probability"]

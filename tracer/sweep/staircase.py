@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from tracer.answer import values_at
-from tracer.hold import Hold
 from tracer.model.parallel import Check
-from tracer.packing import Packing, Row
+from tracer.sweep.hold import Hold
+from tracer.sweep.packing import Packing, Row
 
 if TYPE_CHECKING:
-    from tracer.sweep import BatchSweep
+    from tracer.sweep.batch_sweep import BatchSweep
 
 Join = Callable[[Row, Packing, Tensor, Tensor | None], Tensor]
 

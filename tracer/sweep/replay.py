@@ -20,12 +20,12 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from tracer import masks
 from tracer.anatomy import SubLayer
 from tracer.anatomy.hidden import by_token, hidden_of, with_hidden
 from tracer.errors import AnatomyError
 from tracer.model import LanguageModel
 from tracer.model.lock import lock_of
+from tracer.sweep import masks
 
 _CACHE_NAMES = ("past_key_values", "past_key_value", "layer_past")
 # Rows in the batch that runs: a sub-layer that flattens rows and tokens does not say. Each thread has its own.

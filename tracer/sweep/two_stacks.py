@@ -21,13 +21,13 @@ import torch
 from torch import Tensor, nn
 
 from tracer.anatomy.hidden import hidden_of
-from tracer.budget import Budget
 from tracer.model.inputs import inputs_of
 from tracer.model.lock import lock_of
 from tracer.passes import BatchPasses, Passes, Run
 from tracer.reading import AnswerIds
-from tracer.replay import by_name, only_here, output_changed
 from tracer.site import Kind, Site
+from tracer.sweep.budget import Budget
+from tracer.sweep.replay import by_name, only_here, output_changed
 
 Held = Mapping[Site, Tensor]
 Write = tuple[int, int, Tensor]  # cell, place of the token in its stack, value [d_model] or [sample, d_model]
