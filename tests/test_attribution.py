@@ -14,9 +14,9 @@ from torch import nn
 
 import tracer
 from tracer.anatomy.hidden import hidden_of, with_hidden
-from tracer.attribution import attribute
 from tracer.effect import TraceResult
 from tracer.errors import AnatomyError, FactError, NumericsError, SiteError
+from tracer.first_order.attribution import attribute
 from tracer.passes import Passes
 from tracer.site import KINDS, window_layers
 from tracer.sweep.replay import output_changed
@@ -34,7 +34,7 @@ def toy(model) -> tracer.LanguageModel:
 def test_in_a_linear_model_the_estimate_is_the_exact_effect_on_the_logit(monkeypatch) -> None:
     """The network is linear; so that the metric is too, the answer's logit stands in for its probability."""
     model = toy(toys.linear_gpt2())
-    monkeypatch.setattr("tracer.attribution.probability", lambda logits, answer: logits[..., answer])
+    monkeypatch.setattr("tracer.first_order.attribution.probability", lambda logits, answer: logits[..., answer])
     found = attribute(model, TOY_FACT, samples=2, window=1, corruption=NOISE)
     effects = {kind: values - found.corrupted_samples for kind, values in found.restored.items()}
     draws = NOISE.draws(samples=2, n_subject=2, d_model=toys.WIDTH, seed=1)

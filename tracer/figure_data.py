@@ -13,7 +13,7 @@ import numpy as np
 from tracer.effect import TraceResult
 from tracer.errors import FactError, SiteError
 from tracer.fact import ROLES, check_roles
-from tracer.screen import rank_correlation
+from tracer.first_order.screen import rank_correlation
 from tracer.unit_trace import UnitTrace
 
 

@@ -22,14 +22,14 @@ import numpy as np
 import torch
 
 from tracer.corrupt import Corruption
-from tracer.edge_runs import EdgeRuns
-from tracer.edge_scores import Edge, EdgeScores, Input, Metric, Node
 from tracer.errors import SiteError
 from tracer.fact import Fact, TokenizedFact
-from tracer.heads import ROLES, Heads
+from tracer.first_order.edge_runs import EdgeRuns
+from tracer.first_order.edge_scores import Edge, EdgeScores, Input, Metric, Node
+from tracer.first_order.heads import ROLES, Heads
+from tracer.first_order.prepared import differentiable, prepare
 from tracer.model import LanguageModel
 from tracer.plan import Plan
-from tracer.prepared import differentiable, prepare
 
 __all__ = ["Edge", "EdgeScores", "Input", "Node", "attribute_edges", "path_patch"]
 
@@ -48,7 +48,7 @@ def attribute_edges(
     """Scores every edge between heads and MLPs, from `steps` forward and backward passes.
 
     Args:
-        model: of a family in `tracer.heads`: GPT-2 and those built like Llama.
+        model: of a family in `tracer.first_order.heads`: GPT-2 and those built like Llama.
         fact: as in `tracer.trace`, as are samples, seed and corruption.
         steps: of the integral between corrupted and clean embeddings; 1 takes the gradient half way.
         exact: how many of the top edges to check by path patching, a pass each.

@@ -18,15 +18,15 @@ import numpy as np
 import pandas as pd
 
 from tracer.answer import probability
-from tracer.attribution import Method, attribute
 from tracer.corrupt import Corruption
 from tracer.effect import TraceResult
 from tracer.errors import SiteError
 from tracer.fact import Fact, TokenizedFact
+from tracer.first_order.attribution import Method, attribute
+from tracer.first_order.prepared import prepare
 from tracer.model import LanguageModel
 from tracer.passes import Passes
 from tracer.plan import Plan
-from tracer.prepared import prepare
 from tracer.progress import bar
 from tracer.site import Kind
 

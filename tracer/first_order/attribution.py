@@ -8,9 +8,9 @@ counts what one layer of the window passes on through another, which restoring b
 overwrites, so windows wider than 1 are nearer to a ranking than to a value. Each draw has an
 estimate of its own.
 
-"graddrop" takes a backward pass for each layer and averages magnitudes (`tracer.graddrop`). No site here
+"graddrop" takes a backward pass for each layer and averages magnitudes (`tracer.first_order.graddrop`). No site here
 is a query or a key, so for these maps that is all of AtP* (Kramar et al. 2024, arXiv:2403.00745); its
-other half, the QK fix, is in `tracer.query_key`.
+other half, the QK fix, is in `tracer.first_order.query_key`.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from tracer.corrupt import Corruption
 from tracer.effect import TraceResult
 from tracer.errors import AnatomyError, SiteError
 from tracer.fact import Fact, TokenizedFact
-from tracer.graddrop import Drops
+from tracer.first_order.graddrop import Drops
+from tracer.first_order.prepared import Prepared, differentiable, prepare
 from tracer.model import LanguageModel
 from tracer.plan import Plan
-from tracer.prepared import Prepared, differentiable, prepare
 from tracer.site import KINDS, Kind, window_layers
 
 Method = Literal["atp", "graddrop"]

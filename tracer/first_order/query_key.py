@@ -7,7 +7,7 @@ only what comes after them to first order:
     IE(query of token t)  ~  sum over s of (A_restored - A_corrupt)[t, s] . d p(answer) / d A[t, s]
     IE(key of token s)    ~  the same over all t, s, with the column of s restored in every row's scores
 
-AtP* joins the fix with GradDrop (`tracer.graddrop`), whose estimates are sizes.
+AtP* joins the fix with GradDrop (`tracer.first_order.graddrop`), whose estimates are sizes.
 
 Reached in every family whose attention calls torch's scaled_dot_product_attention.
 """
@@ -25,15 +25,15 @@ import torch
 from torch import Tensor
 
 from tracer.answer import probability
-from tracer.attention_tap import Method, Tap
 from tracer.corrupt import GaussianNoise
 from tracer.effect import Settings, fact_from
 from tracer.errors import AnatomyError, SiteError
 from tracer.fact import Fact, TokenizedFact
-from tracer.graddrop import Drops
+from tracer.first_order.attention_tap import Method, Tap
+from tracer.first_order.graddrop import Drops
+from tracer.first_order.prepared import Prepared, differentiable, prepare
 from tracer.model import LanguageModel
 from tracer.plan import Plan
-from tracer.prepared import Prepared, differentiable, prepare
 from tracer.storage import of_this_version, read_tensors, write_tensors
 
 

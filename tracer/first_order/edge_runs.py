@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from tracer.anatomy.hidden import hidden_of
 from tracer.answer import probability
-from tracer.edge_scores import Edge, Input, Metric, Node
 from tracer.errors import AnatomyError
-from tracer.heads import ROLES, Heads
-from tracer.prepared import Prepared
+from tracer.first_order.edge_scores import Edge, Input, Metric, Node
+from tracer.first_order.heads import ROLES, Heads
+from tracer.first_order.prepared import Prepared
 
 
 class EdgeRuns:
