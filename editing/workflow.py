@@ -96,8 +96,8 @@ class Report:
     def save(self, folder: str | Path) -> list[Path]:
         """Writes record.json, edit.safetensors, the traces and all figures into `folder`; returns their paths."""
         from editing.plot import plot_shown
-        from tracer.interactive import hover_trace, save_html
         from tracer.plot import plot_average, plot_severed, plot_trace, save_figure
+        from tracer.plot.interactive import hover_trace, save_html
 
         folder = Path(folder)
         paths = [folder / "record.json", folder / "edit.safetensors"]

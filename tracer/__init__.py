@@ -23,7 +23,6 @@ from tracer.first_order.attribution import attribute
 from tracer.first_order.edges import Edge, EdgeScores, attribute_edges, path_patch
 from tracer.first_order.query_key import QueryKeyMaps, attribute_queries_and_keys
 from tracer.first_order.screen import Screening, screen
-from tracer.interactive import hover_agreement, hover_average, hover_heads, hover_trace, save_html
 from tracer.model import LanguageModel, load
 from tracer.place import Place, RankedLayer, locate
 from tracer.plan import Plan
@@ -38,6 +37,7 @@ from tracer.plot import (
     plot_trace,
     save_figure,
 )
+from tracer.plot.interactive import hover_agreement, hover_average, hover_heads, hover_trace, save_html
 from tracer.report import save_report
 from tracer.severed import Severed
 from tracer.site import Site

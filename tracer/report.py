@@ -17,8 +17,8 @@ from plotly.offline import get_plotlyjs
 from tracer.effect import TraceResult
 from tracer.errors import FileFormatError, StudyError
 from tracer.fact import ROLES
-from tracer.labels import METRIC_WORDS, chosen_maps, map_family, map_words, prompt_text, token_labels
 from tracer.plot import COLOURS
+from tracer.plot.labels import METRIC_WORDS, chosen_maps, map_family, map_words, prompt_text, token_labels
 from tracer.storage import atomic_path, to_json
 from tracer.studies.study import Study
 from tracer.studies.table import bootstrap

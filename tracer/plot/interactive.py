@@ -17,8 +17,9 @@ import plotly.graph_objects as go
 from tracer.effect import AverageTrace, Settings, TraceResult
 from tracer.errors import FileFormatError
 from tracer.fact import ROLES
-from tracer.figure_data import agreement, head_grids, tokens_by_role
-from tracer.labels import (
+from tracer.plot import COLOURS, NOT_TRACED, ROLE_COLOURS, TWO_SIDED
+from tracer.plot.figure_data import agreement, head_grids, tokens_by_role
+from tracer.plot.labels import (
     action,
     average_caption,
     chosen_maps,
@@ -37,7 +38,6 @@ from tracer.labels import (
     trace_caption,
     traced_roles,
 )
-from tracer.plot import COLOURS, NOT_TRACED, ROLE_COLOURS, TWO_SIDED
 from tracer.site import Kind
 from tracer.storage import atomic_path
 from tracer.unit_trace import UnitTrace

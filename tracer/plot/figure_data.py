@@ -1,6 +1,6 @@
 """The numbers that figures show: grids of heads, two maps site by site, a fact's own peak.
 
-Effects have the sign of `tracer.labels.shown_values`: positive towards the clean answer.
+Effects have the sign of `tracer.plot.labels.shown_values`: positive towards the clean answer.
 """
 
 from __future__ import annotations
