@@ -38,7 +38,6 @@ from tracer.plot import (
     save_figure,
 )
 from tracer.plot.interactive import hover_agreement, hover_average, hover_heads, hover_trace, save_html
-from tracer.report import save_report
 from tracer.severed import Severed
 from tracer.site import Site
 from tracer.studies import (
@@ -55,7 +54,8 @@ from tracer.studies import (
     sample_components,
     to_xarray,
 )
-from tracer.study import average, average_of
+from tracer.studies.averaging import average, average_of
+from tracer.studies.report import save_report
 from tracer.unit_trace import UnitTrace, trace_heads, trace_neurons
 
 __all__ = [

@@ -50,7 +50,7 @@ def save_report(studies: Sequence[Study], path: str | Path) -> Path:
 
 def report_page(data: Sequence[dict[str, Any]]) -> str:
     """The page that shows these studies."""
-    template = files("tracer").joinpath("report.html").read_text(encoding="utf-8")
+    template = files("tracer.studies").joinpath("report.html").read_text(encoding="utf-8")
     # No text of a fact can end the script it stands in.
     numbers = to_json({"unit": UNIT, "studies": data}).replace("<", "\\u003c").replace("\u2028", "\\u2028")
     # Cut before anything is put in: what is put in may hold a mark's letters.
