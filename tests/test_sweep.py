@@ -27,7 +27,8 @@ from transformers import (
 import tracer
 from tracer.answer import probability
 from tracer.errors import OutOfMemoryError
-from tracer.passes import Passes, forward
+from tracer.forward_pass import forward
+from tracer.passes import Passes
 from tracer.site import Site
 from tracer.sweep import BatchSweep, Sweep
 from tracer.sweep.budget import Budget

@@ -7,9 +7,10 @@ import torch
 
 from tracer.answer import probability
 from tracer.errors import AnatomyError, SweepMismatchError
+from tracer.forward_pass import forward
 from tracer.model import LanguageModel
 from tracer.model.parallel import is_out_of_memory
-from tracer.passes import Passes, forward
+from tracer.passes import Passes
 from tracer.site import KINDS, Site
 from tracer.sweep.batch_sweep import Sweep
 from tracer.sweep.two_stacks import TwoStackSweep

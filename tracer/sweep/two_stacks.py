@@ -21,9 +21,10 @@ import torch
 from torch import Tensor, nn
 
 from tracer.anatomy.hidden import hidden_of
+from tracer.forward_pass import Run
 from tracer.model.inputs import inputs_of
 from tracer.model.lock import lock_of
-from tracer.passes import BatchPasses, Passes, Run
+from tracer.passes import BatchPasses, Passes
 from tracer.reading import AnswerIds
 from tracer.site import Kind, Site
 from tracer.sweep.budget import Budget
