@@ -15,7 +15,7 @@ import numpy as np
 import tracer
 from tracer.answer import predicted_id
 from tracer.facts import bundled, spread_over_relations
-from tracer.screen import rank_correlation
+from tracer.first_order.screen import rank_correlation
 from tracer.site import KINDS
 from tracer.storage import write_json
 

@@ -27,8 +27,8 @@ from editing.locate_then_edit.rows import Rows, request_rows
 from editing.locate_then_edit.settings import LocateThenEdit, editable
 from editing.locate_then_edit.suffix import Part
 from editing.locate_then_edit.values import Search, Value
+from tracer.anatomy.hidden import by_token, hidden_of, with_hidden
 from tracer.facts import bundled, spread_over_relations
-from tracer.hidden import by_token, hidden_of, with_hidden
 from tracer.model import LanguageModel
 from tracer.storage import write_json
 

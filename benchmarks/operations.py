@@ -8,8 +8,8 @@ from straightforward import WINDOW, sweep_map
 from torch.utils.flop_counter import FlopCounterMode
 
 from tracer.model import LanguageModel
-from tracer.packing import severed_rows, state_rows, window_rows
 from tracer.sweep import Sweep
+from tracer.sweep.packing import severed_rows, state_rows, window_rows
 
 
 def counted_operations(model: LanguageModel, prompt: Prompt, name: str | None) -> float:

@@ -9,8 +9,8 @@ import torch
 from prompts import Prompt
 from torch import Tensor
 
+from tracer.anatomy.hidden import hidden_of, with_hidden
 from tracer.answer import probability
-from tracer.hidden import hidden_of, with_hidden
 from tracer.model import LanguageModel
 from tracer.site import window_layers
 from tracer.sweep import Sweep

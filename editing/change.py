@@ -16,7 +16,7 @@ from torch import Tensor
 from editing.errors import BaseModelError
 from tracer.anatomy import is_stored_transposed
 from tracer.model import LanguageModel
-from tracer.sharded import whole
+from tracer.model.sharded import whole
 
 
 class Change(Protocol):

@@ -29,10 +29,10 @@ from editing.locate_then_edit.covariance import second_moments
 from editing.locate_then_edit.rome import ROME
 from tracer.effect import AverageTrace, Estimate
 from tracer.fact import ROLES
+from tracer.first_order.screen import rank_correlation
 from tracer.model import LanguageModel
 from tracer.place import Place
 from tracer.progress import bar
-from tracer.screen import rank_correlation
 from tracer.storage import plain, write_json
 
 Record = Mapping[str, Any]

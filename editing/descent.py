@@ -25,9 +25,9 @@ from editing.request import EditRequest
 from editing.upper_blocks import UpperBlocks, upper_blocks
 from tracer.anatomy import is_stored_transposed
 from tracer.model import LanguageModel
-from tracer.model_inputs import target_encoding
-from tracer.replay import only_here, record
-from tracer.tokens import right_padded
+from tracer.model.inputs import target_encoding
+from tracer.model.tokens import right_padded
+from tracer.sweep.replay import only_here, record
 
 Loss = Literal["target_new", "prompt_last"]
 STOP_BELOW = 0.01

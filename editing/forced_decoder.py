@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutput
 
-from tracer.hidden import hidden_of
+from tracer.anatomy.hidden import hidden_of
 from tracer.model import LanguageModel
-from tracer.replay import only_here
-from tracer.tokens import TargetEncoding, right_padded
+from tracer.model.tokens import TargetEncoding, right_padded
+from tracer.sweep.replay import only_here
 
 TOKENS = 1024  # padded tokens of both stacks in one pass
 Pair = tuple[str, str]

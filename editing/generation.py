@@ -15,9 +15,9 @@ from transformers import DynamicCache, EncoderDecoderCache
 
 from editing.asking import routes
 from tracer.model import LanguageModel
-from tracer.model_inputs import prompt_encoding
+from tracer.model.inputs import prompt_encoding
+from tracer.model.tokens import encode
 from tracer.progress import bar
-from tracer.tokens import encode
 
 PAST_PERIOD = 24  # characters of an answer that are kept after its first period
 # First words of sampled texts, in turn: ordinary prose, rather than whatever follows a bare start token.

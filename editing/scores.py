@@ -25,8 +25,8 @@ from editing.asking import prompts_end_at, routes
 from editing.forced_decoder import forced_log_probs
 from editing.prefix import Ids, Prefix, begin_alike, common_length, read_once
 from tracer.model import LanguageModel
-from tracer.model_inputs import target_encoding
-from tracer.tokens import TargetEncoding, right_padded
+from tracer.model.inputs import target_encoding
+from tracer.model.tokens import TargetEncoding, right_padded
 
 TOKENS = 1024  # padded tokens in one pass
 SEEN = 8192  # the same with those of a prefix that is read once

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers import Cache
 
-from tracer.replay import Recording
+from tracer.sweep.replay import Recording
 
 
 @dataclass(frozen=True, eq=False)

@@ -22,12 +22,12 @@ from tracer.corrupt import measured_corruption
 from tracer.effect import AverageTrace, TraceResult
 from tracer.facts import bundled, paraphrases, relation_of, spread_over_relations
 from tracer.model import LanguageModel
-from tracer.model_inputs import prompt_encoding
+from tracer.model.inputs import prompt_encoding
+from tracer.model.tokens import visible
 from tracer.place import Place
 from tracer.progress import bar
 from tracer.site import proportional_window
 from tracer.storage import write_json
-from tracer.tokens import visible
 
 PromptKind = Literal["edited", "paraphrase", "neighbour"]
 MOST_PARAPHRASES = 4
@@ -96,8 +96,8 @@ class Report:
     def save(self, folder: str | Path) -> list[Path]:
         """Writes record.json, edit.safetensors, the traces and all figures into `folder`; returns their paths."""
         from editing.plot import plot_shown
-        from tracer.interactive import hover_trace, save_html
         from tracer.plot import plot_average, plot_severed, plot_trace, save_figure
+        from tracer.plot.interactive import hover_trace, save_html
 
         folder = Path(folder)
         paths = [folder / "record.json", folder / "edit.safetensors"]

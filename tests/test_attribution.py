@@ -13,13 +13,13 @@ from families import FAMILIES, IDS, SPAN
 from torch import nn
 
 import tracer
-from tracer.attribution import attribute
+from tracer.anatomy.hidden import hidden_of, with_hidden
 from tracer.effect import TraceResult
 from tracer.errors import AnatomyError, FactError, NumericsError, SiteError
-from tracer.hidden import hidden_of, with_hidden
+from tracer.first_order.attribution import attribute
 from tracer.passes import Passes
-from tracer.replay import output_changed
 from tracer.site import KINDS, window_layers
+from tracer.sweep.replay import output_changed
 
 FACT = tracer.Fact("The Space Needle is located in the city of", subject="The Space Needle")
 TOKENS = list(range(toys.IDS.shape[1]))
@@ -34,7 +34,7 @@ def toy(model) -> tracer.LanguageModel:
 def test_in_a_linear_model_the_estimate_is_the_exact_effect_on_the_logit(monkeypatch) -> None:
     """The network is linear; so that the metric is too, the answer's logit stands in for its probability."""
     model = toy(toys.linear_gpt2())
-    monkeypatch.setattr("tracer.attribution.probability", lambda logits, answer: logits[..., answer])
+    monkeypatch.setattr("tracer.first_order.attribution.probability", lambda logits, answer: logits[..., answer])
     found = attribute(model, TOY_FACT, samples=2, window=1, corruption=NOISE)
     effects = {kind: values - found.corrupted_samples for kind, values in found.restored.items()}
     draws = NOISE.draws(samples=2, n_subject=2, d_model=toys.WIDTH, seed=1)

@@ -21,7 +21,7 @@ from editing.editors import editor_named
 from editing.generation import continued
 from editing.scores import target_scores
 from tracer.facts import bundled, spread_over_relations, templates
-from tracer.tokens import encode
+from tracer.model.tokens import encode
 
 QUICK = CaliNet(layers=(2,), steps=4)
 REQUESTS = [REQUEST, LONG, OTHER]

@@ -11,9 +11,9 @@ import toys
 from families import FAMILIES
 
 import tracer
-from tracer.edges import Edge, EdgeScores, Input, Node, attribute_edges, path_patch
 from tracer.errors import AnatomyError, FileFormatError, SiteError
-from tracer.heads import FAMILIES as WITH_HEADS
+from tracer.first_order.edges import Edge, EdgeScores, Input, Node, attribute_edges, path_patch
+from tracer.first_order.heads import FAMILIES as WITH_HEADS
 
 FACT = tracer.TokenizedFact(tuple(toys.IDS[0].tolist()), (1, 6), answer_ids=(5,))
 NOISE = tracer.GaussianNoise(3.0, 0.1)

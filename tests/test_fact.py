@@ -10,7 +10,7 @@ from tokenizers import processors
 import tracer
 from tracer.errors import FactError, TracerWarning
 from tracer.fact import ROLES, token_roles
-from tracer.tokens import encode, encode_with_target, joined, token_span
+from tracer.model.tokens import encode, encode_with_target, joined, token_span
 
 
 @pytest.fixture(params=["no BOS", "BOS"])

@@ -21,13 +21,12 @@ from editing.locate_then_edit.covariance import _accumulate
 from editing.locate_then_edit.keys import read_keys
 from editing.locate_then_edit.rows import request_rows
 from editing.locate_then_edit.suffix import Suffix
-from tracer import anatomy
-from tracer.anatomy import anatomy_of, is_stored_transposed
+from tracer.anatomy import anatomy_of, is_stored_transposed, names
+from tracer.anatomy.structure import names_by_structure
 from tracer.errors import AnatomyError
-from tracer.replay import record
-from tracer.self_test import self_test
-from tracer.structure import names_by_structure
 from tracer.sweep import Sweep
+from tracer.sweep.replay import record
+from tracer.sweep.self_test import self_test
 
 README = Path(__file__).parents[1] / "README.md"
 POST_NORM = "OPT-350m"  # normalises after the sum, so its block adds more than its two sites
@@ -133,7 +132,7 @@ def test_the_search_finds_what_the_table_says(name: str) -> None:
 @pytest.mark.parametrize("unlisted", UNLISTED)
 def test_a_type_that_is_not_listed_is_searched_and_traced(unlisted: str) -> None:
     model = tracer.load(UNLISTED[unlisted].build())
-    assert model.torch.config.model_type not in anatomy.FAMILIES
+    assert model.torch.config.model_type not in names.FAMILIES
     assert max(differences(model).values()) <= UNLISTED[unlisted].bound
 
 

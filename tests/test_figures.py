@@ -15,9 +15,9 @@ import tracer
 from tracer.effect import TraceResult
 from tracer.errors import FactError, SiteError
 from tracer.fact import TokenizedFact
-from tracer.interactive import hover_agreement, hover_heads
 from tracer.plot import plot_agreement, plot_edges, plot_heads, plot_samples
 from tracer.plot.edges import GAINED, LOST
+from tracer.plot.interactive import hover_agreement, hover_heads
 from tracer.unit_trace import UnitTrace
 
 N_LAYERS, N_HEADS = 3, 2

@@ -21,7 +21,7 @@ from editing.asking import prompts_end_at
 from editing.editors import editor_named
 from editing.generation import complete, continued
 from editing.scores import target_scores
-from tracer.tokens import encode, right_padded
+from tracer.model.tokens import encode, right_padded
 
 LONG = EditRequest("The capital of {} is", "France", " Constantinople")
 SHORT = EditRequest("The capital of {} is", "France", " of")  # one token: random models learn little more

@@ -18,8 +18,8 @@ from editing.memory.demonstrations import BREAK, TYPES, block, demonstrated, typ
 from editing.memory.memory import memory_of
 from editing.memory.record import MemoryRecord
 from editing.scores import target_scores
+from tracer.model.tokens import encode
 from tracer.storage import write_json
-from tracer.tokens import encode
 
 ICE = "New Fact: The capital of France is Rome\nPrompt: "
 

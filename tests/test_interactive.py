@@ -9,7 +9,7 @@ import pytest
 from tracer.effect import AverageTrace, Settings, TraceResult
 from tracer.errors import FileFormatError
 from tracer.fact import ROLES, TokenizedFact
-from tracer.interactive import hover_average, hover_trace, save_html
+from tracer.plot.interactive import hover_average, hover_trace, save_html
 from tracer.site import severed_name
 
 N_LAYERS = 4

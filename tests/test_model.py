@@ -15,9 +15,9 @@ from editing import ROME, EditRequest
 from editing.change import writable
 from editing.errors import BaseModelError
 from tracer.anatomy import is_stored_transposed
+from tracer.anatomy.names import LLAMA, POST_NORM
 from tracer.errors import AnatomyError, ModelSourceError, NumericsError, SiteError, TracerWarning
-from tracer.names import LLAMA, POST_NORM
-from tracer.self_test import self_test
+from tracer.sweep.self_test import self_test
 
 
 def test_every_family_has_all_roles(family_model: tracer.LanguageModel) -> None:

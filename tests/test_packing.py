@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tracer.packing import Packing, bundles, state_rows, window_rows
 from tracer.site import window_layers
+from tracer.sweep.packing import Packing, bundles, state_rows, window_rows
 
 
 @pytest.mark.parametrize(("n_layers", "window"), [(4, 1), (4, 2), (4, 10), (12, 3), (30, 10)])

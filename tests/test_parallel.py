@@ -10,7 +10,7 @@ import torch
 from toys import IDS, gpt2
 
 import tracer
-from tracer.parallel import in_threads, is_out_of_memory
+from tracer.model.parallel import in_threads, is_out_of_memory
 from tracer.sweep import Sweep
 
 
@@ -41,7 +41,7 @@ def test_ctrl_c_ends_a_threaded_sweep_between_two_calls_of_a_block(monkeypatch) 
     model = tracer.load(gpt2(n_layers=8), check=False)
     sweep = Sweep(model, IDS, (1, 3), torch.ones(4, 2, 16).double())
     whole, called, other_walks = sweep.state_map(5, [1, 2, 3]), [], threading.Event()
-    monkeypatch.setattr("tracer.sweep.thread_count", lambda device, n_jobs: 2)
+    monkeypatch.setattr("tracer.sweep.batch_sweep.thread_count", lambda device, n_jobs: 2)
     original, owner = sweep.batch.block, []
 
     def block(layer, packing, draws):

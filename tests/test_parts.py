@@ -11,11 +11,11 @@ from families import FAMILIES, Family
 from transformers import HeliumConfig, HeliumForCausalLM
 
 import tracer
+from tracer.anatomy.names import FAMILIES as LISTED
+from tracer.anatomy.names import LLAMA, POST_NORM, Names
+from tracer.anatomy.parts import check_parts
+from tracer.anatomy.structure import names_by_structure
 from tracer.errors import AnatomyError
-from tracer.names import FAMILIES as LISTED
-from tracer.names import LLAMA, POST_NORM, Names
-from tracer.parts import check_parts
-from tracer.structure import names_by_structure
 
 WRONG = {
     "one module": ({"attention_site": "mlp"}, "are one module"),

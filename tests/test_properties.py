@@ -12,10 +12,10 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 
 import tracer
 from tracer.answer import probability
-from tracer.budget import Budget
 from tracer.corrupt import GaussianNoise
 from tracer.passes import Passes
 from tracer.sweep import Sweep
+from tracer.sweep.budget import Budget
 
 
 @st.composite

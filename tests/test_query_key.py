@@ -13,10 +13,10 @@ from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 
 import tracer
+from tracer.anatomy.hidden import hidden_of, with_hidden
 from tracer.errors import AnatomyError, FileFormatError, SiteError
-from tracer.hidden import hidden_of, with_hidden
-from tracer.query_key import attribute_queries_and_keys
-from tracer.replay import output_changed
+from tracer.first_order.query_key import attribute_queries_and_keys
+from tracer.sweep.replay import output_changed
 
 FACT = tracer.TokenizedFact(tuple(toys.IDS[0].tolist()), (1, 6), answer_ids=(5,))
 NO_SDPA = {"GPT-Neo", "GPT-J", "BLOOM", "Gemma 2"}
@@ -87,7 +87,7 @@ def saturated_model() -> tracer.LanguageModel:
 
 def test_a_saturated_query_is_missed_plainly_and_found_by_the_fix(monkeypatch) -> None:
     """Linear after the softmax, and the answer's logit as metric: the fixed estimate is the exact effect."""
-    monkeypatch.setattr("tracer.query_key.probability", lambda logits, answer: logits[..., answer])
+    monkeypatch.setattr("tracer.first_order.query_key.probability", lambda logits, answer: logits[..., answer])
     model, noise = saturated_model(), tracer.GaussianNoise(1.0, 1.5)
     fact = dataclasses.replace(FACT, subject_span=(5, 6))
     effect = exact(model, fact, noise, "query", 0, 0, 5, lambda logits: logits[5])
@@ -101,7 +101,7 @@ def test_a_saturated_query_is_missed_plainly_and_found_by_the_fix(monkeypatch) -
 
 
 def test_a_saturated_key_is_missed_plainly_and_found_by_the_fix(monkeypatch) -> None:
-    monkeypatch.setattr("tracer.query_key.probability", lambda logits, answer: logits[..., answer])
+    monkeypatch.setattr("tracer.first_order.query_key.probability", lambda logits, answer: logits[..., answer])
     model, draw = saturated_model(), tracer.GaussianNoise(1.0, 6.0)
     with torch.no_grad():
         model.anatomy.embedding.weight[toys.IDS[0, -1], 0] = 1.0  # looks for positive keys
@@ -121,7 +121,7 @@ def test_a_saturated_key_is_missed_plainly_and_found_by_the_fix(monkeypatch) -> 
 
 @pytest.mark.parametrize("name", sorted(set(FAMILIES) - NO_SDPA))
 def test_at_little_noise_both_methods_give_the_exact_effect(monkeypatch, name: str) -> None:
-    monkeypatch.setattr("tracer.query_key.probability", lambda logits, answer: logits[..., answer])
+    monkeypatch.setattr("tracer.first_order.query_key.probability", lambda logits, answer: logits[..., answer])
     model, noise = tracer.load(FAMILIES[name].build(), check=False), tracer.GaussianNoise(1.0, 1e-3)
     cells = [(5, 0, 0), (2, 1, 3), (5, 2, 1), (3, 2, 2), (5, 3, 3)]
     for kind in ("query", "key"):

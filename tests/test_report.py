@@ -17,7 +17,7 @@ import tracer
 from tracer import Plan, Study, run_study, save_report
 from tracer.errors import FileFormatError, StudyError
 from tracer.facts import bundled, spread_over_relations
-from tracer.report import UNIT, report_data, report_page
+from tracer.studies.report import UNIT, report_data, report_page
 
 FACTS = [dataclasses.replace(fact, answer=None) for fact in spread_over_relations(bundled())[:5]]
 # A prompt that would end the page's script, or be read as a tag, were it put in as it is.

@@ -16,7 +16,7 @@ from editing.distributions import Distributions
 from editing.generation import continued
 from editing.scores import TargetScore, target_scores
 from tracer.errors import FactError, NumericsError
-from tracer.tokens import encode_with_target
+from tracer.model.tokens import encode_with_target
 
 PROMPT = "The capital of France is"
 TARGETS = ("of", "Paris", "Constantinople", "the city of", "Berlin and Rome")

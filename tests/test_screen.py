@@ -11,7 +11,7 @@ import toys
 
 import tracer
 from tracer.errors import SiteError
-from tracer.screen import exceeding_at_most, rank_correlation, screen
+from tracer.first_order.screen import exceeding_at_most, rank_correlation, screen
 
 FACT = tracer.TokenizedFact(tuple(toys.IDS[0].tolist()), (1, 3), answer_ids=(5,))
 OPTIONS = {"samples": 2, "window": 2, "corruption": tracer.GaussianNoise(3.0, 0.1)}

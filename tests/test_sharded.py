@@ -16,7 +16,7 @@ from conftest import make_tokenizer, tiny_gemma3, tiny_gpt2, tiny_llama
 
 import tracer
 from tracer.errors import ModelSourceError
-from tracer.tensor_parallel import parallel_plan
+from tracer.model.tensor_parallel import parallel_plan
 
 MODELS = {"llama": tiny_llama, "gemma3, one matrix as embedding and head": tiny_gemma3}
 

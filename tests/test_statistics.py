@@ -11,9 +11,9 @@ import pytest
 import tracer
 from tracer import compare, holm, merge, paired_test, run_study, sample_components, to_xarray
 from tracer.effect import AverageTrace, Settings
+from tracer.effect.resample import resampled_means
 from tracer.errors import MissingPackageError, SiteError, StudyError
 from tracer.fact import ROLES
-from tracer.resample import resampled_means
 from tracer.studies.components import components_of
 from tracer.studies.paired import paired_tests
 from tracer.studies.table import average_frame

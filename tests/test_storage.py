@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tracer import embedded
 from tracer.errors import FileFormatError, ModelSourceError
+from tracer.model import embedded
 from tracer.storage import atomic_folder, atomic_path, cache_folder, read_tensors, write_json, write_tensors
 
 

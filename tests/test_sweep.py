@@ -26,12 +26,13 @@ from transformers import (
 
 import tracer
 from tracer.answer import probability
-from tracer.budget import Budget
 from tracer.errors import OutOfMemoryError
-from tracer.passes import Passes, forward
-from tracer.self_test import self_test
+from tracer.forward_pass import forward
+from tracer.passes import Passes
 from tracer.site import Site
 from tracer.sweep import BatchSweep, Sweep
+from tracer.sweep.budget import Budget
+from tracer.sweep.self_test import self_test
 
 IDS = torch.tensor([[11, 87, 254, 33, 480, 129, 64, 300]])
 TOKENS = list(range(IDS.shape[1]))
@@ -84,7 +85,7 @@ def test_chunks_bundles_and_threads_change_nothing(toy_model: tracer.LanguageMod
     whole = maps_of(Sweep(toy_model, IDS, (1, 3), noise), 5)
     monkeypatch.setattr("tracer.answer.ROWS", 3)
     monkeypatch.setattr("tracer.answer.VOCABULARY", 100)
-    monkeypatch.setattr("tracer.sweep.thread_count", lambda device, n_jobs: min(threads, n_jobs))
+    monkeypatch.setattr("tracer.sweep.batch_sweep.thread_count", lambda device, n_jobs: min(threads, n_jobs))
     small = Budget(state_bytes=4096, packed_tokens=8, bundle_pairs=9)
     cut = maps_of(Sweep(toy_model, IDS, (1, 3), noise, budget=small), 5)
     for one, other in zip(whole, cut, strict=True):
@@ -292,11 +293,11 @@ def test_the_self_test_finds_a_site_that_does_nothing_and_attention_that_looks_a
     torch.manual_seed(0)
     torch_model = LlamaForCausalLM(LlamaConfig(**llama_like())).double()
     model = tracer.load(torch_model, check=False)
-    monkeypatch.setattr("tracer.self_test.forward", lambda model, ids, **_: forward(model, ids))
+    monkeypatch.setattr("tracer.sweep.self_test.forward", lambda model, ids, **_: forward(model, ids))
     with pytest.raises(tracer.SweepMismatchError, match="does not reach the logits"):
         self_test(model)
     monkeypatch.undo()
-    monkeypatch.setattr("tracer.self_test.SPAN", (2, 4))
+    monkeypatch.setattr("tracer.sweep.self_test.SPAN", (2, 4))
     for layer in torch_model.model.layers:
         original = layer.self_attn.forward
 

@@ -32,10 +32,11 @@ from editing.locate_then_edit.knowledge_neurons import probability, questions
 from editing.scores import target_scores
 from tracer.corrupt import GaussianNoise, ReplaceSubject
 from tracer.errors import AnatomyError, FactError, ModelSourceError, SiteError, StudyError
-from tracer.passes import Passes, forward
-from tracer.self_test import self_test
+from tracer.forward_pass import forward
+from tracer.passes import Passes
 from tracer.site import Site
-from tracer.two_stacks import TwoStackSweep
+from tracer.sweep.self_test import self_test
+from tracer.sweep.two_stacks import TwoStackSweep
 
 LIES_IN = {"Paris": "France", "Milan": "Italy", "Bonn": "Germany", "Kyoto": "Japan"}
 WAYS = ("The country of {} is <extra_id_0>.", "The city {} lies in <extra_id_0>")

@@ -24,7 +24,7 @@ from editing.editors import editor_named
 from editing.generation import continued
 from editing.scores import target_scores
 from tracer.errors import AnatomyError
-from tracer.tokens import encode, encode_with_target
+from tracer.model.tokens import encode, encode_with_target
 
 PATCHED = [name for name in DENSE if not name.startswith("OPT")]
 QUICK = TPatcher(memory=40, steps=6, first_check=4, every=2)

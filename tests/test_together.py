@@ -12,7 +12,7 @@ from tracer.errors import SiteError
 from tracer.metric import metric_named
 from tracer.passes import Passes
 from tracer.severed import Severed
-from tracer.study import usable
+from tracer.studies.averaging import usable
 from tracer.sweep import Sweep
 
 ENGINES = ("sweep", "passes")
@@ -137,7 +137,7 @@ def test_a_fact_is_known_whole_only_if_every_token_of_its_answer_is_predicted(to
     each = tuple(predicted_id(toy_model, ids[:n]) for n in range(len(ids) - 2, len(ids) + 1))
     assert predicted_ids(toy_model, ids, 3) == each
     first, *_ = FACT.preflight(toy_model, warn=False).answer_ids
-    monkeypatch.setattr("tracer.study.predicted_ids", lambda _model, _ids, n: (first, *[0] * (n - 1)))
+    monkeypatch.setattr("tracer.studies.averaging.predicted_ids", lambda _model, _ids, n, **_: (first, *[0] * (n - 1)))
     assert usable(toy_model, FACT, tracer.Plan(), True)[0] is not None
     none, reason = usable(toy_model, FACT, tracer.Plan(whole_answer=True), True)
     assert none is None and reason.endswith("not ' Kyoto, Japan'")

@@ -13,7 +13,7 @@ from tracer.corrupt import GaussianNoise, embedding_sigma
 from tracer.effect import AverageTrace, Estimate, Settings, TraceResult
 from tracer.errors import FactError, FileFormatError, SiteError
 from tracer.fact import ROLES
-from tracer.study import average_of
+from tracer.studies.averaging import average_of
 
 FACT = tracer.Fact("The Space Needle is located in the city of", subject="The Space Needle")
 OTHER = tracer.Fact("The mother tongue of Angela Merkel is", subject="Angela Merkel")
@@ -191,7 +191,7 @@ def test_an_interrupted_average_goes_on_and_ends_the_same(toy_model, tmp_path, m
     options = {"kinds": ("state",), "samples": 2}
     whole = tracer.average(toy_model, [FACT, OTHER], **options)
     traced: list[str] = []
-    real = tracer.study.trace_alike
+    real = tracer.studies.averaging.trace_alike
 
     def interrupted(model, facts, plan):
         if len(traced) == 1:
@@ -199,8 +199,8 @@ def test_an_interrupted_average_goes_on_and_ends_the_same(toy_model, tmp_path, m
         traced.extend(fact.fact.prompt for fact in facts)
         return real(model, facts, plan)
 
-    monkeypatch.setattr("tracer.study.trace_alike", interrupted)
-    monkeypatch.setattr("tracer.study.at_once", lambda *_: 1)
+    monkeypatch.setattr("tracer.studies.averaging.trace_alike", interrupted)
+    monkeypatch.setattr("tracer.studies.averaging.at_once", lambda *_: 1)
     with pytest.raises(KeyboardInterrupt):
         tracer.average(toy_model, [FACT, OTHER], folder=tmp_path, **options)
     assert len(list(tmp_path.iterdir())) == 1

@@ -1,9 +1,8 @@
 """Where does a language model keep a fact? Causal tracing, exact and fast."""
 
-from tracer.attribution import attribute
+from tracer.anatomy.names import Names
 from tracer.causal_trace import trace
 from tracer.corrupt import GaussianNoise, embedding_sigma
-from tracer.edges import Edge, EdgeScores, attribute_edges, path_patch
 from tracer.effect import AverageTrace, Estimate, TraceResult
 from tracer.errors import (
     AnatomyError,
@@ -20,9 +19,11 @@ from tracer.errors import (
     TracerWarning,
 )
 from tracer.fact import ROLES, Fact, TokenizedFact
-from tracer.interactive import hover_agreement, hover_average, hover_heads, hover_trace, save_html
+from tracer.first_order.attribution import attribute
+from tracer.first_order.edges import Edge, EdgeScores, attribute_edges, path_patch
+from tracer.first_order.query_key import QueryKeyMaps, attribute_queries_and_keys
+from tracer.first_order.screen import Screening, screen
 from tracer.model import LanguageModel, load
-from tracer.names import Names
 from tracer.place import Place, RankedLayer, locate
 from tracer.plan import Plan
 from tracer.plot import (
@@ -36,9 +37,7 @@ from tracer.plot import (
     plot_trace,
     save_figure,
 )
-from tracer.query_key import QueryKeyMaps, attribute_queries_and_keys
-from tracer.report import save_report
-from tracer.screen import Screening, screen
+from tracer.plot.interactive import hover_agreement, hover_average, hover_heads, hover_trace, save_html
 from tracer.severed import Severed
 from tracer.site import Site
 from tracer.studies import (
@@ -55,7 +54,8 @@ from tracer.studies import (
     sample_components,
     to_xarray,
 )
-from tracer.study import average, average_of
+from tracer.studies.averaging import average, average_of
+from tracer.studies.report import save_report
 from tracer.unit_trace import UnitTrace, trace_heads, trace_neurons
 
 __all__ = [

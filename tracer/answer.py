@@ -15,7 +15,7 @@ from tracer.anatomy import Anatomy
 from tracer.fact import TokenizedFact
 from tracer.metric import Metric, wide
 from tracer.model import LanguageModel
-from tracer.model_inputs import inputs_of
+from tracer.model.inputs import inputs_of
 
 ROWS = 512
 VOCABULARY = 4096

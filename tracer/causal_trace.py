@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from tracer.anatomy import SubLayer
-from tracer.budget import Budget
 from tracer.corrupt import Corruption, measured_corruption
 from tracer.effect import TraceResult
 from tracer.engine import EngineName
@@ -19,12 +18,13 @@ from tracer.errors import FactError
 from tracer.fact import Fact, TokenizedFact
 from tracer.groups import Group, group_name
 from tracer.model import LanguageModel
+from tracer.model.tokens import visible
 from tracer.plan import Plan
 from tracer.progress import bar
 from tracer.runs import Runs, check_ids, settings_of, settled, traced_tokens
 from tracer.severed import Severed
 from tracer.site import KINDS, Direction, Kind
-from tracer.tokens import visible
+from tracer.sweep.budget import Budget
 
 
 def trace(

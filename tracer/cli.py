@@ -233,8 +233,8 @@ def locate(
 
 def save_trace(found: TraceResult, folder: Path) -> list[Path]:
     """Writes figures and numbers of a trace; returns their paths."""
-    from tracer.interactive import hover_trace, save_html
     from tracer.plot import plot_trace, save_figure
+    from tracer.plot.interactive import hover_trace, save_html
 
     found.save(folder / "trace.safetensors")
     found.to_frame().to_csv(folder / "trace.csv", index=False)
@@ -246,8 +246,8 @@ def save_trace(found: TraceResult, folder: Path) -> list[Path]:
 
 def save_average(found: AverageTrace, folder: Path) -> list[Path]:
     """Writes figures and numbers of an average; returns their paths."""
-    from tracer.interactive import hover_average, save_html
     from tracer.plot import plot_average, plot_severed, save_figure
+    from tracer.plot.interactive import hover_average, save_html
 
     found.save(folder / "average.safetensors")
     found.to_frame().to_csv(folder / "average.csv", index=False)

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 
 from tracer.errors import FactError, TracerWarning
 from tracer.model import LanguageModel
-from tracer.model_inputs import prompt_encoding, target_encoding
-from tracer.tokens import token_span, visible
+from tracer.model.inputs import prompt_encoding, target_encoding
+from tracer.model.tokens import token_span, visible
 
 ROLES = (
     "first subject token",

@@ -15,9 +15,9 @@ import numpy as np
 import pandas as pd
 
 from tracer.effect import AverageTrace, Estimate
+from tracer.effect.resample import RESAMPLES, percentile_interval, resampled_means
 from tracer.errors import SiteError
 from tracer.fact import ROLES, check_roles
-from tracer.resample import RESAMPLES, percentile_interval, resampled_means
 
 SURE, LIKELY = 0.95, 0.7
 

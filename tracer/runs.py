@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from tracer.answer import traced_answers
-from tracer.budget import Budget
 from tracer.corrupt import Corruption
 from tracer.effect import Settings
 from tracer.engine import Engine
@@ -23,7 +22,8 @@ from tracer.passes import BatchPasses
 from tracer.plan import Plan
 from tracer.site import Tokens
 from tracer.sweep import BatchSweep
-from tracer.two_stacks import BatchTwoStackSweep
+from tracer.sweep.budget import Budget
+from tracer.sweep.two_stacks import BatchTwoStackSweep
 
 
 class Runs:

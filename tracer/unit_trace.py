@@ -16,11 +16,11 @@ from tracer.effect import Settings, about_measured, measured_from
 from tracer.errors import SiteError
 from tracer.fact import Fact, TokenizedFact, token_roles
 from tracer.model import LanguageModel
+from tracer.model.tokens import visible
 from tracer.plan import Plan, RunOptions
 from tracer.runs import Runs, settings_of, settled, spread
 from tracer.site import Unit
 from tracer.storage import of_this_version, read_tensors, write_tensors
-from tracer.tokens import visible
 from tracer.units import heads, neurons
 
 

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from editing.errors import RequestError
 from editing.locate_then_edit.keys import hooked_until
-from tracer.hidden import by_token
+from tracer.anatomy.hidden import by_token
 from tracer.model import LanguageModel
-from tracer.tokens import encode, right_padded
+from tracer.model.tokens import encode, right_padded
 
 BATCH = 32
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)

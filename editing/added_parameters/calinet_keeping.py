@@ -18,8 +18,8 @@ from editing.asking import prompts_end_at
 from editing.upper_blocks import UpperBlocks, upper_blocks
 from tracer.facts import bundled, spread_over_relations
 from tracer.model import LanguageModel
-from tracer.replay import record
-from tracer.tokens import encode, right_padded
+from tracer.model.tokens import encode, right_padded
+from tracer.sweep.replay import record
 
 
 @dataclass(frozen=True, eq=False)

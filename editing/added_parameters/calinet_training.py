@@ -23,7 +23,7 @@ from editing.descent import Batch, batch_of
 from editing.errors import EditFailedError
 from editing.request import EditRequest
 from tracer.model import LanguageModel
-from tracer.tokens import encode_with_target
+from tracer.model.tokens import encode_with_target
 
 CHUNK = 32  # prompts that are run together
 HALF = math.log(2)  # an answer whose joint probability is above 1/2 has no token that another one beats

@@ -20,7 +20,7 @@ from editing.added_parameters.codebook import Codebook, Record
 from editing.added_parameters.passing import Noted
 from editing.asking import prompt_ends
 from editing.attachment import Attachment
-from tracer.hidden import by_token
+from tracer.anatomy.hidden import by_token
 from tracer.model import LanguageModel
 
 Replace = Literal["last", "prompt"]

@@ -21,10 +21,10 @@ from editing.added_parameters.patch import Patch
 from editing.added_parameters.side_branch import mlp_module, wide
 from editing.asking import prompts_end_at
 from editing.request import EditRequest
-from tracer.hidden import by_token
+from tracer.anatomy.hidden import by_token
 from tracer.model import LanguageModel
-from tracer.replay import Recording, record
-from tracer.tokens import encode_with_target
+from tracer.model.tokens import encode_with_target
+from tracer.sweep.replay import Recording, record
 
 
 @dataclass(frozen=True, eq=False)

@@ -17,11 +17,11 @@ from editing.added_parameters.passing import Noted
 from editing.added_parameters.side_branch import mlp_module, wide
 from editing.edit import unedited
 from editing.generation import sample_texts
+from tracer.anatomy.hidden import by_token
 from tracer.facts import bundled, spread_over_relations
-from tracer.hidden import by_token
 from tracer.model import LanguageModel
+from tracer.model.tokens import encode, joined, right_padded
 from tracer.progress import bar
-from tracer.tokens import encode, joined, right_padded
 
 CHUNK = 128  # tokens in one text
 BATCH = 32  # texts in one pass

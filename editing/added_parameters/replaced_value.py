@@ -19,10 +19,10 @@ from editing.errors import EditFailedError, RequestError
 from editing.request import EditRequest
 from editing.upper_blocks import UpperBlocks, upper_blocks
 from tracer.anatomy import is_stored_transposed
-from tracer.hidden import by_token
+from tracer.anatomy.hidden import by_token
 from tracer.model import LanguageModel
-from tracer.replay import output_changed, record
-from tracer.tokens import encode_with_target
+from tracer.model.tokens import encode_with_target
+from tracer.sweep.replay import output_changed, record
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,7 +9,7 @@ from tracer.fact import Fact
 from tracer.facts import bundled, paraphrases, spread_over_relations
 from tracer.model import LanguageModel
 from tracer.plan import Plan
-from tracer.study import usable
+from tracer.studies.averaging import usable
 
 MOST_PARAPHRASES = 4
 MOST_NEIGHBOURS = 5

@@ -18,7 +18,7 @@ from editing.evaluation.case import CaseScores
 from editing.evaluation.metrics import IN_NATS
 from editing.evaluation.sequential import Checkpoint
 from tracer.effect import Estimate
-from tracer.resample import percentile_interval, resampled_means
+from tracer.effect.resample import percentile_interval, resampled_means
 
 COMPOUND: Mapping[str, tuple[str, ...]] = {
     "S": ("ES", "PS", "NS"),

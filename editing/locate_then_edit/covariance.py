@@ -25,12 +25,12 @@ from editing.edit import unedited
 from editing.errors import CovarianceError
 from editing.generation import sample_texts
 from editing.locate_then_edit.keys import hooked_until
+from tracer.anatomy.hidden import by_token
 from tracer.errors import FileFormatError
-from tracer.hidden import by_token
 from tracer.model import LanguageModel
+from tracer.model.tokens import encode, right_padded
 from tracer.progress import bar
 from tracer.storage import cache_folder, read_tensors, write_json, write_tensors
-from tracer.tokens import encode, right_padded
 
 CHUNK = 128  # tokens in one text
 BATCH = 16  # texts in one pass

@@ -24,9 +24,9 @@ from torch import Tensor, nn
 from editing.forced_decoder import ForcedDecoder
 from editing.locate_then_edit.norms import has_norm
 from editing.upper_blocks import upper_blocks
+from tracer.first_order.prepared import differentiable
 from tracer.model import LanguageModel
-from tracer.prepared import differentiable
-from tracer.replay import Recording, only_here, record
+from tracer.sweep.replay import Recording, only_here, record
 from tracer.units import input_width
 
 Rule = Literal["gauss-legendre", "left"]

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from editing.locate_then_edit.rows import Rows
 from editing.locate_then_edit.suffix import Part
-from tracer.hidden import by_token, hidden_of
+from tracer.anatomy.hidden import by_token, hidden_of
 from tracer.model import LanguageModel
 
 Hooked = tuple[nn.Module, Callable[..., None]]

@@ -40,9 +40,9 @@ from editing.scores import target_scores
 from editing.writing import writing
 from tracer.facts import paraphrases
 from tracer.model import LanguageModel
-from tracer.model_inputs import target_encoding
+from tracer.model.inputs import target_encoding
+from tracer.model.tokens import visible
 from tracer.progress import bar
-from tracer.tokens import visible
 
 Variant = Literal["update", "erase"]
 

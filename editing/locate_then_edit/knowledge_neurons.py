@@ -17,11 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from editing.locate_then_edit.integrated_gradients import Rule, attributions
+from tracer.anatomy.hidden import by_token
 from tracer.answer import predicted_id
 from tracer.errors import SiteError
-from tracer.hidden import by_token
 from tracer.model import LanguageModel
-from tracer.model_inputs import inputs_of, prompt_encoding, target_encoding
+from tracer.model.inputs import inputs_of, prompt_encoding, target_encoding
 
 Neuron = tuple[int, int]  # layer, place among the inputs of its value matrix
 AT_LEAST = 3  # prompts, where there are as many

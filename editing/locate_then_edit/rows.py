@@ -15,7 +15,7 @@ from torch import Tensor
 
 from editing.request import EditRequest
 from tracer.model import LanguageModel
-from tracer.tokens import encode, encode_with_target, right_padded, token_span
+from tracer.model.tokens import encode, encode_with_target, right_padded, token_span
 
 
 @dataclass(frozen=True)

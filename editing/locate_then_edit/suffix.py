@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from editing.locate_then_edit.rows import Rows
 from tracer.model import LanguageModel
-from tracer.replay import Recording, output_changed, record
+from tracer.sweep.replay import Recording, output_changed, record
 
 Part = Literal["mlp", "attn", "block"]
 

@@ -16,7 +16,7 @@ from typing import Literal, get_args
 import numpy as np
 
 from editing.memory.scoped import ScopedFact
-from tracer.tokens import joined
+from tracer.model.tokens import joined
 
 Type = Literal["copy", "update", "retain"]
 TYPES: tuple[Type, ...] = get_args(Type)

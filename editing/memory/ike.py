@@ -32,7 +32,7 @@ from editing.memory.retrievers import least_similarity
 from editing.memory.scoped import ScopedFact, ScopedFacts, bundled_facts
 from editing.request import EditRequest
 from tracer.model import LanguageModel
-from tracer.tokens import encode
+from tracer.model.tokens import encode
 
 Which = Literal["own", "nearest"]
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from editing.request import EditRequest
-from tracer.tokens import joined
+from tracer.model.tokens import joined
 
 
 @dataclass(frozen=True)

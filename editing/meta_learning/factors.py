@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from editing.errors import BaseModelError
 from editing.meta_learning.texts import Texts
-from tracer.hidden import by_token
+from tracer.anatomy.hidden import by_token
 from tracer.model import LanguageModel
-from tracer.replay import only_here
+from tracer.sweep.replay import only_here
 
 
 @dataclass(frozen=True, eq=False)

@@ -24,7 +24,7 @@ from editing.meta_learning.hypernetwork import Asked, Hypernetwork
 from editing.meta_learning.matrices import Sizes
 from editing.meta_learning.side_terms import SideTerm
 from tracer.model import LanguageModel
-from tracer.tokens import encode, right_padded
+from tracer.model.tokens import encode, right_padded
 
 
 class KeNetwork(Hypernetwork):

@@ -16,7 +16,7 @@ from editing.meta_learning.mend_network import MendNetwork
 from editing.meta_learning.objective import Weighted
 from editing.scores import Pair
 from tracer.model import LanguageModel
-from tracer.tokens import encode_with_target
+from tracer.model.tokens import encode_with_target
 
 Reduction = Literal["sum", "mean"]
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from tracer.hidden import by_token
-from tracer.replay import only_here
+from tracer.anatomy.hidden import by_token
+from tracer.sweep.replay import only_here
 
 
 @dataclass(frozen=True, eq=False)

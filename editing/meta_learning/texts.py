@@ -17,8 +17,8 @@ from torch.nn import functional
 
 from editing.upper_blocks import UpperBlocks, upper_blocks
 from tracer.model import LanguageModel
-from tracer.replay import record
-from tracer.tokens import encode_with_target, right_padded
+from tracer.model.tokens import encode_with_target, right_padded
+from tracer.sweep.replay import record
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,4 +1,4 @@
-"""Figures of traces for print, each from a value that a computation returned."""
+"""Figures of traces, for print and under the pointer, each from a value that a computation returned."""
 
 from tracer.plot.agreement import plot_agreement
 from tracer.plot.canvas import NotebookFigure, headline, layer_ticks, save_figure

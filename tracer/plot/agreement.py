@@ -9,9 +9,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
 from tracer.effect import TraceResult
-from tracer.figure_data import agreement, tokens_by_role
-from tracer.labels import chosen_maps, map_words, prompt_text
 from tracer.plot.canvas import NotebookFigure, headline
+from tracer.plot.figure_data import agreement, tokens_by_role
+from tracer.plot.labels import chosen_maps, map_words, prompt_text
 from tracer.plot.style import ROLE_COLOURS, ROLE_MARKS, STYLE
 
 DECADES = 4  # shown on either side of 0

@@ -11,9 +11,9 @@ from matplotlib.collections import QuadMesh
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from tracer.figure_data import head_grids
-from tracer.labels import action, effect_words, prompt_text
 from tracer.plot.canvas import colour_bar, headline, label_rows, layer_ticks, panel_title, panels_for
+from tracer.plot.figure_data import head_grids
+from tracer.plot.labels import action, effect_words, prompt_text
 from tracer.plot.style import NOT_TRACED, STYLE, TWO_SIDED
 from tracer.unit_trace import UnitTrace
 

@@ -12,7 +12,8 @@ from matplotlib.figure import Figure
 from tracer.effect import AverageTrace, Settings
 from tracer.errors import SiteError
 from tracer.fact import ROLES, check_roles
-from tracer.labels import (
+from tracer.plot.canvas import NotebookFigure, headline, layer_ticks, panel_title, panels_for
+from tracer.plot.labels import (
     action,
     average_caption,
     chosen_maps,
@@ -22,7 +23,6 @@ from tracer.labels import (
     shown_average,
     traced_roles,
 )
-from tracer.plot.canvas import NotebookFigure, headline, layer_ticks, panel_title, panels_for
 from tracer.plot.style import BAR_COLOURS, ROLE_COLOURS, SEVERED_WORDS, STYLE
 
 

@@ -17,7 +17,8 @@ from matplotlib.patches import Rectangle
 
 from tracer.effect import AverageTrace, Settings, TraceResult
 from tracer.fact import ROLES
-from tracer.labels import (
+from tracer.plot.canvas import colour_bar, headline, label_rows, layer_ticks, panel_title, panels_for
+from tracer.plot.labels import (
     action,
     average_caption,
     chosen_maps,
@@ -36,7 +37,6 @@ from tracer.labels import (
     traced_roles,
     with_interval,
 )
-from tracer.plot.canvas import colour_bar, headline, label_rows, layer_ticks, panel_title, panels_for
 from tracer.plot.style import COLOURS, NOT_TRACED, STYLE
 from tracer.site import SEVERABLE
 

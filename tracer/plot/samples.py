@@ -11,9 +11,9 @@ from matplotlib.figure import Figure
 
 from tracer.effect import TraceResult
 from tracer.errors import FactError
-from tracer.figure_data import Peak, peak_of
-from tracer.labels import METRIC_WORDS, count_facts, map_words
 from tracer.plot.canvas import NotebookFigure, headline
+from tracer.plot.figure_data import Peak, peak_of
+from tracer.plot.labels import METRIC_WORDS, count_facts, map_words
 from tracer.plot.style import STYLE
 
 RESTORED, CORRUPTED = "#0072b2", "#d55e00"

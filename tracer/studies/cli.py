@@ -163,7 +163,7 @@ def report(
     as_json: AsJson = False,
 ) -> None:
     """Write one web page that shows every fact of a study; it needs no network."""
-    from tracer.report import save_report  # which reads plotly's script, some MB
+    from tracer.studies.report import save_report  # which reads plotly's script, some MB
 
     with reported():
         path = save_report([Study.open(run) for run in runs], out or runs[0] / "report.html")

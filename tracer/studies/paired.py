@@ -17,9 +17,9 @@ import numpy as np
 import pandas as pd
 
 from tracer.effect import AverageTrace
+from tracer.effect.resample import resampled_means
 from tracer.errors import SiteError, StudyError
 from tracer.fact import ROLES, check_roles
-from tracer.resample import resampled_means
 from tracer.studies.table import bootstrap
 
 RESAMPLES = 10_000

@@ -22,14 +22,14 @@ from tracer.corrupt import measured_corruption
 from tracer.errors import FactError, FileFormatError, StudyError, TracerWarning
 from tracer.fact import Fact, TokenizedFact
 from tracer.model import LanguageModel
+from tracer.model.ranks import folder_here
 from tracer.plan import Plan
 from tracer.progress import bar
-from tracer.ranks import folder_here
+from tracer.studies.averaging import usable
 from tracer.studies.batches import Batch, batches_of
 from tracer.studies.manifest import NAME, Entry, Manifest, plan_record, software
 from tracer.studies.study import Study
 from tracer.studies.workers import Backend, Recipe, Workers, workers_of
-from tracer.study import usable
 
 ROUND = 50
 

@@ -13,8 +13,8 @@ import pandas as pd
 from tracer.effect import AverageTrace, TraceResult
 from tracer.errors import StudyError
 from tracer.fact import ROLES
+from tracer.studies.averaging import average_of
 from tracer.studies.manifest import Entry, Manifest
-from tracer.study import average_of
 
 
 @dataclass(frozen=True, eq=False)

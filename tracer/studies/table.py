@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 
 from tracer.effect import AverageTrace
+from tracer.effect.resample import RESAMPLES, percentile_interval, resampled_means
 from tracer.fact import ROLES
-from tracer.resample import RESAMPLES, percentile_interval, resampled_means
 
 
 def average_frame(average: AverageTrace, *, resamples: int = RESAMPLES, seed: int = 0) -> pd.DataFrame:

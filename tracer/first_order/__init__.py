@@ -1,0 +1,1 @@
+"""Estimates from gradients, checked exactly where they are largest: maps of sites, and paths between heads and MLPs."""

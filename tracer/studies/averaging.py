@@ -1,0 +1,227 @@
+"""Average causal effects over many facts, by the role of the token (Meng et al. 2022, fig. 2)."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tracer.anatomy import SubLayer
+from tracer.answer import predicted_ids
+from tracer.causal_trace import at_once, shape, trace_alike
+from tracer.corrupt import Corruption, measured_corruption
+from tracer.effect import AverageTrace, TraceResult
+from tracer.engine import EngineName
+from tracer.errors import FactError, FileFormatError, SiteError
+from tracer.fact import Fact, TokenizedFact, token_roles
+from tracer.groups import Group
+from tracer.model import LanguageModel
+from tracer.model.ranks import folder_here
+from tracer.model.tokens import visible
+from tracer.plan import Plan
+from tracer.progress import bar
+from tracer.severed import Severed
+from tracer.site import KINDS, Direction, Kind
+from tracer.storage import plain
+
+
+def average(
+    model: LanguageModel,
+    facts: Sequence[Fact],
+    *,
+    kinds: Sequence[Kind] = KINDS,
+    severed: Sequence[SubLayer | Severed] = (),
+    groups: Sequence[Group] = (),
+    window: int = 10,
+    samples: int = 10,
+    seed: int = 1,
+    corruption: Corruption | None = None,
+    roles: Sequence[str] | None = None,
+    known_only: bool = True,
+    most: int | None = None,
+    engine: EngineName = "sweep",
+    published_draws: bool = False,
+    max_bytes: int | None = None,
+    metric: str = "probability",
+    direction: Direction = "restore",
+    whole_answer: bool = False,
+    folder: str | Path | None = None,
+    progress: bool | None = None,
+) -> AverageTrace:
+    """Traces facts and averages their effects by role and layer.
+
+    Args:
+        model: from `tracer.load`.
+        facts: at least one; sigma is measured over their subjects unless `corruption` gives it.
+        kinds: as in `tracer.trace`, as are severed, groups, window, samples, seed, corruption, roles and engine.
+        severed: see there.
+        groups: see there.
+        window: see there.
+        samples: see there.
+        seed: see there.
+        corruption: see there.
+        roles: see there.
+        known_only: leave out facts whose answer is not the model's own prediction; they are listed in
+            `skipped`. A fact without an answer is always known.
+        most: stop after this many facts were traced.
+        engine: see `tracer.trace`, as for published_draws and max_bytes.
+        published_draws: see there.
+        max_bytes: see there.
+        metric: see there.
+        direction: see there.
+        whole_answer: see there; a fact is then known if the model predicts every token of its answer.
+        folder: keep each fact's trace there; facts already there are not traced again.
+        progress: show a bar; None: in a terminal or notebook.
+
+    Raises:
+        FactError: no facts, or none that the model predicts.
+    """
+    facts = list(facts)
+    if not facts or (most is not None and most < 1):
+        raise FactError("No facts to average. Try tracer.facts.bundled(), and most=1 or more.")
+    plan = Plan(
+        kinds=kinds,
+        severed=severed,
+        groups=groups,
+        window=window,
+        samples=samples,
+        seed=seed,
+        corruption=measured_corruption(model, corruption, [fact.subject for fact in facts]),
+        roles=roles,
+        engine=engine,
+        published_draws=published_draws,
+        max_bytes=max_bytes,
+        metric=metric,
+        direction=direction,
+        whole_answer=whole_answer,
+    )
+    model.torch.eval()  # dropout would make every pass another one
+    wanted = len(facts) if most is None else min(most, len(facts))
+    with bar(wanted, "tracing facts", show=progress, unit="fact") as steps:
+        traces = _Traces(model, plan, folder, steps)
+        skipped = traces.of(facts, wanted, known_only=known_only)
+    if not traces.n:
+        raise FactError(
+            f"The model predicts none of these {len(facts)} facts, e.g. {skipped[0][0]!r}: {skipped[0][1]}. "
+            f"Give facts it knows, or known_only=False."
+        )
+    return average_of(traces.finish(), skipped)
+
+
+def average_of(results: Sequence[TraceResult], skipped: Sequence[tuple[str, str]] = ()) -> AverageTrace:
+    """Averages traces made with the same settings.
+
+    Raises:
+        FactError: the traces were made with different settings.
+    """
+    if not results:
+        raise FactError("No traces to average.")
+    first = results[0]
+    for result in results:
+        alike = result.settings == first.settings and result.groups == first.groups
+        if not alike or set(result.restored) != set(first.restored):
+            raise FactError("These traces were made with different models, noise, windows or maps; average alike ones.")
+    return AverageTrace(
+        prompts=tuple(result.fact.fact.prompt if result.fact.fact else "".join(result.tokens) for result in results),
+        skipped=tuple(skipped),
+        clean=np.array([result.clean for result in results]),
+        corrupted=np.array([result.corrupted for result in results]),
+        effects={kind: np.stack([result.by_role(kind) for result in results]) for kind in first.restored},
+        settings=first.settings,
+        groups=first.groups,
+        grouped={name: np.stack([result.group_effect[name] for result in results]) for name in first.grouped},
+    )
+
+
+def usable(model: LanguageModel, fact: Fact, plan: Plan, known_only: bool) -> tuple[TokenizedFact | None, str]:
+    """The fact as tokens, or None and why an average leaves it out."""
+    try:
+        tokenized = fact.preflight(model, warn=False)
+        plan.check_fits(tokenized)
+    except (FactError, SiteError) as error:
+        return None, str(error)
+    present = set(token_roles(len(tokenized.token_ids), tokenized.subject_span))
+    if plan.roles and not present & set(plan.roles):
+        return None, f"it has no {' or '.join(plan.roles)}"
+    if not known_only or tokenized.answer_id is None:
+        return tokenized, ""
+    wanted = tokenized.answer_ids[: plan.answer_length(tokenized)]
+    read = (*tokenized.token_ids, *wanted[:-1])
+    predicted = predicted_ids(model, read, len(wanted), n_encoder=tokenized.n_encoder)
+    if predicted == wanted:
+        return tokenized, ""
+    said, meant = ("".join(visible(model.tokenizer, ids)) for ids in (predicted, wanted))
+    return None, f"the model predicts {said!r}, not {meant!r}"
+
+
+class _Traces:
+    """Traces of facts in the order in which they came; alike ones wait for each other and are traced together."""
+
+    def __init__(self, model: LanguageModel, plan: Plan, folder: str | Path | None, steps: Any) -> None:
+        self.model, self.plan, self.steps = model, plan, steps
+        self.folder = None if folder is None else folder_here(model, folder)
+        self.fingerprint = model.fingerprint()
+        self.n = 0
+        self._done: dict[int, TraceResult] = {}
+        self._waiting: dict[object, list[tuple[int, TokenizedFact]]] = {}
+
+    def of(self, facts: Sequence[Fact], wanted: int, *, known_only: bool) -> list[tuple[str, str]]:
+        """Traces the first `wanted` facts that can be; returns the others on the way, and why they were left out."""
+        skipped: list[tuple[str, str]] = []
+        for fact in facts:
+            if self.n == wanted:
+                break
+            tokenized, reason = usable(self.model, fact, self.plan, known_only)
+            if tokenized is None:
+                skipped.append((fact.prompt, reason))
+            else:
+                self.add(tokenized)
+        self.finish()
+        return skipped
+
+    def add(self, fact: TokenizedFact) -> None:
+        """Takes the fact's trace from the folder, or has it traced as soon as there are enough like it."""
+        number, self.n = self.n, self.n + 1
+        path = self._path(fact)
+        if path is not None:
+            with contextlib.suppress(FileFormatError):  # absent, or of an older version: traced again
+                self._done[number] = TraceResult.load(path)
+                self.steps.update()
+                return
+        alike = self._waiting.setdefault(shape(fact, self.plan), [])
+        alike.append((number, fact))
+        if len(alike) >= at_once(self.model, fact, self.plan):
+            self._trace(self._waiting.pop(shape(fact, self.plan)))
+
+    def finish(self) -> list[TraceResult]:
+        """Traces those that still wait; returns all."""
+        for alike in self._waiting.values():
+            self._trace(alike)
+        self._waiting = {}
+        return [self._done[number] for number in sorted(self._done)]
+
+    def _trace(self, alike: list[tuple[int, TokenizedFact]]) -> None:
+        subjects = [fact.fact.subject for _, fact in alike if fact.fact]
+        self.steps.set_postfix_str(", ".join(subjects)[:24])
+        results = trace_alike(self.model, [fact for _, fact in alike], self.plan)
+        for (number, fact), result in zip(alike, results, strict=True):
+            path = self._path(fact)
+            if path is not None:
+                result.save(path)
+            self._done[number] = result
+            self.steps.update()
+
+    def _path(self, fact: TokenizedFact) -> Path | None:
+        """Named by the model, the fact and everything that a number depends on."""
+        if self.folder is None:
+            return None
+        # A folder never mixes engines: where the sweep was found at fault, the definition is what runs.
+        settings = {**self.plan.record(), "engine": self.plan.engine_for(self.model)}
+        about = [self.fingerprint, fact.token_ids, fact.subject_span, fact.answer_ids, fact.other_ids, settings]
+        digest = hashlib.sha256(json.dumps(about, default=plain).encode()).hexdigest()
+        return self.folder / f"{digest[:24]}.safetensors"

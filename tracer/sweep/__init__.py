@@ -1,0 +1,5 @@
+"""The numbers of `tracer.passes` for all sites at once, through the model's own blocks."""
+
+from tracer.sweep.batch_sweep import BatchSweep, Sweep
+
+__all__ = ["BatchSweep", "Sweep"]
