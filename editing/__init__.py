@@ -5,7 +5,6 @@ from editing.added_parameters.calinet import CaliNet
 from editing.added_parameters.detection import Known, known, unrelated_templates
 from editing.added_parameters.grace import GRACE
 from editing.added_parameters.t_patcher import TPatcher
-from editing.check_by_editing import LayerCheck, check_by_editing
 from editing.edit import Edit, load_edit, undo_all, unedited
 from editing.errors import (
     BaseModelError,
@@ -16,7 +15,8 @@ from editing.errors import (
     EditOrderError,
     RequestError,
 )
-from editing.finetune import FT
+from editing.fine_tuning.ft import FT
+from editing.layer_check.check import LayerCheck, check_by_editing
 from editing.locate_then_edit.alphaedit import AlphaEdit
 from editing.locate_then_edit.emmet import EMMET
 from editing.locate_then_edit.kn import KN

@@ -15,7 +15,7 @@ from editing.added_parameters.grace import GRACE
 from editing.added_parameters.t_patcher import TPatcher
 from editing.edit import Edit
 from editing.errors import RequestError
-from editing.finetune import FT, Variant
+from editing.fine_tuning.ft import FT, Variant
 from editing.locate_then_edit.alphaedit import AlphaEdit
 from editing.locate_then_edit.emmet import EMMET
 from editing.locate_then_edit.kn import KN

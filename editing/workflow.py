@@ -13,10 +13,10 @@ import pandas as pd
 import tracer
 from editing.edit import Edit
 from editing.editors import Editor
-from editing.generation import complete
 from editing.locate_then_edit.rome import ROME
 from editing.request import EditRequest, check_requests
-from editing.scores import target_scores
+from editing.scoring.generation import complete
+from editing.scoring.scores import target_scores
 from tracer.answer import predicted_id
 from tracer.corrupt import measured_corruption
 from tracer.effect import AverageTrace, TraceResult

@@ -11,12 +11,12 @@ from torch import Tensor
 
 import tracer
 from editing import BaseModelError, EditFailedError, EditRequest, load_edit, unedited
-from editing.asking import Route, add_reader, prompt_ends, prompts_end_at, routes
 from editing.attachment import Attachment
 from editing.edit import Edit
-from editing.generation import answers, complete, seeded_samples
 from editing.merged import merge
-from editing.scores import target_scores
+from editing.scoring.asking import Route, add_reader, prompt_ends, prompts_end_at, routes
+from editing.scoring.generation import answers, complete, seeded_samples
+from editing.scoring.scores import target_scores
 
 PROMPT = "The capital of France is"
 REQUESTS = (EditRequest("The capital of {} is", "France", " Rome"),)

@@ -16,10 +16,10 @@ from editing import GRACE, CaliNet, EditFailedError, EditRequest, RequestError, 
 from editing.added_parameters.calinet_branch import CalibrationBranch
 from editing.added_parameters.calinet_keeping import kept_prompts
 from editing.added_parameters.calinet_training import chunks_of, fit_branches
-from editing.asking import prompts_end_at
 from editing.editors import editor_named
-from editing.generation import continued
-from editing.scores import target_scores
+from editing.scoring.asking import prompts_end_at
+from editing.scoring.generation import continued
+from editing.scoring.scores import target_scores
 from tracer.facts import bundled, spread_over_relations, templates
 from tracer.model.tokens import encode
 

@@ -12,10 +12,10 @@ from typer.testing import CliRunner
 
 import tracer
 from editing import ROME, RequestError, check_by_editing
-from editing.check_plot import plot_check
 from editing.cli import app
 from editing.evaluation import bundled_records, evaluate_counterfact
 from editing.evaluation.counterfact import MAGNITUDES, SCORES
+from editing.layer_check.plot import plot_check
 from tracer.effect import AverageTrace, Settings
 from tracer.errors import FactError, SiteError
 from tracer.fact import ROLES

@@ -32,7 +32,7 @@ from editing.evaluation.benchmarks import counterfact_case
 from editing.evaluation.metrics import case_metrics
 from editing.evaluation.summary import edit_seconds, harmonic_mean
 from editing.evaluation.tables import as_latex, as_markdown, readable
-from editing.scores import TargetScore
+from editing.scoring.scores import TargetScore
 
 CASE = counterfact_case(RECORD, "3")
 ZSRE = {

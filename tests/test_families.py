@@ -16,11 +16,11 @@ from families import COMMON, EXACT, EXPERTS, FAMILIES, GPT, IDS, SINGLE, SPAN, F
 
 import tracer
 from editing import ROME, EditRequest
-from editing.generation import complete
 from editing.locate_then_edit.covariance import _accumulate
 from editing.locate_then_edit.keys import read_keys
 from editing.locate_then_edit.rows import request_rows
 from editing.locate_then_edit.suffix import Suffix
+from editing.scoring.generation import complete
 from tracer.anatomy import anatomy_of, is_stored_transposed, names
 from tracer.anatomy.structure import names_by_structure
 from tracer.errors import AnatomyError

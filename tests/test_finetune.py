@@ -13,9 +13,9 @@ from test_families import DENSE
 
 import tracer
 from editing import EditFailedError, EditingWarning, EditRequest, RequestError, load_edit
-from editing.descent import STOP_BELOW, ball_around, batch_of
-from editing.finetune import FT, PRESETS
-from editing.scores import target_scores
+from editing.fine_tuning.descent import STOP_BELOW, ball_around, batch_of
+from editing.fine_tuning.ft import FT, PRESETS
+from editing.scoring.scores import target_scores
 from tracer.errors import AnatomyError, SiteError
 
 LONG = dataclasses.replace(REQUEST, new=" Constantinople")

@@ -17,10 +17,10 @@ from editing.added_parameters.calibration import queries
 from editing.added_parameters.codebook import Codebook, Record
 from editing.added_parameters.codebook_branch import codebook_at
 from editing.added_parameters.replaced_value import trial_of
-from editing.asking import prompts_end_at
 from editing.editors import editor_named
-from editing.generation import complete, continued
-from editing.scores import target_scores
+from editing.scoring.asking import prompts_end_at
+from editing.scoring.generation import complete, continued
+from editing.scoring.scores import target_scores
 from tracer.model.tokens import encode, right_padded
 
 LONG = EditRequest("The capital of {} is", "France", " Constantinople")

@@ -10,14 +10,14 @@ from transformers import PreTrainedTokenizerFast
 
 import tracer
 from editing import IKE, EditFailedError, EditRequest, RequestError
-from editing.asking import routes
 from editing.editors import editor_named
-from editing.generation import complete
 from editing.memory import ScopedFact, ScopedFacts, bundled_facts
 from editing.memory.demonstrations import BREAK, TYPES, block, demonstrated, types_of
 from editing.memory.memory import memory_of
 from editing.memory.record import MemoryRecord
-from editing.scores import target_scores
+from editing.scoring.asking import routes
+from editing.scoring.generation import complete
+from editing.scoring.scores import target_scores
 from tracer.model.tokens import encode
 from tracer.storage import write_json
 

@@ -17,7 +17,7 @@ from editing.meta_learning.hypernetwork import Asked
 from editing.meta_learning.lessons import edits_take, lesson_of, losses
 from editing.meta_learning.objective import Constrained
 from editing.meta_learning.records import split_by_subject
-from editing.scores import target_scores
+from editing.scoring.scores import target_scores
 
 SMALL: dict[str, Any] = {"blocks": 1, "hidden": 16, "condition": 32, "inner": 16, "answer_tokens": 2}
 QUICK = SMALL | {"rate": 1e-2, "warm_up": 5, "margin": 0.3, "largest": 10.0}

@@ -15,7 +15,7 @@ import tracer
 from editing import ROME, BaseModelError, EditFailedError, EditingWarning, load_edit
 from editing.change import LowRank
 from editing.edit import Edit
-from editing.finetune import FT
+from editing.fine_tuning.ft import FT
 from editing.lora import CONFIG, WEIGHTS, to_peft
 
 IDS = torch.tensor([[5, 77, 203, 9, 311]])

@@ -10,12 +10,12 @@ from transformers import PreTrainedTokenizerFast
 
 import tracer
 from editing import MeLLo, RequestError
-from editing.asking import routes
-from editing.generation import complete, written_until
 from editing.memory.mello import AGREES, FACT, NEXT_EXAMPLE, Reasoned, reasoned
 from editing.memory.mello_examples import EXAMPLES
 from editing.memory.memory import Memory
 from editing.memory.record import MemoryRecord
+from editing.scoring.asking import routes
+from editing.scoring.generation import complete, written_until
 
 HOP = "Subquestion: What is the capital of France?\nGenerated answer: The capital of France is Paris."
 CONTRADICTS = "Retrieved fact contradicts to generated answer, so the intermediate answer is:"

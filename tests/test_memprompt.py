@@ -12,17 +12,17 @@ from transformers import PreTrainedTokenizerFast
 
 import tracer
 from editing import EditRequest, MemPrompt, RequestError, load_edit
-from editing.asking import routes
 from editing.editors import EDITORS, editor_named
 from editing.evaluation import Examination, Questions, single_edits
 from editing.evaluation.benchmarks import counterfact_case
-from editing.generation import complete
 from editing.memory import MemoryRecord, bundled_facts
 from editing.memory.memory import MEMORY_EDITORS, memory_of
 from editing.memory.memprompt import ARROW, BREAK, EXAMPLES, asked, with_task
 from editing.memory.record import living
 from editing.memory.scope import untrained_scope
-from editing.scores import target_scores
+from editing.scoring.asking import routes
+from editing.scoring.generation import complete
+from editing.scoring.scores import target_scores
 
 BERLIN = EditRequest("The capital of {} is", "France", "Berlin", id="again")
 

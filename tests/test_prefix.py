@@ -7,8 +7,8 @@ from conftest import make_tokenizer
 from families import FAMILIES
 
 import tracer
-from editing.prefix import LEAST, begin_alike, common_length
-from editing.scores import target_scores
+from editing.scoring.prefix import LEAST, begin_alike, common_length
+from editing.scoring.scores import target_scores
 
 POSITIONS = ("GPT-2", "GPT-J", "OPT", "BLOOM", "Falcon, ALiBi", "Mistral", "Gemma 3")
 
@@ -16,7 +16,7 @@ POSITIONS = ("GPT-2", "GPT-J", "OPT", "BLOOM", "Falcon, ALiBi", "Mistral", "Gemm
 @pytest.mark.parametrize("family", POSITIONS)
 def test_scores_after_a_prefix_are_those_of_the_whole_text(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = tracer.load(FAMILIES[family].build().double(), tokenizer=make_tokenizer(bos=True), check=False)
-    monkeypatch.setattr("editing.prefix.LEAST", 6)
+    monkeypatch.setattr("editing.scoring.prefix.LEAST", 6)
     pairs = [
         (f"A cat sat on the{end}", target) for end in (" France is", " Spain", " It") for target in ("of", "Paris a")
     ]

@@ -7,7 +7,7 @@ import pytest
 import tracer
 from editing import ROME, EditRequest
 from editing.evaluation import target_scores
-from editing.generation import complete
+from editing.scoring.generation import complete
 from tracer.answer import predicted_id
 from tracer.facts import bundled, spread_over_relations
 

@@ -10,14 +10,14 @@ from conftest import LAYERS, tiny_gpt2
 
 import tracer
 from editing import ROME, CovarianceError, EditFailedError, EditingWarning, EditRequest, RequestError
-from editing.generation import continued, sample_texts
 from editing.locate_then_edit.contexts import contexts
 from editing.locate_then_edit.covariance import SecondMoment, second_moments
 from editing.locate_then_edit.keys import read_keys
 from editing.locate_then_edit.rows import request_rows
 from editing.locate_then_edit.suffix import Suffix
 from editing.locate_then_edit.values import Search, optimise_values
-from editing.scores import target_scores
+from editing.scoring.generation import continued, sample_texts
+from editing.scoring.scores import target_scores
 from tracer.anatomy import is_stored_transposed
 from tracer.errors import FactError, SiteError
 from tracer.storage import cache_folder

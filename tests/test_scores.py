@@ -12,9 +12,9 @@ from planted import Planted
 
 import tracer
 from editing import EditRequest
-from editing.distributions import Distributions
-from editing.generation import continued
-from editing.scores import TargetScore, target_scores
+from editing.scoring.distributions import Distributions
+from editing.scoring.generation import continued
+from editing.scoring.scores import TargetScore, target_scores
 from tracer.errors import FactError, NumericsError
 from tracer.model.tokens import encode_with_target
 

@@ -26,7 +26,7 @@ from editing.evaluation import (
     without_conflicts,
 )
 from editing.evaluation.benchmarks import counterfact_case
-from editing.scores import target_scores
+from editing.scoring.scores import target_scores
 
 QUICK = Questions(free=False)
 EACH = SequentialPlan(checkpoints=(1, 2, 3, 4, 5, 6), factor=1e9)

@@ -13,12 +13,12 @@ from transformers import PreTrainedTokenizerFast
 
 import tracer
 from editing import SERAC, EditFailedError, EditRequest, RequestError, load_edit
-from editing.asking import Route, routes
-from editing.generation import complete
 from editing.memory import Scope, ScopedFact, ScopedFacts, bundled_facts, load_scope
 from editing.memory.scope import untrained_scope
 from editing.memory.scope_training import CHECKPOINT, ScopeTraining, train_scope
-from editing.scores import target_scores
+from editing.scoring.asking import Route, routes
+from editing.scoring.generation import complete
+from editing.scoring.scores import target_scores
 from tracer.errors import FileFormatError
 
 QUICK = ScopeTraining(steps=30, validate=10, batch=8, rank=4)

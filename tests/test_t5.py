@@ -24,12 +24,12 @@ from transformers import (
 import tracer
 from editing import EditRequest
 from editing.editors import editor_named
-from editing.finetune import FT
-from editing.generation import answers, complete
+from editing.fine_tuning.ft import FT
 from editing.locate_then_edit.integrated_gradients import attributions
 from editing.locate_then_edit.kn import KN
 from editing.locate_then_edit.knowledge_neurons import probability, questions
-from editing.scores import target_scores
+from editing.scoring.generation import answers, complete
+from editing.scoring.scores import target_scores
 from tracer.corrupt import GaussianNoise, ReplaceSubject
 from tracer.errors import AnatomyError, FactError, ModelSourceError, SiteError, StudyError
 from tracer.forward_pass import forward
@@ -300,7 +300,7 @@ def test_ft_l_edits_inside_its_ball_and_undoes_bit_for_bit(trained: tracer.Langu
 
 
 def test_the_loss_of_fine_tuning_is_the_models_own(trained: tracer.LanguageModel) -> None:
-    from editing.descent import batch_of
+    from editing.fine_tuning.descent import batch_of
 
     requests = [EditRequest(FACT.prompt, "Paris", "Italy"), EditRequest(WAYS[1].format("Milan"), "Milan", "a b c")]
     scores = target_scores(trained, [(request.prompt, request.new) for request in requests])

@@ -19,10 +19,10 @@ from editing.added_parameters.last_layer import last_layer
 from editing.added_parameters.patch import Patch
 from editing.added_parameters.patch_memory import memory_of
 from editing.added_parameters.patch_training import Neurons, loss_of, mean_of_largest, memory_loss
-from editing.asking import prompts_end_at
 from editing.editors import editor_named
-from editing.generation import continued
-from editing.scores import target_scores
+from editing.scoring.asking import prompts_end_at
+from editing.scoring.generation import continued
+from editing.scoring.scores import target_scores
 from tracer.errors import AnatomyError
 from tracer.model.tokens import encode, encode_with_target
 

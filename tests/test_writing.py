@@ -12,7 +12,7 @@ import torch
 import tracer
 from editing.evaluation.fluency import TfIdf, consistency, fluency, ngram_entropy, treebank_words
 from editing.evaluation.matches import gen_contains, gen_exact, normalise
-from editing.generation import answers, complete, seeded_samples
+from editing.scoring.generation import answers, complete, seeded_samples
 
 
 def test_normalising_drops_case_articles_punctuation_and_blanks() -> None:
@@ -97,7 +97,7 @@ def test_a_sample_depends_on_its_label_alone(toy_model: tracer.LanguageModel) ->
 
 def test_samples_have_the_length_asked_for_with_their_prompt(toy_model: tracer.LanguageModel, monkeypatch) -> None:
     lengths = []
-    monkeypatch.setattr("editing.generation._decoded", lambda _model, ids: lengths.append(len(ids)) or "")
+    monkeypatch.setattr("editing.scoring.generation._decoded", lambda _model, ids: lengths.append(len(ids)) or "")
     seeded_samples(toy_model, ["France is", "The capital of France is"], ["a", "b"], length=30)
     assert sorted(lengths)[-2:] == [30, 30]  # the others are prompts alone
 

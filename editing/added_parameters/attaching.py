@@ -11,7 +11,7 @@ from editing.attachment import Attachment
 from editing.edit import Edit
 from editing.errors import EditingWarning
 from editing.request import EditRequest, check_requests
-from editing.scores import target_scores
+from editing.scoring.scores import target_scores
 from editing.writing import writing
 from tracer.model import LanguageModel
 

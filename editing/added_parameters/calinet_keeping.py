@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from editing.added_parameters.side_branch import wide
-from editing.asking import prompts_end_at
-from editing.upper_blocks import UpperBlocks, upper_blocks
+from editing.fine_tuning.upper_blocks import UpperBlocks, upper_blocks
+from editing.scoring.asking import prompts_end_at
 from tracer.facts import bundled, spread_over_relations
 from tracer.model import LanguageModel
 from tracer.model.tokens import encode, right_padded

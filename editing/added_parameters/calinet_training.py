@@ -18,10 +18,10 @@ from torch import Tensor
 from editing.added_parameters.calinet_branch import CalibrationBranch
 from editing.added_parameters.calinet_keeping import Kept
 from editing.added_parameters.side_branch import add_branch
-from editing.asking import prompts_end_at
-from editing.descent import Batch, batch_of
 from editing.errors import EditFailedError
+from editing.fine_tuning.descent import Batch, batch_of
 from editing.request import EditRequest
+from editing.scoring.asking import prompts_end_at
 from tracer.model import LanguageModel
 from tracer.model.tokens import encode_with_target
 

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from editing.added_parameters.codebook import Codebook, Record
 from editing.added_parameters.passing import Noted
-from editing.asking import prompt_ends
 from editing.attachment import Attachment
+from editing.scoring.asking import prompt_ends
 from tracer.anatomy.hidden import by_token
 from tracer.model import LanguageModel
 

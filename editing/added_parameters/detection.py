@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from editing.errors import RequestError
-from editing.scores import Pair, target_scores
+from editing.scoring.scores import Pair, target_scores
 from tracer.facts import templates
 from tracer.facts.bundled import filled
 from tracer.model import LanguageModel

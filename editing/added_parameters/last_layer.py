@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from editing.added_parameters.passing import Noted
 from editing.added_parameters.patch import Patch
 from editing.added_parameters.side_branch import mlp_module, wide
-from editing.asking import prompts_end_at
 from editing.request import EditRequest
+from editing.scoring.asking import prompts_end_at
 from tracer.anatomy.hidden import by_token
 from tracer.model import LanguageModel
 from tracer.model.tokens import encode_with_target

@@ -16,7 +16,7 @@ from torch import Tensor
 from editing.added_parameters.passing import Noted
 from editing.added_parameters.side_branch import mlp_module, wide
 from editing.edit import unedited
-from editing.generation import sample_texts
+from editing.scoring.generation import sample_texts
 from tracer.anatomy.hidden import by_token
 from tracer.facts import bundled, spread_over_relations
 from tracer.model import LanguageModel

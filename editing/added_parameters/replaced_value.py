@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from editing.added_parameters.codebook_branch import Replace
-from editing.asking import prompts_end_at
 from editing.errors import EditFailedError, RequestError
+from editing.fine_tuning.upper_blocks import UpperBlocks, upper_blocks
 from editing.request import EditRequest
-from editing.upper_blocks import UpperBlocks, upper_blocks
+from editing.scoring.asking import prompts_end_at
 from tracer.anatomy import is_stored_transposed
 from tracer.anatomy.hidden import by_token
 from tracer.model import LanguageModel

@@ -15,7 +15,7 @@ from editing.evaluation.summary import (
     sequential_summary,
     summary,
 )
-from editing.scores import TargetScore, target_scores
+from editing.scoring.scores import TargetScore, target_scores
 
 __all__ = [
     "Ask",

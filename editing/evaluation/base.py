@@ -7,11 +7,11 @@ from pathlib import Path
 
 from torch import Tensor
 
-from editing.distributions import MAX_BYTES, Distributions
 from editing.errors import EvaluationError
 from editing.evaluation.lines import Lines
-from editing.generation import answers
-from editing.scores import Pair, TargetScore, target_scores
+from editing.scoring.distributions import MAX_BYTES, Distributions
+from editing.scoring.generation import answers
+from editing.scoring.scores import Pair, TargetScore, target_scores
 from tracer.model import LanguageModel
 
 

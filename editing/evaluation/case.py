@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from editing.request import EditRequest
-from editing.scores import Pair
+from editing.scoring.scores import Pair
 
 
 @dataclass(frozen=True)

@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from editing.distributions import MAX_BYTES
 from editing.evaluation.base import Base
 from editing.evaluation.case import Case
 from editing.evaluation.fluency import Snippets, TfIdf, consistency, fluency
 from editing.evaluation.metrics import case_metrics
-from editing.generation import answers, seeded_samples
-from editing.scores import Pair, target_scores
+from editing.scoring.distributions import MAX_BYTES
+from editing.scoring.generation import answers, seeded_samples
+from editing.scoring.scores import Pair, target_scores
 from tracer.model import LanguageModel
 
 

@@ -15,9 +15,9 @@ from typing import Any
 
 import torch
 
-from editing.alarms import PASSAGES
 from editing.editors import Editor
 from editing.errors import EvaluationError
+from editing.evaluation.alarms import PASSAGES
 from editing.evaluation.benchmarks import Benchmark
 from editing.evaluation.case import Case
 from editing.evaluation.examination import Examination

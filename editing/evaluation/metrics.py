@@ -17,7 +17,7 @@ import numpy as np
 
 from editing.evaluation.case import Case, Group
 from editing.evaluation.matches import gen_contains, gen_exact
-from editing.scores import Pair, TargetScore
+from editing.scoring.scores import Pair, TargetScore
 
 ACCURACIES = ("token_acc", "tf_exact", "gen_exact", "gen_contains")
 NAMES: Mapping[tuple[str, str], str] = {

@@ -23,11 +23,11 @@ from editing.editors import Editor
 from editing.errors import EvaluationError, RequestError
 from editing.evaluation.making import left_as_it_was
 from editing.evaluation.matches import first_statement, gen_exact
-from editing.generation import answers
 from editing.memory.mello import MeLLo
 from editing.memory.memory import MemoryEditor
 from editing.request import EditRequest
-from editing.scores import target_scores
+from editing.scoring.generation import answers
+from editing.scoring.scores import target_scores
 from tracer.effect import Estimate
 from tracer.facts.readers import read_records
 from tracer.model import LanguageModel

@@ -11,9 +11,9 @@ from typing import Any, Literal
 
 import pandas as pd
 
-from editing.alarms import GeneralText
 from editing.editors import Editor
 from editing.errors import EvaluationError
+from editing.evaluation.alarms import GeneralText
 from editing.evaluation.batch import batch_edits, without_conflicts
 from editing.evaluation.benchmarks import Benchmark
 from editing.evaluation.case import Case, CaseScores

@@ -19,10 +19,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from editing.alarms import CollapseAlarm, GeneralText
 from editing.edit import load_edit, undo_all
 from editing.editors import Editor
 from editing.errors import EvaluationError
+from editing.evaluation.alarms import CollapseAlarm, GeneralText
 from editing.evaluation.batch import in_chunks, without_conflicts
 from editing.evaluation.case import Case, CaseScores
 from editing.evaluation.examination import Examination

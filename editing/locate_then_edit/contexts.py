@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from editing.edit import unedited
-from editing.generation import OPENINGS, sample_texts
+from editing.scoring.generation import OPENINGS, sample_texts
 from tracer.model import LanguageModel
 
 Plan = Sequence[tuple[int, int]]

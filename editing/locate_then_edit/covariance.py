@@ -23,8 +23,8 @@ from torch import Tensor, nn
 
 from editing.edit import unedited
 from editing.errors import CovarianceError
-from editing.generation import sample_texts
 from editing.locate_then_edit.keys import hooked_until
+from editing.scoring.generation import sample_texts
 from tracer.anatomy.hidden import by_token
 from tracer.errors import FileFormatError
 from tracer.model import LanguageModel

@@ -21,9 +21,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from editing.forced_decoder import ForcedDecoder
+from editing.fine_tuning.upper_blocks import upper_blocks
 from editing.locate_then_edit.norms import has_norm
-from editing.upper_blocks import upper_blocks
+from editing.scoring.forced_decoder import ForcedDecoder
 from tracer.first_order.prepared import differentiable
 from tracer.model import LanguageModel
 from tracer.sweep.replay import Recording, only_here, record

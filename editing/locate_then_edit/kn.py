@@ -36,7 +36,7 @@ from editing.locate_then_edit.knowledge_neurons import (
 )
 from editing.locate_then_edit.value_slots import answer_embedding, column, columns_changed
 from editing.request import EditRequest, check_requests
-from editing.scores import target_scores
+from editing.scoring.scores import target_scores
 from editing.writing import writing
 from tracer.facts import paraphrases
 from tracer.model import LanguageModel

@@ -28,7 +28,7 @@ from editing.locate_then_edit.settings import LocateThenEdit, value_record
 from editing.locate_then_edit.suffix import Part
 from editing.locate_then_edit.values import Value
 from editing.request import EditRequest
-from editing.scores import target_scores
+from editing.scoring.scores import target_scores
 from tracer.model import LanguageModel
 
 Variant = Literal["r-rome", "rome", "p-rome"]

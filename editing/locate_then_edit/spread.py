@@ -29,7 +29,7 @@ from editing.locate_then_edit.solve import Factors
 from editing.locate_then_edit.suffix import Part
 from editing.locate_then_edit.values import Value
 from editing.request import EditRequest
-from editing.scores import target_scores
+from editing.scoring.scores import target_scores
 from tracer.model import LanguageModel
 
 Solve = Callable[[int, Tensor, Tensor], Factors]

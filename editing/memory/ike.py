@@ -22,7 +22,6 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 
-from editing.asking import Route
 from editing.errors import EditFailedError, RequestError
 from editing.memory.demonstrations import BREAK, block, demonstrated
 from editing.memory.memory import Memory, MemoryEditor
@@ -31,6 +30,7 @@ from editing.memory.retrieval import Index
 from editing.memory.retrievers import least_similarity
 from editing.memory.scoped import ScopedFact, ScopedFacts, bundled_facts
 from editing.request import EditRequest
+from editing.scoring.asking import Route
 from tracer.model import LanguageModel
 from tracer.model.tokens import encode
 

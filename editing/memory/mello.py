@@ -18,12 +18,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from editing.asking import Route
 from editing.errors import RequestError
-from editing.generation import written_until
 from editing.memory.mello_examples import EXAMPLES
 from editing.memory.memory import Memory, MemoryEditor, memory_of
 from editing.memory.record import MemoryRecord
+from editing.scoring.asking import Route
+from editing.scoring.generation import written_until
 from tracer.model import LanguageModel
 
 SUBQUESTION, TENTATIVE = "Subquestion:", "Generated answer:"

@@ -21,13 +21,13 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from torch import Tensor
 
-from editing.asking import Route, add_reader
 from editing.attachment import Attachment
 from editing.edit import Edit
 from editing.memory.record import MemoryRecord, living
 from editing.memory.retrieval import Index, Retriever, nearest
 from editing.memory.retrievers import DEFAULT, retriever_named
 from editing.request import EditRequest, check_requests
+from editing.scoring.asking import Route, add_reader
 from editing.writing import writing
 from tracer.model import LanguageModel
 

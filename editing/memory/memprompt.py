@@ -15,12 +15,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from editing.asking import Route
 from editing.errors import RequestError
 from editing.memory.memory import Memory, MemoryEditor
 from editing.memory.retrievers import least_similarity
 from editing.memory.scoped import ScopedFacts
 from editing.memory.threshold import best_threshold
+from editing.scoring.asking import Route
 from tracer.model import LanguageModel
 
 Miss = Literal["base", "task prompt"]

@@ -20,7 +20,6 @@ from typing import Any, Self
 
 from torch import Tensor
 
-from editing.asking import Route
 from editing.errors import EditFailedError, RequestError
 from editing.memory.memory import Memory, MemoryEditor, memory_of
 from editing.memory.record import MemoryRecord
@@ -28,6 +27,7 @@ from editing.memory.scope import Scope
 from editing.memory.scope_training import ScopeTraining, train_scope
 from editing.memory.scoped import ScopedFacts, bundled_facts
 from editing.request import EditRequest
+from editing.scoring.asking import Route
 from tracer.model import LanguageModel
 
 CONTEXT = "{edit}. {query}"

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from editing.generation import answers
 from editing.meta_learning.factors import Factors, gradient_factors
 from editing.meta_learning.matrices import Sizes, matrix
 from editing.meta_learning.side_terms import SideTerm
 from editing.meta_learning.texts import Texts
+from editing.scoring.generation import answers
 from tracer.model import LanguageModel
 
 

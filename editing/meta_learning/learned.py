@@ -27,7 +27,7 @@ from editing.meta_learning.texts import texts_of
 from editing.meta_learning.trained import Trained, read_editor, untrained, write_editor
 from editing.meta_learning.training import Task, train
 from editing.request import EditRequest, check_requests
-from editing.scores import Pair, target_scores
+from editing.scoring.scores import Pair, target_scores
 from editing.writing import writing
 from tracer.errors import FileFormatError
 from tracer.model import LanguageModel

@@ -14,7 +14,7 @@ from editing.meta_learning.learned import Learned
 from editing.meta_learning.matrices import Sizes
 from editing.meta_learning.mend_network import MendNetwork
 from editing.meta_learning.objective import Weighted
-from editing.scores import Pair
+from editing.scoring.scores import Pair
 from tracer.model import LanguageModel
 from tracer.model.tokens import encode_with_target
 

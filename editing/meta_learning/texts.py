@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from editing.upper_blocks import UpperBlocks, upper_blocks
+from editing.fine_tuning.upper_blocks import UpperBlocks, upper_blocks
 from tracer.model import LanguageModel
 from tracer.model.tokens import encode_with_target, right_padded
 from tracer.sweep.replay import record

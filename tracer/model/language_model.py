@@ -223,7 +223,7 @@ class LanguageModel:
             warnings.warn(
                 f"{self.name} has {len(self.readers)} memories of edits that rewrite prompts before it reads them. "
                 f"Traces run the model on prompts as they are given, without those edits. To trace what is read: "
-                f"editing.asking.routes(model, [prompt])[0].prompt.",
+                f"editing.scoring.asking.routes(model, [prompt])[0].prompt.",
                 TracerWarning,
                 stacklevel=4,
             )

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, EncoderDecoderCache
 
-from editing.asking import routes
+from editing.scoring.asking import routes
 from tracer.model import LanguageModel
 from tracer.model.inputs import prompt_encoding
 from tracer.model.tokens import encode

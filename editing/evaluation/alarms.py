@@ -15,9 +15,9 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
-from editing.distributions import Distributions
 from editing.errors import EditingWarning, RequestError
-from editing.scores import Pair, TargetScore, target_scores
+from editing.scoring.distributions import Distributions
+from editing.scoring.scores import Pair, TargetScore, target_scores
 from tracer.errors import NumericsError
 from tracer.model import LanguageModel
 

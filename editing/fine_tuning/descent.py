@@ -20,9 +20,9 @@ import torch
 from torch import Tensor, nn
 
 from editing.errors import EditFailedError
-from editing.forced_decoder import ForcedDecoder
+from editing.fine_tuning.upper_blocks import UpperBlocks, upper_blocks
 from editing.request import EditRequest
-from editing.upper_blocks import UpperBlocks, upper_blocks
+from editing.scoring.forced_decoder import ForcedDecoder
 from tracer.anatomy import is_stored_transposed
 from tracer.model import LanguageModel
 from tracer.model.inputs import target_encoding

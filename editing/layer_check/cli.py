@@ -8,9 +8,9 @@ from typing import Annotated, Any
 import typer
 
 import tracer
-from editing.check_by_editing import check_by_editing
 from editing.errors import RequestError
 from editing.evaluation import bundled_records
+from editing.layer_check.check import check_by_editing
 from editing.locate_then_edit.rome import ROME
 from tracer.console import AsJson, Device, Dtype, Model, Out, Quiet, opened, reported, result, run_folder, show_progress
 from tracer.effect import AverageTrace
@@ -42,7 +42,7 @@ def check_layers(
     quiet: Quiet = False,
 ) -> None:
     """Edit the same facts at every layer: is the layer that tracing names the one to edit? Resumable."""
-    from editing.check_plot import plot_check
+    from editing.layer_check.plot import plot_check
     from tracer.plot import save_figure
 
     with reported():

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from editing.scores import Pair
+from editing.scoring.scores import Pair
 
 MAX_BYTES = 2**28
 

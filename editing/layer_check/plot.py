@@ -13,7 +13,7 @@ from editing.evaluation.counterfact import MAGNITUDES, SCORES
 from tracer.plot import STYLE, NotebookFigure, headline, layer_ticks
 
 if TYPE_CHECKING:
-    from editing.check_by_editing import LayerCheck
+    from editing.layer_check.check import LayerCheck
 
 AIE_COLOUR = "#238b45"
 MARKS = {"ES": ("#0072b2", "o"), "PS": ("#e69f00", "s"), "NS": ("#aa4499", "^")}

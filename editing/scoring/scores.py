@@ -21,9 +21,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from editing.asking import prompts_end_at, routes
-from editing.forced_decoder import forced_log_probs
-from editing.prefix import Ids, Prefix, begin_alike, common_length, read_once
+from editing.scoring.asking import prompts_end_at, routes
+from editing.scoring.forced_decoder import forced_log_probs
+from editing.scoring.prefix import Ids, Prefix, begin_alike, common_length, read_once
 from tracer.model import LanguageModel
 from tracer.model.inputs import target_encoding
 from tracer.model.tokens import TargetEncoding, right_padded

@@ -19,12 +19,12 @@ from typing import Any, Literal, get_args
 import torch
 
 from editing.change import Replacement, writable
-from editing.descent import Descent, Loss, batch_of, descend, trained_parameters
 from editing.edit import Edit
 from editing.errors import EditFailedError, EditingWarning, RequestError
+from editing.fine_tuning.descent import Descent, Loss, batch_of, descend, trained_parameters
 from editing.locate_then_edit.complaints import LOST
 from editing.request import EditRequest, check_requests
-from editing.scores import target_scores
+from editing.scoring.scores import target_scores
 from editing.writing import writing
 from tracer.model import LanguageModel
 from tracer.progress import bar

@@ -1,0 +1,1 @@
+"""Gradient steps on one MLP: FT, FT-L, FT-M."""
