@@ -64,9 +64,10 @@ def test_scores_are_those_of_single_edits_and_the_model_is_the_same_again(toy_mo
     found = check_by_editing(toy_model, planted(toy_model, [0.1] * LAYERS), records, layers=[3, 1], editor=quick)
     assert found.layers == (1, 3) and toy_model.fingerprint() == before and toy_model.edits == []
     for layer in (1, 3):
-        for case, alone in zip(found.cases[layer], evaluate_counterfact(toy_model, quick(layer), records), strict=True):
-            assert case.before == alone.before
-            assert case.after == pytest.approx(alone.after, rel=1e-3, nan_ok=True)  # float32, other batches
+        # One at a time: two requests in a batch may round otherwise, and two steps of Adam are mostly signs.
+        for case, record in zip(found.cases[layer], records, strict=True):
+            (alone,) = evaluate_counterfact(toy_model, quick(layer), [record])
+            assert case.before == alone.before and case.after == pytest.approx(alone.after, nan_ok=True)
     frame = found.to_frame().set_index("layer")
     ones = [case.after["efficacy_magnitude"] for case in found.cases[3]]
     assert frame.loc[3, "efficacy_magnitude"] == pytest.approx(np.mean(ones))
