@@ -99,7 +99,7 @@ def test_edges_run_from_earlier_to_later_and_a_key_head_stands_amid_the_heads_it
     assert len(arrows) == count
     ends = {}
     for arrow, (edge, _) in zip(reversed(arrows), edges.top(10_000), strict=True):
-        begin, end = arrow._posA_posB  # type: ignore[attr-defined]
+        begin, end = arrow._posA_posB  # type: ignore[attr-defined]  # matplotlib gives an arrow's ends no other way
         assert begin[0] < end[0], edge
         ends[str(edge.target)] = end[1]
     assert [ends["k[1.0]"], ends["v[1.1]"], ends["q[1.3]"]] == [0.5, 2.5, 3]  # 4 heads share 2 key heads

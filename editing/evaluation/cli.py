@@ -18,6 +18,7 @@ from editing.evaluation.run import evaluate as run_evaluation
 from editing.evaluation.sequential import CHECKPOINTS, SequentialPlan
 from editing.evaluation.summary import edit_seconds
 from editing.evaluation.tables import readable
+from editing.options import whole_numbers
 from tracer.console import AsJson, Device, Dtype, Model, Out, Quiet, opened, reported, result, run_folder, show_progress
 
 
@@ -69,8 +70,10 @@ def evaluate(
             cases,
             where,
             protocol=protocol,
-            sizes=_numbers(batch),
-            plan=SequentialPlan(checkpoints=_numbers(checkpoints), step=step, factor=factor, stop=stop),
+            sizes=whole_numbers(batch, "--batch"),
+            plan=SequentialPlan(
+                checkpoints=whole_numbers(checkpoints, "--checkpoints"), step=step, factor=factor, stop=stop
+            ),
             questions=Questions(
                 free=free, writing=writing, snippets=read_snippets(snippets) if snippets else None, seed=seed
             ),
@@ -114,10 +117,3 @@ def _settings(given: list[str]) -> dict[str, Any]:
 
 def _frozen(value: Any) -> Any:
     return tuple(map(_frozen, value)) if isinstance(value, list) else value
-
-
-def _numbers(listed: str) -> tuple[int, ...]:
-    try:
-        return tuple(int(number) for number in listed.split(",") if number.strip())
-    except ValueError as error:
-        raise EvaluationError(f"{listed!r} is no list of whole numbers. Write 1,10,100.") from error

@@ -8,10 +8,10 @@ from typing import Annotated, Any
 import typer
 
 import tracer
-from editing.errors import RequestError
 from editing.evaluation import bundled_records
 from editing.layer_check.check import check_by_editing
 from editing.locate_then_edit.rome import ROME
+from editing.options import whole_numbers
 from tracer.console import AsJson, Device, Dtype, Model, Out, Quiet, opened, reported, result, run_folder, show_progress
 from tracer.effect import AverageTrace
 from tracer.facts import bundled, spread_over_relations
@@ -25,7 +25,7 @@ def check_layers(
     source: Annotated[
         Path | None, typer.Argument(help="A saved average or a study's folder; default: trace bundled facts now.")
     ] = None,
-    kind: Annotated[str, typer.Option(help="The map to look at.")] = "mlp",
+    kind: Annotated[Any, typer.Option(parser=str, metavar="NAME", help="The map to look at.")] = "mlp",
     role: Annotated[str, typer.Option(help="The token to look at.")] = "last subject token",
     traced: Annotated[int, typer.Option(min=2, help="Facts to trace, if no average is given.")] = 24,
     records: Annotated[Path | None, typer.Option(help="CounterFact file to edit from; default: bundled facts.")] = None,
@@ -46,7 +46,7 @@ def check_layers(
     from tracer.plot import save_figure
 
     with reported():
-        asked = _numbers(layers)
+        asked = whole_numbers(layers, "--layers", "layers")
         saved = None if source is None else _saved_average(source)
         opened_model = opened(model, device, dtype)
         folder = run_folder(out, f"check layers {Path(model).name}")
@@ -54,7 +54,7 @@ def check_layers(
         average = saved or tracer.average(
             opened_model,
             spread_over_relations(bundled()),
-            kinds=(kind,),  # type: ignore[arg-type]
+            kinds=(kind,),
             roles=(role,),
             window=proportional_window(opened_model.depth),
             most=traced,
@@ -87,10 +87,3 @@ def _saved_average(source: Path) -> AverageTrace:
 def _spread(records: list[dict[str, Any]], n: int) -> list[dict[str, Any]]:
     """`n` of them, drawn evenly."""
     return records[:: max(1, len(records) // n)][:n]
-
-
-def _numbers(listed: str) -> list[int]:
-    try:
-        return [int(number) for number in listed.split(",") if number.strip()]
-    except ValueError as error:
-        raise RequestError(f"--layers {listed!r} is no list of layers. Write e.g. --layers 0,2,4.") from error

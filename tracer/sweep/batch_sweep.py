@@ -24,7 +24,6 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from itertools import product
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -35,7 +34,7 @@ from tracer.errors import SiteError
 from tracer.metric import METRICS, Metric
 from tracer.model import LanguageModel
 from tracer.model.parallel import Check, in_threads, is_out_of_memory, thread_count
-from tracer.reading import AnswerIds, Answers, Reading, answer_table
+from tracer.reading import Answers, Reading, answer_table
 from tracer.severed import Severed
 from tracer.site import Direction, TokenGroups, Tokens, Unit, together
 from tracer.sweep.budget import Budget
@@ -320,33 +319,3 @@ class BatchSweep:
         seen = packing.mask(self.run.visible[layer][0])[None]
         mask = self.run.attention_mask(layer, seen, packing.computed, packing.key_positions)
         return stores[0], stores[1], mask
-
-
-class Sweep:
-    """A `BatchSweep` of one prompt: the methods of `tracer.passes.Passes`, with the same results.
-
-    Attributes:
-        batch: what does the work.
-        clean_logits: [vocab].
-        corrupted_logits: [sample, vocab].
-    """
-
-    def __init__(self, *run: Any, **options: Any) -> None:
-        self.batch = BatchSweep(*run, **options)
-        self.clean_logits, self.corrupted_logits = self.batch.clean_logits[0], self.batch.corrupted_logits
-
-    def state_map(self, answer_id: AnswerIds, tokens: TokenGroups) -> Tensor:
-        """See `BatchSweep.state_maps`, without its first axis, as for the others."""
-        return self.batch.state_maps([answer_id], tokens)[0]
-
-    def severed_map(self, path: SubLayer | Severed, answer_id: AnswerIds, tokens: TokenGroups) -> Tensor:
-        """See `state_map`."""
-        return self.batch.severed_maps(path, [answer_id], tokens)[0]
-
-    def window_map(self, kind: SubLayer, answer_id: AnswerIds, tokens: TokenGroups, window: int) -> Tensor:
-        """See `state_map`."""
-        return self.batch.window_maps(kind, [answer_id], tokens, window)[0]
-
-    def unit_map(self, units: Sequence[Unit], answer_id: AnswerIds, tokens: TokenGroups) -> Tensor:
-        """See `state_map`."""
-        return self.batch.unit_maps(units, [answer_id], tokens)[0]

@@ -12,7 +12,7 @@ from tracer.model import LanguageModel
 from tracer.model.parallel import is_out_of_memory
 from tracer.passes import Passes
 from tracer.site import KINDS, Site
-from tracer.sweep.batch_sweep import Sweep
+from tracer.sweep.one_prompt import Sweep
 from tracer.sweep.two_stacks import TwoStackSweep
 
 WINDOW = 3
