@@ -77,19 +77,28 @@ def test_rows_of_some_contexts_are_the_rows_of_those_contexts_alone(family_model
 
 def test_contexts_taken_in_turns_all_have_their_turn_and_the_bare_prompt_every_one(toy_model) -> None:
     rows = request_rows(toy_model, REQUESTS, ("", "Yes. ", "It is so: ", "No. ", "Then: ", "Well. "))
-    assert rows.in_turns(None) == rows.in_turns(5) == [rows]
+    assert rows.in_turns(None) == rows.in_turns(5) == [[0, 1, 2, 3, 4, 5]]
     turns = rows.in_turns(2)
-    assert [turn.each for turn in turns] == [4, 4, 3]  # the bare prompt, at most two prefixes, the essence
-    assert all(torch.equal(turn.lookup[0], rows.lookup[0]) for turn in turns)
-    places = [int(at) for turn in turns for at in turn.lookup[1 : turn.each - 1]]
-    assert sorted(places) == sorted(rows.lookup[1 : rows.each - 1].tolist())
+    assert [len(turn) for turn in turns] == [3, 3, 2] and all(turn[0] == 0 for turn in turns)
+    assert sorted(number for turn in turns for number in turn[1:]) == [1, 2, 3, 4, 5]
+
+
+def test_a_turn_off_the_recording_of_all_rows_equals_one_recorded_alone(family_model: tracer.LanguageModel) -> None:
+    rows = request_rows(family_model, REQUESTS, PREFIXES)
+    whole = Suffix(family_model, 2, rows, ("mlp",))
+    deltas = 0.1 * torch.randn(len(REQUESTS), 1, family_model.d_model, dtype=torch.float64)
+    for turn in rows.in_turns(1):
+        alone = Suffix(family_model, 2, rows.of_some(turn), ("mlp",))
+        torch.testing.assert_close(whole.of_some(turn).initial, alone.initial, atol=1e-7, rtol=0)
+        for found, expected in zip(whole.of_some(turn).logits(deltas), alone.logits(deltas), strict=True):
+            torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("steps", [2, 3])
 def test_the_first_step_in_turns_sees_the_first_turn_and_the_next_another(toy_model, steps: int) -> None:
     rows = request_rows(toy_model, REQUESTS, PREFIXES)
     turns = optimise_values(toy_model, 2, rows, Search(steps=steps, contexts_a_step=1))
-    first = optimise_values(toy_model, 2, rows.in_turns(1)[0], Search(steps=steps))
+    first = optimise_values(toy_model, 2, rows.of_some(rows.in_turns(1)[0]), Search(steps=steps))
     for value, alone in zip(turns, first, strict=True):
         assert torch.allclose(value.delta, alone.delta, atol=1e-9) == (steps == 2)
 
@@ -371,3 +380,36 @@ def test_a_layer_that_is_not_there_is_refused(toy_model: tracer.LanguageModel) -
 )
 def test_layers_around_stay_inside(layer: int, n_layers: int, expected: tuple[int, ...]) -> None:
     assert layers_around(layer, n_layers) == expected
+
+
+QUICK = {"steps": 3, "context_plan": ((2, 3),), "tokens": 400}
+
+
+def test_kept_values_serve_every_editor_that_wants_the_same_and_no_other(toy_model, tmp_path) -> None:
+    def found(editor) -> list[dict]:
+        return [dict(edit.diagnostics[0]) for edit in editor.each(toy_model, REQUESTS, progress=False)]
+
+    first = found(ROME(layer=1, values_folder=tmp_path, **QUICK))
+    again = found(ROME(layer=1, variant="rome", values_folder=tmp_path, **QUICK))
+    assert not any(record["value_kept"] for record in first) and all(record["value_kept"] for record in again)
+    for one, other in zip(first, again, strict=True):
+        same = ("nll", "kl", "probability_reached", "value_seconds")
+        assert [one[name] for name in same] == [other[name] for name in same]
+    for different in ({"layer": 2}, {"layer": 1, "clamp": 2.0}, {"layer": 1, "context_plan": ()}):
+        settings = {**QUICK, **different}
+        assert not any(record["value_kept"] for record in found(ROME(values_folder=tmp_path, **settings))), different
+
+
+def test_values_of_an_edited_model_are_not_kept_and_a_damaged_file_is_found_anew(toy_model, tmp_path) -> None:
+    editor = ROME(layer=1, values_folder=tmp_path, **QUICK)
+    with ROME(layer=2, **QUICK).apply(toy_model, REQUESTS[:1], progress=False):
+        editor.apply(toy_model, REQUESTS[1:2], progress=False).undo()
+    assert not list(tmp_path.iterdir())
+    plain = editor.apply(toy_model, REQUESTS[:1], progress=False)
+    plain.undo()
+    (path,) = tmp_path.iterdir()
+    path.write_bytes(path.read_bytes()[:40])
+    (mended,) = editor.each(toy_model, REQUESTS[:1], progress=False)
+    assert not mended.diagnostics[0]["value_kept"]
+    assert torch.equal(mended.changes[0].delta(toy_model), plain.changes[0].delta(toy_model))
+    assert "values_folder" not in mended.editor

@@ -236,6 +236,9 @@ def test_a_delta_in_the_replay_equals_one_in_a_whole_pass(dense: str) -> None:
     finally:
         handle.remove()
     bound = 10 * FAMILIES[dense].bound
+    with torch.no_grad():
+        turn = Suffix(model, layer, rows).of_some([0, 2]).logits(delta[None, None])[1].log_softmax(-1)
+    torch.testing.assert_close(turn, essence, atol=bound, rtol=0)
     torch.testing.assert_close(targets, logits[rows.target_rows, rows.target_places], atol=bound, rtol=0)
     torch.testing.assert_close(essence[0], logits[-1, rows.lookup[-1]], atol=bound, rtol=0)
 

@@ -77,8 +77,8 @@ def manifest(
 
 def editor_record(editor: Editor) -> dict[str, Any]:
     """The editor's class and settings."""
-    names = [one.name for one in dataclasses.fields(editor)] if dataclasses.is_dataclass(editor) else []
-    settings = {name: getattr(editor, name) for name in names}
+    fields = dataclasses.fields(editor) if dataclasses.is_dataclass(editor) else ()
+    settings = {one.name: getattr(editor, one.name) for one in fields if not one.metadata.get("local")}
     if settings.get("corpus") is not None:
         settings["corpus"] = Path(settings["corpus"]).name
     return {"name": type(editor).__name__, **settings}

@@ -50,13 +50,16 @@ class Rows:
         """The last row of each request, [request]."""
         return torch.arange(self.each - 1, len(self.ids), self.each, device=self.ids.device)
 
+    def numbers(self, contexts: Sequence[int]) -> Tensor:
+        """The rows of some contexts, by number, and the essence rows, of all requests; rising."""
+        chosen = torch.tensor([*contexts, self.each - 1], device=self.ids.device)
+        return (torch.arange(self.n_requests, device=self.ids.device)[:, None] * self.each + chosen).flatten()
+
     def of_some(self, contexts: Sequence[int]) -> Rows:
-        """The rows of some contexts, by number, and the essence rows; all requests are kept."""
-        device, each = self.ids.device, self.each
-        chosen = torch.tensor([*contexts, each - 1], device=device)
-        kept = (torch.arange(self.n_requests, device=device)[:, None] * each + chosen).flatten()
-        place = torch.full((len(self.ids),), -1, device=device)
-        place[kept] = torch.arange(len(kept), device=device)
+        """Those `numbers` alone."""
+        kept = self.numbers(contexts)
+        place = torch.full((len(self.ids),), -1, device=self.ids.device)
+        place[kept] = torch.arange(len(kept), device=self.ids.device)
         targets = place[self.target_rows] >= 0
         width = int(self.attention_mask[kept].sum(1).max())
         return Rows(
@@ -70,13 +73,11 @@ class Rows:
             self.target_lengths[kept],
         )
 
-    def in_turns(self, most: int | None) -> list[Rows]:
+    def in_turns(self, most: int | None) -> list[list[int]]:
         """The contexts in groups of at most `most` random prefixes, the bare prompt in each; None: all together."""
         prefixes = range(1, self.each - 1)
-        if most is None or most >= len(prefixes):
-            return [self]
-        n_groups = -(-len(prefixes) // most)
-        return [self.of_some([0, *prefixes[first::n_groups]]) for first in range(n_groups)]
+        n_groups = 1 if most is None or most >= len(prefixes) else -(-len(prefixes) // most)
+        return [[0, *prefixes[first::n_groups]] for first in range(n_groups)]
 
     def of_contexts(self, of_rows: Tensor) -> Tensor:
         """What belongs to the contexts, the bare prompt's first: [row, ...] to [request, context, ...]."""

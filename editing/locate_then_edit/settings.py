@@ -12,8 +12,7 @@ import operator
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -25,19 +24,17 @@ from editing.errors import CovarianceError, RequestError
 from editing.locate_then_edit.complaints import warn_of
 from editing.locate_then_edit.contexts import contexts
 from editing.locate_then_edit.covariance import RIDGE, SecondMoment, second_moments
+from editing.locate_then_edit.kept_values import Wanted, find_values
 from editing.locate_then_edit.norms import has_norm
 from editing.locate_then_edit.presets import PRESETS
-from editing.locate_then_edit.rows import batched_rows
 from editing.locate_then_edit.suffix import Part
-from editing.locate_then_edit.values import Search, Value, optimise_values
+from editing.locate_then_edit.values import Search, Value
 from editing.request import EditRequest, check_requests
 from tracer.model import LanguageModel
 from tracer.progress import bar
 
 NORMED_RATE = 0.35  # of the root mean square of z0, where a norm follows W
 NORMED_CLAMP = 1.0
-TOGETHER = 2048  # tokens of requests that are optimised together
-TOGETHER_TIMES_VOCABULARY = 1 << 28  # as their logits take memory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +49,7 @@ class LocateThenEdit(ABC):
         corpus: text file for the key statistics; None: text that the model writes itself.
         tokens: of the corpus; None: 100,000 of a file, 10 * d_mlp of the model's own text.
         ridge: added to the key statistics, relative to their mean eigenvalue.
+        values_folder: where values are kept for other editors, batches and runs; None: nowhere.
     """
 
     steps: int = 20
@@ -64,6 +62,7 @@ class LocateThenEdit(ABC):
     corpus: str | Path | None = None
     tokens: int | None = None
     ridge: float = RIDGE
+    values_folder: str | Path | None = field(default=None, metadata={"local": True})
 
     published_rate: ClassVar[float] = 0.5
     published_clamp: ClassVar[float] = 4.0
@@ -155,16 +154,10 @@ class LocateThenEdit(ABC):
         return found
 
     def values(self, model: LanguageModel, requests: Sequence[EditRequest], seed: int, steps: Any) -> list[Value]:
-        """The value of each request on the model as it is, those of about the same length optimised together."""
+        """The value of each request on the model as it is."""
         layer, parts = self.target(model)
-        prefixes, found = self.prefixes(model, seed), dict[int, Value]()
-        vocabulary = int(model.torch.config.get_text_config().vocab_size)
-        most = min(TOGETHER, TOGETHER_TIMES_VOCABULARY // vocabulary)
-        for numbers, rows in batched_rows(model, requests, prefixes, tokens=most):
-            update = partial(steps.update, len(numbers))
-            values = optimise_values(model, layer, rows, self.search(model), parts=parts, each_step=update)
-            found |= dict(zip(numbers, values, strict=True))
-        return [found[number] for number in range(len(requests))]
+        wanted = Wanted(layer, parts, self.search(model), self.prefixes(model, seed))
+        return find_values(model, requests, wanted, folder=self.values_folder, steps=steps)
 
     def search(self, model: LanguageModel) -> Search:
         """Settings of the value optimisation."""
@@ -217,7 +210,8 @@ class LocateThenEdit(ABC):
         corpus = None if self.corpus is None else Path(self.corpus).name
         search = self.search(model)
         found = {"rate": search.rate, "relative": search.relative, "clamp": search.clamp}
-        settings = {**dataclasses.asdict(self), **found, "corpus": corpus, "seed": seed}
+        own = {one.name: getattr(self, one.name) for one in dataclasses.fields(self) if not one.metadata.get("local")}
+        settings = {**own, **found, "corpus": corpus, "seed": seed}
         return Edit(tuple(requests), (), {"method": type(self).__name__, **settings}, model.fingerprint())
 
     def _whole_number(self, name: str) -> None:
@@ -247,4 +241,6 @@ def value_record(request: EditRequest, value: Value, written: float) -> dict[str
         **value.loss,
         "steps": value.steps,
         "clamped": value.clamped,
+        "value_seconds": value.seconds,
+        "value_kept": value.kept,
     }

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from functools import cached_property
 from typing import Literal
 
 import torch
@@ -26,13 +27,21 @@ class Suffix:
 
     Attributes:
         parts: where: the output of the MLP's or the attention's last matrix, or of the block.
-        initial: what is there without a delta, at the bare prompt, [request, part, d_model].
     """
 
-    def __init__(self, model: LanguageModel, layer: int, rows: Rows, parts: Sequence[Part] = ("mlp",)) -> None:
+    def __init__(
+        self,
+        model: LanguageModel,
+        layer: int,
+        rows: Rows,
+        parts: Sequence[Part] = ("mlp",),
+        *,
+        run: Recording | None = None,
+    ) -> None:
+        """Records the rows, or takes the recording `run` of them."""
         self.model, self.layer, self.rows, self.parts = model, layer, rows, tuple(parts)
         with torch.no_grad():
-            self.run: Recording = record(model, rows.ids, attention_mask=rows.attention_mask)
+            self.run = run or record(model, rows.ids, attention_mask=rows.attention_mask)
         self.each = torch.arange(len(rows.ids), device=rows.ids.device)
         n_query = int((rows.attention_mask.sum(1) - rows.lookup).max())
         self._whole = self._stage(n_query)
@@ -40,7 +49,30 @@ class Suffix:
         # The essence is read where the subject ends, the targets where each is predicted.
         self.read_rows = torch.cat((rows.essence, rows.target_rows))
         self.read_at = torch.cat((rows.lookup[rows.essence], rows.target_places)) - rows.lookup[self.read_rows]
-        self.initial = self._initial()
+
+    def of_some(self, contexts: Sequence[int]) -> Suffix:
+        """The same of some contexts, by number, without another pass."""
+        if len(contexts) == self.rows.each - 1:
+            return self
+        run = self.run.of_rows(self.rows.numbers(contexts))
+        return Suffix(self.model, self.layer, self.rows.of_some(contexts), self.parts, run=run)
+
+    @cached_property
+    def initial(self) -> Tensor:
+        """What is there without a delta, at the bare prompt, [request, part, d_model]."""
+        if self.parts == ("block",):
+            found = [self.run.outputs[self.layer][self.each, self.rows.lookup]]
+        else:
+            kept: dict[nn.Module, Tensor] = {}
+
+            def keep(matrix: nn.Module) -> Callable[[Tensor], Tensor]:
+                return lambda output: kept.setdefault(matrix, output)
+
+            matrices = [self._matrix(part) for part in self.parts]
+            with torch.no_grad():
+                self._run_first({matrix: keep(matrix) for matrix in matrices})
+            found = [kept[matrix][:, 0] for matrix in matrices]
+        return torch.stack([self.rows.of_contexts(of_rows)[:, 0] for of_rows in found], dim=1)
 
     def logits(self, deltas: Tensor) -> tuple[Tensor, Tensor]:
         """Logits at the targets, [target, vocab], and at the essence prompts, [request, vocab].
@@ -68,21 +100,6 @@ class Suffix:
             for n, part in enumerate(self.parts)
         }
         return self._run_first(changes)
-
-    def _initial(self) -> Tensor:
-        if self.parts == ("block",):
-            found = [self.run.outputs[self.layer][self.each, self.rows.lookup]]
-        else:
-            kept: dict[nn.Module, Tensor] = {}
-
-            def keep(matrix: nn.Module) -> Callable[[Tensor], Tensor]:
-                return lambda output: kept.setdefault(matrix, output)
-
-            matrices = [self._matrix(part) for part in self.parts]
-            with torch.no_grad():
-                self._run_first({matrix: keep(matrix) for matrix in matrices})
-            found = [kept[matrix][:, 0] for matrix in matrices]
-        return torch.stack([self.rows.of_contexts(of_rows)[:, 0] for of_rows in found], dim=1)
 
     def _run_first(self, changes: dict[nn.Module, Callable[[Tensor], Tensor]]) -> Tensor:
         """Block `layer` at the lookup of each row alone, [row, d_model]."""

@@ -61,6 +61,8 @@ class Value:
         loss: its parts at the last step.
         steps: gradient steps taken.
         clamped: in how many of them delta was put back into the ball.
+        seconds: its share of the time that it took.
+        kept: it was found in an earlier run (`KeptValues`).
     """
 
     delta: Tensor
@@ -69,6 +71,8 @@ class Value:
     loss: dict[str, float]
     steps: int
     clamped: int
+    seconds: float = 0.0
+    kept: bool = False
 
     @property
     def wanted(self) -> Tensor:
@@ -90,13 +94,13 @@ def optimise_values(
     Raises:
         EditFailedError: a loss became NaN or infinite.
     """
-    turns = [Suffix(model, layer, some, parts) for some in rows.in_turns(search.contexts_a_step)]
+    whole, turns = Suffix(model, layer, rows, parts), rows.in_turns(search.contexts_a_step)
     # In 16 bits Adam's own numbers underflow: deltas live in float32 or wider.
-    initial = turns[0].initial if turns[0].initial.dtype == torch.float64 else turns[0].initial.float()
+    initial = whole.initial if whole.initial.dtype == torch.float64 else whole.initial.float()
     paths = [_Path(z0, search) for z0 in initial]
     base: Tensor | None = None
     for step in range(search.steps):
-        suffix = turns[step % len(turns)]
+        suffix = whole.of_some(turns[step % len(turns)])
         targets, essence = suffix.logits(torch.stack([path.delta for path in paths]))
         essence = essence.log_softmax(-1)
         base = essence.detach() if base is None else base

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -28,6 +29,7 @@ from tracer.model.lock import lock_of
 from tracer.sweep import masks
 
 _CACHE_NAMES = ("past_key_values", "past_key_value", "layer_past")
+_BY_ROW = ("hidden_states", "position_ids", "position_embeddings", "alibi")
 # Rows in the batch that runs: a sub-layer that flattens rows and tokens does not say. Each thread has its own.
 _ROWS: ContextVar[int] = ContextVar("rows", default=1)
 
@@ -71,6 +73,26 @@ class Recording:
         bias = self.bias[layer]
         bias = None if bias is None else masks.at(bias, positions, key_positions)
         return masks.additive(seen, bias, self.keys[layer].dtype)
+
+    def of_rows(self, chosen: Tensor) -> Recording:
+        """What was recorded of some rows, by number."""
+        some = partial(_of_rows, len(self.inputs[0]), chosen)
+        return Recording(
+            self.model,
+            some(self.inputs),
+            some(self.outputs),
+            {kind: some(added) for kind, added in self.added.items()},
+            some(self.keys),
+            some(self.values),
+            [
+                {name: some(value) if name in _BY_ROW else value for name, value in arguments.items()}
+                for arguments in self.arguments
+            ],
+            some(self.visible),
+            some(self.bias),
+            self.blocks,
+            some(self.matrix_inputs),
+        )
 
     def run_block(
         self,
@@ -313,6 +335,16 @@ def _keep_input(store: list[Tensor], rows: int) -> Callable[..., None]:
         store.append(by_token(args[0], rows).clone())
 
     return hook
+
+
+def _of_rows(n_rows: int, chosen: Tensor, recorded: Any) -> Any:
+    """The chosen rows of tensors that have one entry, or one a head (Bloom's alibi), for each recorded row."""
+    if isinstance(recorded, list | tuple):
+        return type(recorded)(_of_rows(n_rows, chosen, one) for one in recorded)
+    if recorded is None or len(recorded) % n_rows:
+        return recorded
+    each = recorded.unflatten(0, (n_rows, -1))
+    return each[chosen.to(each.device)].flatten(0, 1)
 
 
 def _at(table: Tensor, positions: Tensor) -> Tensor:
