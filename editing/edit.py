@@ -59,6 +59,7 @@ class Edit:
         summary: of the edit as a whole: change of each weight, residuals, times, memory.
         attachments: what stands beside the weights, in the order in which it is attached.
         model: the model it is applied to now, or None.
+        original: fingerprint of that model without any edit.
         before: the changed weights as they were, while the edit is applied.
     """
 
@@ -71,6 +72,7 @@ class Edit:
     summary: Mapping[str, Any] = field(default_factory=dict)
     attachments: tuple[Attachment, ...] = ()
     model: LanguageModel | None = None
+    original: str = ""
     before: dict[str, Tensor] = field(default_factory=dict, repr=False)
     _detachers: list[Callable[[], None]] = field(default_factory=list, repr=False)
 
@@ -101,7 +103,7 @@ class Edit:
 
     def start(self, model: LanguageModel) -> None:
         """Registers the edit with `model`, before its first write."""
-        self.model = model
+        self.model, self.original = model, model.edits[0].original if model.edits else self.base
         model.edits.append(self)
 
     def write(self, change: Change) -> Written:
@@ -255,6 +257,11 @@ def undo_all(edits: Sequence[Edit]) -> None:
         for edit in reversed(model.edits):
             if edit in edits:
                 edit.undo()
+
+
+def original_fingerprint(model: LanguageModel) -> str:
+    """Fingerprint of the model without its edits."""
+    return model.edits[0].original if model.edits else model.fingerprint()
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from editing.edit import unedited
+from editing.edit import original_fingerprint, unedited
 from editing.scoring.generation import OPENINGS, sample_texts
 from tracer.model import LanguageModel
 
@@ -24,9 +24,9 @@ def contexts(
     model: LanguageModel, *, seed: int, plan: Plan = PUBLISHED, openings: Sequence[str] = OPENINGS
 ) -> tuple[str, ...]:
     """The empty context first, then `count` texts of `length` tokens for each (count, length) of `plan`."""
-    with unedited(model):
-        key = ("contexts", model.fingerprint(), seed, tuple(plan), tuple(openings))
-        if key not in model.remembered:
+    key = ("contexts", original_fingerprint(model), seed, tuple(plan), tuple(openings))
+    if key not in model.remembered:
+        with unedited(model):
             model.remembered[key] = _sampled(model, seed, plan, openings)
     return model.remembered[key]
 

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from editing.edit import unedited
+from editing.edit import original_fingerprint, unedited
 from editing.errors import CovarianceError
 from editing.locate_then_edit.keys import hooked_until
 from editing.scoring.generation import sample_texts
@@ -132,15 +132,15 @@ def second_moments(
         model.anatomy.check_layer(layer)
     neurons = _neurons(model, layers[0])
     wanted = tokens or (10 * neurons if corpus is None else max(100_000, 10 * neurons))
-    with unedited(model):
-        name, digest = _corpus_identity(corpus, seed)
-        paths = {layer: _cache_path(model, digest, wanted, layer) for layer in layers}
-        found: dict[int, SecondMoment] = {}
-        for layer, path in paths.items() if cache else ():
-            with contextlib.suppress(FileFormatError):  # absent or damaged: measured again
-                found[layer] = _remembered(model, path, layer, ridge)
-        missing = [layer for layer in layers if layer not in found]
-        if missing:
+    name, digest = _corpus_identity(corpus, seed)
+    paths = {layer: _cache_path(original_fingerprint(model), digest, wanted, layer) for layer in layers}
+    found: dict[int, SecondMoment] = {}
+    for layer, path in paths.items() if cache else ():
+        with contextlib.suppress(FileFormatError):  # absent or damaged: measured again
+            found[layer] = _remembered(model, path, layer, ridge)
+    missing = [layer for layer in layers if layer not in found]
+    if missing:
+        with unedited(model):
             texts = _texts(model, corpus, wanted, seed, cache, progress)
             for moment in _measure(model, missing, texts, wanted, name, ridge, progress):
                 found[moment.layer] = moment
@@ -265,8 +265,8 @@ def _corpus_identity(corpus: str | Path | None, seed: int) -> tuple[str, str]:
         return path.name, hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _cache_path(model: LanguageModel, corpus: str, tokens: int, layer: int) -> Path:
-    key = hashlib.sha256(f"{model.fingerprint()}|{corpus}|{tokens}|{CHUNK}|{layer}".encode()).hexdigest()
+def _cache_path(fingerprint: str, corpus: str, tokens: int, layer: int) -> Path:
+    key = hashlib.sha256(f"{fingerprint}|{corpus}|{tokens}|{CHUNK}|{layer}".encode()).hexdigest()
     return cache_folder() / "covariance" / f"{key[:32]}.safetensors"
 
 

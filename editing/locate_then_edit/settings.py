@@ -120,7 +120,7 @@ class LocateThenEdit(ABC):
         self.check(model, requests)
         groups = [[request] for request in requests] if self.one_by_one else [requests] if requests else []
         with editable(model), bar(len(requests) * self.steps, "optimising values", show=progress, unit="step") as steps:
-            edit = self._begun(model, requests, seed)
+            edit = self._begun(model, requests, seed, model.fingerprint())
             edit.start(model)
             try:
                 for group in groups:
@@ -142,9 +142,9 @@ class LocateThenEdit(ABC):
         self.check(model, requests)
         found = []
         with editable(model), bar(len(requests) * self.steps, "optimising values", show=progress, unit="step") as steps:
-            values = self.values(model, requests, seed, steps) if requests else []
+            values, base = self.values(model, requests, seed, steps) if requests else [], model.fingerprint()
             for request, value in zip(requests, values, strict=True):
-                edit = self._begun(model, [request], seed)
+                edit = self._begun(model, [request], seed, base)
                 edit.start(model)
                 try:
                     self.insert(edit, [request], [value], seed=seed, progress=progress)
@@ -206,13 +206,13 @@ class LocateThenEdit(ABC):
     ) -> None:
         """Writes requests into `edit.model`; changes, records and summary go to `edit`."""
 
-    def _begun(self, model: LanguageModel, requests: Sequence[EditRequest], seed: int) -> Edit:
+    def _begun(self, model: LanguageModel, requests: Sequence[EditRequest], seed: int, base: str) -> Edit:
         corpus = None if self.corpus is None else Path(self.corpus).name
         search = self.search(model)
         found = {"rate": search.rate, "relative": search.relative, "clamp": search.clamp}
         own = {one.name: getattr(self, one.name) for one in dataclasses.fields(self) if not one.metadata.get("local")}
         settings = {**own, **found, "corpus": corpus, "seed": seed}
-        return Edit(tuple(requests), (), {"method": type(self).__name__, **settings}, model.fingerprint())
+        return Edit(tuple(requests), (), {"method": type(self).__name__, **settings}, base)
 
     def _whole_number(self, name: str) -> None:
         value: Any = getattr(self, name)

@@ -21,8 +21,8 @@ from torch import Tensor
 
 from editing.change import LowRank
 from editing.edit import Edit
-from editing.locate_then_edit.keys import Reading, read_keys
 from editing.locate_then_edit.kept_values import TOGETHER
+from editing.locate_then_edit.keys import Reading, read_keys
 from editing.locate_then_edit.norms import after_norm, before_norm
 from editing.locate_then_edit.rows import batched_rows
 from editing.locate_then_edit.settings import value_record
