@@ -19,7 +19,7 @@ from tracer.errors import AnatomyError, FactError, NumericsError, SiteError
 from tracer.first_order.attribution import attribute
 from tracer.passes import Passes
 from tracer.site import KINDS, window_layers
-from tracer.sweep.replay import output_changed
+from tracer.sweep.hooks import output_changed
 
 FACT = tracer.Fact("The Space Needle is located in the city of", subject="The Space Needle")
 TOKENS = list(range(toys.IDS.shape[1]))

@@ -25,7 +25,7 @@ from tracer.anatomy import anatomy_of, is_stored_transposed, names
 from tracer.anatomy.structure import names_by_structure
 from tracer.errors import AnatomyError
 from tracer.sweep import Sweep
-from tracer.sweep.replay import record
+from tracer.sweep.recording import record
 from tracer.sweep.self_test import self_test
 
 README = Path(__file__).parents[1] / "README.md"

@@ -16,7 +16,7 @@ import tracer
 from tracer.anatomy.hidden import hidden_of, with_hidden
 from tracer.errors import AnatomyError, FileFormatError, SiteError
 from tracer.first_order.query_key import attribute_queries_and_keys
-from tracer.sweep.replay import output_changed
+from tracer.sweep.hooks import output_changed
 
 FACT = tracer.TokenizedFact(tuple(toys.IDS[0].tolist()), (1, 6), answer_ids=(5,))
 NO_SDPA = {"GPT-Neo", "GPT-J", "BLOOM", "Gemma 2"}

@@ -32,6 +32,7 @@ from tracer.passes import Passes
 from tracer.site import Site
 from tracer.sweep import BatchSweep, Sweep
 from tracer.sweep.budget import Budget
+from tracer.sweep.packed_blocks import PackedBlocks
 from tracer.sweep.self_test import self_test
 
 IDS = torch.tensor([[11, 87, 254, 33, 480, 129, 64, 300]])
@@ -181,9 +182,9 @@ def test_facts_walked_together_have_the_numbers_they_have_alone(toy_model: trace
 
 def test_less_is_held_at_once_when_memory_runs_out(toy_model: tracer.LanguageModel, monkeypatch) -> None:
     sweep = Sweep(toy_model, IDS, (1, 3), noise_of(3, 2))
-    whole, original = sweep.state_map(5, TOKENS), sweep.batch.block
+    whole, original = sweep.state_map(5, TOKENS), sweep.batch.blocks.run
 
-    def greedy(layer, packing, draws):
+    def greedy(_self, layer, packing, draws):
         run = original(layer, packing, draws)
 
         def checked(hidden, which):
@@ -193,7 +194,7 @@ def test_less_is_held_at_once_when_memory_runs_out(toy_model: tracer.LanguageMod
 
         return checked
 
-    monkeypatch.setattr(sweep.batch, "block", greedy)
+    monkeypatch.setattr(PackedBlocks, "run", greedy)
     torch.testing.assert_close(sweep.state_map(5, TOKENS), whole, atol=1e-12, rtol=0)
     assert sweep.batch.budget.packed_tokens < Budget().packed_tokens
 
@@ -204,7 +205,7 @@ def test_memory_that_runs_out_for_good_is_said_with_what_to_write(toy_model: tra
     def greedy(*_: object) -> None:
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate many bytes.")
 
-    monkeypatch.setattr(sweep.batch, "block", greedy)
+    monkeypatch.setattr(PackedBlocks, "run", greedy)
     with pytest.raises(OutOfMemoryError, match="samples=1, or a smaller max_bytes"):
         sweep.state_map(5, TOKENS)
 

@@ -19,7 +19,7 @@ from editing.scoring.asking import prompts_end_at
 from tracer.facts import bundled, spread_over_relations
 from tracer.model import LanguageModel
 from tracer.model.tokens import encode, right_padded
-from tracer.sweep.replay import record
+from tracer.sweep.recording import record
 
 
 @dataclass(frozen=True, eq=False)

@@ -24,7 +24,8 @@ from editing.scoring.asking import prompts_end_at
 from tracer.anatomy.hidden import by_token
 from tracer.model import LanguageModel
 from tracer.model.tokens import encode_with_target
-from tracer.sweep.replay import Recording, record
+from tracer.sweep.recording import record
+from tracer.sweep.replay import Recording
 
 
 @dataclass(frozen=True, eq=False)

@@ -22,7 +22,8 @@ from tracer.anatomy import is_stored_transposed
 from tracer.anatomy.hidden import by_token
 from tracer.model import LanguageModel
 from tracer.model.tokens import encode_with_target
-from tracer.sweep.replay import output_changed, record
+from tracer.sweep.hooks import output_changed
+from tracer.sweep.recording import record
 
 
 @dataclass(frozen=True, eq=False)

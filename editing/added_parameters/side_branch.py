@@ -19,7 +19,7 @@ from editing.added_parameters.passing import Noted
 from editing.attachment import Attachment
 from tracer.errors import AnatomyError
 from tracer.model import LanguageModel
-from tracer.sweep.replay import only_here
+from tracer.sweep.hooks import only_here
 
 _ACTIVATIONS = ("hidden_activation", "hidden_act", "activation_function", "activation")
 

@@ -27,7 +27,8 @@ from tracer.anatomy import is_stored_transposed
 from tracer.model import LanguageModel
 from tracer.model.inputs import target_encoding
 from tracer.model.tokens import right_padded
-from tracer.sweep.replay import only_here, record
+from tracer.sweep.hooks import only_here
+from tracer.sweep.recording import record
 
 Loss = Literal["target_new", "prompt_last"]
 STOP_BELOW = 0.01

@@ -26,7 +26,9 @@ from editing.locate_then_edit.norms import has_norm
 from editing.scoring.forced_decoder import ForcedDecoder
 from tracer.first_order.prepared import differentiable
 from tracer.model import LanguageModel
-from tracer.sweep.replay import Recording, only_here, record
+from tracer.sweep.hooks import only_here
+from tracer.sweep.recording import record
+from tracer.sweep.replay import Recording
 from tracer.units import input_width
 
 Rule = Literal["gauss-legendre", "left"]

@@ -17,7 +17,9 @@ from torch import Tensor, nn
 
 from editing.locate_then_edit.rows import Rows
 from tracer.model import LanguageModel
-from tracer.sweep.replay import Recording, output_changed, record
+from tracer.sweep.hooks import output_changed
+from tracer.sweep.recording import record
+from tracer.sweep.replay import Recording
 
 Part = Literal["mlp", "attn", "block"]
 

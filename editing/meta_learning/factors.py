@@ -19,7 +19,7 @@ from editing.errors import BaseModelError
 from editing.meta_learning.texts import Texts
 from tracer.anatomy.hidden import by_token
 from tracer.model import LanguageModel
-from tracer.sweep.replay import only_here
+from tracer.sweep.hooks import only_here
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from tracer.anatomy.hidden import by_token
-from tracer.sweep.replay import only_here
+from tracer.sweep.hooks import only_here
 
 
 @dataclass(frozen=True, eq=False)

@@ -18,7 +18,7 @@ from torch.nn import functional
 from editing.fine_tuning.upper_blocks import UpperBlocks, upper_blocks
 from tracer.model import LanguageModel
 from tracer.model.tokens import encode_with_target, right_padded
-from tracer.sweep.replay import record
+from tracer.sweep.recording import record
 
 
 @dataclass(frozen=True, eq=False)

@@ -19,7 +19,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from tracer.anatomy.hidden import hidden_of
 from tracer.model import LanguageModel
 from tracer.model.tokens import TargetEncoding, right_padded
-from tracer.sweep.replay import only_here
+from tracer.sweep.hooks import only_here
 
 TOKENS = 1024  # padded tokens of both stacks in one pass
 Pair = tuple[str, str]

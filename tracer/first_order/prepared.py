@@ -22,7 +22,7 @@ from tracer.model import LanguageModel
 from tracer.model.tokens import visible
 from tracer.plan import Plan
 from tracer.runs import settings_of, settled
-from tracer.sweep.replay import output_changed
+from tracer.sweep.hooks import output_changed
 
 
 @dataclass(frozen=True, eq=False)

@@ -39,8 +39,10 @@ from tracer.severed import Severed
 from tracer.site import Direction, TokenGroups, Tokens, Unit, together
 from tracer.sweep.budget import Budget
 from tracer.sweep.hold import Hold, UnitHold
+from tracer.sweep.packed_blocks import DrawRows, PackedBlocks
 from tracer.sweep.packing import Packing, Row, bundles, in_order, severed_rows, state_rows, window_rows
-from tracer.sweep.replay import Recording, record
+from tracer.sweep.recording import record
+from tracer.sweep.replay import Recording
 from tracer.sweep.staircase import Join, Staircase
 from tracer.units import matrices_of
 
@@ -54,12 +56,13 @@ class BatchSweep:
 
     Attributes:
         run: the recorded pass: a clean row for each fact, then a corrupted row for each draw.
+        rows: which of these are a draw's: "restore" sets clean values into corrupted runs, "corrupt" the other way.
+        blocks: the model's blocks on packed rows of them.
         logits: of the recorded rows where the answer is read, [row, position, vocab].
         clean_logits: at the first of these positions, [fact, vocab].
         corrupted_logits: [draw, vocab].
         reading: what the maps hold: a metric of an answer of one token or more. With more the prompts
             end in all tokens of the answer but the last.
-        direction: "restore": clean values into corrupted runs; "corrupt": corrupted values into clean runs.
         frozen: what severed sub-layers are held at, in the draws' rows; of the run itself, or of `frozen_noise`.
         budget: halved, and the walk begun again, when memory runs out.
     """
@@ -80,13 +83,15 @@ class BatchSweep:
     ) -> None:
         self.model, (self.n_facts, self.n_tokens) = model, ids.shape
         self.samples, self.first = Draws.of(noise).samples, subject_span[0]
-        self.reading, self.direction = Reading(metric, answer_length), direction
+        self.reading = Reading(metric, answer_length)
         self.read_from = self.n_tokens - answer_length
         self.others = None if other_ids is None else torch.tensor(list(other_ids), device=ids.device)
         self.budget = budget or Budget.of(ids.device)
         self.draws = torch.arange(self.n_facts * self.samples, device=ids.device)
         self.prompts, self.span, self.noise = ids, subject_span, Draws.of(noise)
+        self.rows = DrawRows(self.n_facts, self.samples, direction)
         self.run = self._record(self.noise)
+        self.blocks = PackedBlocks(self.run, self.rows)
         with torch.inference_mode():
             self.logits = model.anatomy.unembed(self.run.outputs[-1][:, self.read_from :])
         self.clean_logits, self.corrupted_logits = self.logits[: self.n_facts, 0], self.logits[self.n_facts :, 0]
@@ -123,7 +128,7 @@ class BatchSweep:
         if not own and cut.tokens is not None:
             raise SiteError("The published severed trace severs the restored token: write Severed(...) without tokens.")
         rows = severed_rows(self.model.n_layers, from_below=not own, layers=layers)
-        options = {"hold": hold, "held_rows": self._base, "held": cut.positions}
+        options = {"hold": hold, "held_rows": self.rows.base, "held": cut.positions}
         restored = self._walk(rows, answer_ids, tokens, self._join_state, **options)
         return self._last_column(restored, answer_ids, tokens)
 
@@ -132,7 +137,7 @@ class BatchSweep:
         hold = Hold(self.model.anatomy, kind, self.run.added[kind])
         rows = window_rows(window, self.model.n_layers)
         join = partial(self._join_window, hold)
-        return self._walk(rows, answer_ids, tokens, join, hold=hold, held_rows=self._source)
+        return self._walk(rows, answer_ids, tokens, join, hold=hold, held_rows=self.rows.source)
 
     def unit_maps(self, units: Sequence[Unit], answer_ids: Answers, tokens: TokenGroups) -> Tensor:
         """The metric with each head or neuron of one kind set alone, [fact, token, unit, sample]."""
@@ -143,18 +148,10 @@ class BatchSweep:
 
         def join(row: Row, packing: Packing, draws: Tensor, below: Tensor | None) -> Tensor:
             unit = units[row.columns[0]]
-            writing = partial(hold.writing, unit, self._source(draws), packing.alone().computed)
+            writing = partial(hold.writing, unit, self.rows.source(draws), packing.alone().computed)
             return self._join_first(row, packing, draws, writing)
 
         return self._walk(rows, answer_ids, tokens, join, hooks=hold, n_columns=len(units))
-
-    def _base(self, draws: Tensor) -> Tensor:
-        """The rows of the recording that these draws' maps start from: the corrupted ones, to be restored."""
-        return self.n_facts + draws if self.direction == "restore" else draws // self.samples
-
-    def _source(self, draws: Tensor) -> Tensor:
-        """The rows of the recording that sites are set from: the clean ones of these draws' facts."""
-        return draws // self.samples if self.direction == "restore" else self.n_facts + draws
 
     def unrestored(self, answer_ids: Answers) -> tuple[Tensor, Tensor]:
         """The metric of the clean runs, [fact], and of the corrupted ones, [draw]."""
@@ -173,29 +170,29 @@ class BatchSweep:
         """Outputs of the block below, the restored tokens clean; [draw, pair, d_model]."""
         layer = row.start - 1
         if layer < 0:  # the trunk of a severed map: nothing restored yet
-            return self.run.inputs[0][self._base(draws)][:, packing.computed]
+            return self.run.inputs[0][self.rows.base(draws)][:, packing.computed]
         outputs, restored = self.run.outputs[layer], packing.alone().computed
-        hidden = outputs[self._base(draws)][:, packing.computed] if below is None else below.clone()
-        hidden[:, : packing.n_restored] = outputs[self._source(draws)][:, restored]
+        hidden = outputs[self.rows.base(draws)][:, packing.computed] if below is None else below.clone()
+        hidden[:, : packing.n_restored] = outputs[self.rows.source(draws)][:, restored]
         return hidden
 
     def _join_window(self, hold: Hold, row: Row, packing: Packing, draws: Tensor, below: Tensor | None) -> Tensor:
         """Outputs of the window's first block, where only the restored tokens differ from the corrupted run."""
         if below is not None:  # a shorter window leaves its trunk
             return below
-        writing = partial(hold.writing, row.start - 1, self._source(draws), packing.alone().computed, 0)
+        writing = partial(hold.writing, row.start - 1, self.rows.source(draws), packing.alone().computed, 0)
         return self._join_first(row, packing, draws, writing)
 
     def _join_first(
         self, row: Row, packing: Packing, draws: Tensor, writing: Callable[[], AbstractContextManager[None]]
     ) -> Tensor:
         """The base run's outputs of the block below the row's first; those of the restored tokens computed anew."""
-        layer, alone, rows = row.start - 1, packing.alone(), self._base(draws)
+        layer, alone, rows = row.start - 1, packing.alone(), self.rows.base(draws)
         hidden = self.run.outputs[layer][rows][:, packing.computed]
         inputs = self.run.inputs[layer][rows][:, alone.computed]
         with writing():
             each = torch.arange(len(draws), device=draws.device)
-            hidden[:, : packing.n_restored] = self.block(layer, alone, draws)(inputs, each)
+            hidden[:, : packing.n_restored] = self.blocks.run(layer, alone, draws)(inputs, each)
         return hidden
 
     def _walk(
@@ -215,7 +212,7 @@ class BatchSweep:
         """The metric [fact, token, column, sample]; that of the base run where no row answers for a cell."""
         wanted = [self._differing(each) for each in tokens]
         places = {group: place for place, group in enumerate(in_order(wanted))}
-        base = self.reading.joined(self._at_each(self._base(self.draws), answer_ids))
+        base = self.reading.joined(self._at_each(self.rows.base(self.draws), answer_ids))
         result = base.expand(len(places), n_columns or self.model.n_layers, -1).clone()
         answers = answer_table(answer_ids, self.draws.device)
         layout = {"held": held, "answer_length": self.reading.length, "device": self.draws.device}
@@ -263,59 +260,8 @@ class BatchSweep:
         """A state restored in the last block changes what is read there alone: at the prompt's last token."""
         places = [place for place, each in enumerate(tokens) if self.read_from in together(each)]
         if places:
-            each = self._at_each(self._base(self.draws), answer_ids)
-            each[0] = self._at_each(self._source(self.draws), answer_ids)[0]
+            each = self._at_each(self.rows.base(self.draws), answer_ids)
+            each[0] = self._at_each(self.rows.source(self.draws), answer_ids)[0]
             found = self.reading.joined(each).unflatten(0, (self.n_facts, self.samples))
             restored[:, places, -1] = found[:, None]
         return restored
-
-    def block(self, layer: int, packing: Packing, draws: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
-        """Block `layer` as a function of packed rows [row, pair, d_model] and, for each row, the index of its draw."""
-        keys, values, mask = self._context(layer, packing, draws)
-
-        def run(hidden: Tensor, which: Tensor) -> Tensor:
-            return self.run.run_block(
-                layer,
-                hidden,
-                positions=packing.computed,
-                key_positions=packing.key_positions,
-                mask=mask,
-                keys=keys[which],
-                values=values[which],
-            )
-
-        return run
-
-    def last_block(self, packing: Packing, draws: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
-        """The last block, as `block`, but for the positions that the answer is read from: [row, last, d_model]."""
-        layer, last = self.model.n_layers - 1, packing.last
-        keys, values, mask = self._context(layer, packing, draws)
-
-        def run(hidden: Tensor, which: Tensor) -> Tensor:
-            own = self.run.keys_and_values(layer, hidden, positions=packing.computed)
-            whole = [torch.cat((prefix[which], mine), dim=-2) for prefix, mine in zip((keys, values), own, strict=True)]
-            return self.run.run_block(
-                layer,
-                hidden[:, last],
-                positions=packing.computed[last],
-                key_positions=packing.key_positions,
-                mask=mask[..., last, :],
-                keys=whole[0],
-                values=whole[1],
-                complete=True,
-            )
-
-        return run
-
-    def _context(self, layer: int, packing: Packing, draws: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Keys and values of tokens 0 .. T-2 when corrupted, then of `clean_token` when clean; the mask."""
-        stores = []
-        for store in (self.run.keys[layer], self.run.values[layer]):
-            prefix = store[self._base(draws), :, :-1]
-            if packing.clean_token is not None:
-                clean = store[self._source(draws), :, packing.clean_token : packing.clean_token + 1]
-                prefix = torch.cat((prefix, clean), dim=2)
-            stores.append(prefix)
-        seen = packing.mask(self.run.visible[layer][0])[None]
-        mask = self.run.attention_mask(layer, seen, packing.computed, packing.key_positions)
-        return stores[0], stores[1], mask

@@ -1,37 +1,28 @@
-"""Record one forward pass, then run the model's own blocks again on some of its tokens.
+"""Run the model's own blocks again on some tokens of a recorded pass.
 
-`record` keeps everything that a pass computes and the arguments each block was called with.
-`Recording.run_block` calls a block again: other hidden states, chosen positions, keys and values
-of the tokens before them taken from the recording. So nothing of an architecture is written
-twice: rotary tables, norms, gates and caches stay the model's own.
+`Recording.run_block` calls a block with other hidden states, at chosen positions; keys and values of the
+tokens before them are taken from the recording. So nothing of an architecture is written twice: rotary
+tables, norms, gates and caches stay the model's own.
 """
 
 from __future__ import annotations
 
-import inspect
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache
 
 from tracer.anatomy import SubLayer
-from tracer.anatomy.hidden import by_token, hidden_of, with_hidden
+from tracer.anatomy.hidden import hidden_of
 from tracer.errors import AnatomyError
 from tracer.model import LanguageModel
-from tracer.model.lock import lock_of
 from tracer.sweep import masks
+from tracer.sweep.hooks import rows_that_run
 
-_CACHE_NAMES = ("past_key_values", "past_key_value", "layer_past")
+CACHE_NAMES = ("past_key_values", "past_key_value", "layer_past")
 _BY_ROW = ("hidden_states", "position_ids", "position_embeddings", "alibi")
-# Rows in the batch that runs: a sub-layer that flattens rows and tokens does not say. Each thread has its own.
-_ROWS: ContextVar[int] = ContextVar("rows", default=1)
 
 
 @dataclass
@@ -141,7 +132,7 @@ class Recording:
     ) -> Any:
         try:
             arguments = self._arguments(layer, hidden, positions, cache, mask, key_positions)
-            _ROWS.set(len(hidden))
+            rows_that_run.set(len(hidden))
             return self.blocks[layer](**arguments)
         except AnatomyError:
             raise
@@ -165,7 +156,7 @@ class Recording:
         for name, value in arguments.items():
             if name == "hidden_states":
                 arguments[name] = hidden
-            elif name in _CACHE_NAMES:
+            elif name in CACHE_NAMES:
                 arguments[name] = cache
             elif name == "attention_mask":
                 arguments[name] = None if mask is None else mask.expand(len(hidden), -1, -1, -1)  # XGLM insists
@@ -176,74 +167,6 @@ class Recording:
             elif name == "alibi" and value is not None and key_positions is not None:
                 arguments[name] = masks.alibi_at(value, key_positions, len(self.inputs[layer]), len(hidden))
         return arguments
-
-
-def record(
-    model: LanguageModel,
-    ids: Tensor,
-    *,
-    attention_mask: Tensor | None = None,
-    embedded: Callable[[Tensor], Tensor] | None = None,
-    matrices: Sequence[nn.Module] = (),
-) -> Recording:
-    """Runs `ids` [row, token] once and keeps everything; stops before the unembedding.
-
-    Args:
-        model: the model.
-        ids: token ids, padded on the right if at all.
-        attention_mask: 1 for tokens, 0 for padding, [row, token].
-        embedded: changes the token embeddings [row, token, d_model], as a corruption does.
-        matrices: keep what comes into these, one a layer.
-    """
-    model.check_decoder_only("Running blocks again on some of a text's tokens")
-    anatomy, kept = model.anatomy, Recording(model)
-    cache = DynamicCache()
-    with lock_of(model.torch), ExitStack() as hooks:
-        if embedded is not None:
-            hooks.enter_context(output_changed(anatomy.embedding, embedded))
-        for matrix in matrices:
-            hooks.callback(
-                matrix.register_forward_pre_hook(only_here(_keep_input(kept.matrix_inputs, len(ids)))).remove
-            )
-        for layer, block in enumerate(anatomy.blocks):
-            hooks.callback(block.register_forward_pre_hook(only_here(_keep_arguments(kept)), with_kwargs=True).remove)
-            hooks.callback(block.register_forward_hook(only_here(_keep_output(kept.outputs))).remove)
-            for kind in ("attn", "mlp"):
-                module = anatomy.site_module(kind, layer)
-                hooks.callback(module.register_forward_hook(only_here(_keep_added(kept.added[kind], len(ids)))).remove)
-        model.torch.base_model(input_ids=ids, attention_mask=attention_mask, past_key_values=cache, use_cache=True)
-    stored: list[Any] = cache.layers
-    counts = (len(stored), len(kept.added["attn"]), len(kept.added["mlp"]))
-    if counts != (anatomy.n_layers,) * 3:
-        raise AnatomyError(
-            f"Of {anatomy.n_layers} blocks {counts[0]} store keys and values, {counts[1]} call the attention site and "
-            f'{counts[2]} their MLP site: not each once, so the sweep cannot run them again. Use engine="passes".'
-        )
-    for layer, block in enumerate(anatomy.blocks):
-        kept.keys.append(stored[layer].keys)
-        kept.values.append(stored[layer].values)
-        seen, bias = masks.split(kept.arguments[layer].get("attention_mask"), ids.shape[1])
-        own = masks.built_in(block, ids.shape[1])
-        kept.visible.append((seen if own is None else seen.to(own.device) & own).to(ids.device))
-        kept.bias.append(bias)
-        kept.blocks.append(masks.without_built_in(block))
-    return kept
-
-
-@contextmanager
-def output_changed(module: nn.Module, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
-    """While the block runs, `module` returns `change(hidden)` in place of its hidden states [row, token, width]."""
-
-    def hook(_module: nn.Module, _args: Any, output: Any) -> Any:
-        hidden = hidden_of(output)
-        changed = change(by_token(hidden, _ROWS.get())).reshape(hidden.shape)
-        return with_hidden(output, changed.contiguous())  # Falcon goes on to add to it in place
-
-    handle = module.register_forward_hook(only_here(hook))
-    try:
-        yield
-    finally:
-        handle.remove()
 
 
 class _Prefix:
@@ -279,62 +202,6 @@ class _Catch:
     def update(self, keys: Tensor, values: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         self.caught = keys, values
         raise _Caught
-
-
-def only_here(hook: Callable[..., Any]) -> Callable[..., Any]:
-    """The hook, asleep in every other thread: modules are shared, what a thread puts on them is its own."""
-    owner = threading.get_ident()
-
-    def own(*args: Any, **kwargs: Any) -> Any:
-        return hook(*args, **kwargs) if threading.get_ident() == owner else None
-
-    return own
-
-
-def _keep_arguments(kept: Recording) -> Callable[..., None]:
-    def hook(block: nn.Module, args: tuple, kwargs: dict) -> None:
-        arguments = by_name(type(block).forward, block, args, kwargs)
-        if "hidden_states" not in arguments or not any(name in arguments for name in _CACHE_NAMES):
-            raise AnatomyError(
-                f"{type(block).__name__} was called with {', '.join(arguments)}: no hidden_states or no key/value "
-                f'cache among them, so the sweep cannot run it again. Trace with engine="passes".'
-            )
-        kept.arguments.append(arguments)
-        kept.inputs.append(arguments["hidden_states"])
-
-    return hook
-
-
-def by_name(function: Callable, owner: nn.Module, args: tuple, kwargs: dict) -> dict[str, Any]:
-    """The arguments of a method call by name, without its owner, `**kwargs` spread out."""
-    bound = inspect.signature(function).bind(owner, *args, **kwargs)
-    spread = [p.name for p in bound.signature.parameters.values() if p.kind is p.VAR_KEYWORD]
-    named = {name: value for name, value in list(bound.arguments.items())[1:] if name not in spread}
-    for name in spread:
-        named |= bound.arguments.get(name, {})
-    return named
-
-
-def _keep_output(store: list[Tensor]) -> Callable[..., None]:
-    def hook(_module: nn.Module, _args: tuple, output: Tensor | tuple) -> None:
-        store.append(hidden_of(output))
-
-    return hook
-
-
-def _keep_added(store: list[Tensor], rows: int) -> Callable[..., None]:
-    def hook(_module: nn.Module, _args: tuple, output: Tensor | tuple) -> None:
-        # A copy: Falcon adds the attention's output to the MLP's in place.
-        store.append(by_token(hidden_of(output), rows).clone())
-
-    return hook
-
-
-def _keep_input(store: list[Tensor], rows: int) -> Callable[..., None]:
-    def hook(_module: nn.Module, args: tuple) -> None:
-        store.append(by_token(args[0], rows).clone())
-
-    return hook
 
 
 def _of_rows(n_rows: int, chosen: Tensor, recorded: Any) -> Any:

@@ -61,7 +61,7 @@ class Staircase:
         """One block over all rows; the last one goes from `states` to `final`."""
         packing, is_last = self.packing, layer == self.sweep.model.n_layers - 1
         states, target = self.states.flatten(0, 1), (self.final if is_last else self.states).flatten(0, 1)
-        block = self.sweep.last_block if is_last else partial(self.sweep.block, layer)
+        block = self.sweep.blocks.run_last if is_last else partial(self.sweep.blocks.run, layer)
         run = block(packing, self.draws)
         place = packing.held_last if is_last else packing.held
         tokens = (packing.computed[packing.last] if is_last else packing.computed)[place]

@@ -28,7 +28,8 @@ from tracer.passes import BatchPasses, Passes
 from tracer.reading import AnswerIds
 from tracer.site import Kind, Site
 from tracer.sweep.budget import Budget
-from tracer.sweep.replay import by_name, only_here, output_changed
+from tracer.sweep.hooks import only_here, output_changed
+from tracer.sweep.recording import by_name
 
 Held = Mapping[Site, Tensor]
 Write = tuple[int, int, Tensor]  # cell, place of the token in its stack, value [d_model] or [sample, d_model]
