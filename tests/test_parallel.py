@@ -12,6 +12,7 @@ from toys import IDS, gpt2
 import tracer
 from tracer.model.parallel import in_threads, is_out_of_memory
 from tracer.sweep import Sweep
+from tracer.sweep.packed_blocks import PackedBlocks
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, ZeroDivisionError])
@@ -85,7 +86,7 @@ def test_want_of_memory_that_cannot_be_helped_is_raised(monkeypatch) -> None:
         tried.append(sweep.batch.budget.packed_tokens)
         raise MemoryError
 
-    monkeypatch.setattr(sweep.batch, "block", full)
+    monkeypatch.setattr(PackedBlocks, "run", full)
     with pytest.raises(MemoryError):
         sweep.state_map(5, [1, 2, 3])
     assert tried[-1] == 1 and sorted(tried, reverse=True) == tried

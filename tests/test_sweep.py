@@ -212,7 +212,7 @@ def test_memory_that_runs_out_for_good_is_said_with_what_to_write(toy_model: tra
 
 def test_another_error_is_not_taken_for_want_of_memory(toy_model: tracer.LanguageModel, monkeypatch) -> None:
     sweep, before = Sweep(toy_model, IDS, (1, 3), noise_of(3, 2)), torch.get_num_threads()
-    monkeypatch.setattr(sweep.batch, "block", lambda *_: 1 / 0)
+    monkeypatch.setattr(PackedBlocks, "run", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         sweep.state_map(5, TOKENS)
     assert torch.get_num_threads() == before and sweep.batch.budget == Budget()
