@@ -43,9 +43,9 @@ def test_ctrl_c_ends_a_threaded_sweep_between_two_calls_of_a_block(monkeypatch) 
     sweep = Sweep(model, IDS, (1, 3), torch.ones(4, 2, 16).double())
     whole, called, other_walks = sweep.state_map(5, [1, 2, 3]), [], threading.Event()
     monkeypatch.setattr("tracer.sweep.batch_sweep.thread_count", lambda device, n_jobs: 2)
-    original, owner = sweep.batch.block, []
+    original, owner = sweep.batch.blocks.run, []
 
-    def block(layer, packing, draws):
+    def block(_blocks, layer, packing, draws):
         owner.append(threading.get_ident())
         if owner[0] == threading.get_ident():
             other_walks.wait(60)
@@ -61,7 +61,7 @@ def test_ctrl_c_ends_a_threaded_sweep_between_two_calls_of_a_block(monkeypatch) 
         return slow
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(sweep.batch, "block", block)
+        patch.setattr(PackedBlocks, "run", block)
         sweep.state_map(5, [1, 2, 3])
     assert 0 < len(called) < 4 and max(called) < model.n_layers - 2
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.torch.modules())
