@@ -1,6 +1,7 @@
 """First-order maps against exact ones: rank correlation and CPU time, on facts the model knows; resumable.
 
 python benchmarks/attribution.py --model smollm2 --n 50 --minutes 6 --out runs/attribution
+python benchmarks/attribution.py --study runs/known/smollm2 --n 50    # against exact maps that a study has kept
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +20,7 @@ from tracer.facts import bundled, spread_over_relations
 from tracer.first_order.screen import rank_correlation
 from tracer.site import KINDS
 from tracer.storage import write_json
+from tracer.studies import Study
 
 
 def main() -> None:
@@ -29,7 +32,12 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=10)
     parser.add_argument("--window", type=int, default=1)
     parser.add_argument("--out", default="runs/attribution")
+    parser.add_argument("--study", type=Path, help="take facts and exact maps from this study")
+    parser.add_argument("--timed", type=int, default=3, help="facts of the study traced anew, for the time")
     options = parser.parse_args()
+    if options.study:
+        print("\n".join(table(list(against(Study.open(options.study), options.n, options.timed)))))
+        return
     folder = Path(options.out) / f"{Path(options.model).name}-window{options.window}-samples{options.samples}"
     model, begun, records = tracer.load(options.model), time.monotonic(), []
     noise = tracer.GaussianNoise(3.0, tracer.embedding_sigma(model, [fact.subject for fact in bundled()]))
@@ -48,10 +56,30 @@ def main() -> None:
     print("\n".join(table(records)))
 
 
+def against(study: Study, n: int, timed: int) -> Iterator[dict]:
+    """`compared` on facts spread over a study, whose maps are not traced again but for the time of the first few."""
+    model = tracer.load(study.manifest.model["name"])
+    assert model.fingerprint() == study.manifest.model["fingerprint"]
+    traces = list(study.traces())
+    for number, (_, exact) in enumerate(traces[:: max(1, len(traces) // n)][:n]):
+        settings = exact.settings
+        noise = tracer.GaussianNoise(3.0, float(settings.corruption.split("sigma=")[1].split(",")[0].rstrip(")")))
+        options = {"samples": settings.samples, "window": settings.window, "corruption": noise, "seed": settings.seed}
+        begun = time.process_time()
+        estimate = tracer.attribute(model, exact.fact, **options)
+        middle = time.process_time()
+        np.testing.assert_allclose(estimate.corrupted_samples, exact.corrupted_samples, atol=1e-4)  # the same draws
+        record: dict = {"first order": middle - begun, "n_tokens": len(exact.fact.tokens)} | maps(estimate, exact)
+        if number < timed:
+            tracer.trace(model, exact.fact, progress=False, **options)
+            record["exact"] = time.process_time() - middle
+        yield record
+
+
 def compared(
     model: tracer.LanguageModel, fact: tracer.TokenizedFact, samples: int, window: int, noise: tracer.GaussianNoise
 ) -> dict:
-    """Rank correlation over the cells from the subject on, share of the exact largest 20 found, CPU seconds."""
+    """`maps` and CPU seconds."""
     options = {"samples": samples, "window": window, "corruption": noise}
     model.fingerprint()  # read once, not on the first one's clock
     begun = time.process_time()
@@ -59,12 +87,17 @@ def compared(
     middle = time.process_time()
     exact = tracer.trace(model, fact, progress=False, **options)
     record: dict = {"first order": middle - begun, "exact": time.process_time() - middle, "n_tokens": len(fact.tokens)}
-    first = fact.subject_span[0]
+    return record | maps(estimate, exact)
+
+
+def maps(estimate: tracer.TraceResult, exact: tracer.TraceResult) -> dict:
+    """Of each map: rank correlation over the cells from the subject on, share of the exact largest 20 found."""
+    first, found = exact.fact.subject_span[0], {}
     for kind in KINDS:
         one, other = (result.indirect_effect[kind][first:].ravel() for result in (estimate, exact))
         shared = set(np.argsort(-abs(one))[:20]) & set(np.argsort(-abs(other))[:20])
-        record[kind] = {"correlation": rank_correlation(one, other), "top 20": len(shared) / min(20, len(one))}
-    return record
+        found[kind] = {"correlation": rank_correlation(one, other), "top 20": len(shared) / min(20, len(one))}
+    return found
 
 
 def table(records: list[dict]) -> list[str]:
@@ -78,8 +111,9 @@ def table(records: list[dict]) -> list[str]:
         correlations = np.array([record[kind]["correlation"] for record in records])
         shared = tracer.Estimate.of(np.array([record[kind]["top 20"] for record in records]))
         lines.append(f"| {kind} | {tracer.Estimate.of(correlations)} | {correlations.min():.3f} | {shared} |")
-    seconds = {name: np.mean([record[name] for record in records]) for name in ("first order", "exact")}
-    ratios = tracer.Estimate.of(np.array([record["exact"] / record["first order"] for record in records]))
+    timed = [record for record in records if "exact" in record]
+    seconds = {name: np.mean([record[name] for record in timed]) for name in ("first order", "exact")}
+    ratios = tracer.Estimate.of(np.array([record["exact"] / record["first order"] for record in timed]))
     lines.append(
         f"CPU seconds a fact: first order {seconds['first order']:.2f}, exact {seconds['exact']:.2f}; ratio {ratios}"
     )
