@@ -25,6 +25,7 @@ from editing.locate_then_edit.pmet import PMET
 from editing.locate_then_edit.rome import ROME
 from editing.lora import to_peft
 from editing.memory import IKE, SERAC, MeLLo, MemPrompt
+from editing.merged import merge, unmerge
 from editing.meta_learning.ke import KE
 from editing.meta_learning.mend import MEND
 from editing.meta_learning.plan import TrainingPlan
@@ -69,10 +70,12 @@ __all__ = [
     "known",
     "layers_around",
     "load_edit",
+    "merge",
     "plot_training",
     "to_peft",
     "training_records",
     "undo_all",
     "unedited",
+    "unmerge",
     "unrelated_templates",
 ]

@@ -56,7 +56,7 @@ class Edit:
         base: fingerprint of the model before the edit.
         diagnostics: one record a request: norms, losses, times.
         kept: tensors that later edits of the same method need, by name.
-        summary: of the edit as a whole: change of each weight, residuals, times, memory.
+        summary: of the edit as a whole: change of each weight, statistics, seconds; what a method has to say.
         attachments: what stands beside the weights, in the order in which it is attached.
         model: the model it is applied to now, or None.
         original: fingerprint of that model without any edit.
@@ -191,6 +191,12 @@ class Edit:
     def __repr__(self) -> str:
         state = f"applied to {self.model.name}" if self.model else "not applied"
         return f"Edit({self.editor.get('method')}: {self.title}; {state})"
+
+    def merge(self, folder: str | Path) -> Path:
+        """Writes the edited model into a new folder, as `editing.merge`."""
+        from editing.merged import merge  # which builds on this module
+
+        return merge(self, folder)
 
     def save(self, path: str | Path) -> None:
         """Writes changes and attachments to one safetensors file, atomically."""

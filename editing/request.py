@@ -76,6 +76,13 @@ class EditRequest:
         )
 
 
+def listed(requests: Sequence[EditRequest]) -> list[EditRequest]:
+    """The requests as a list; RequestError where one is given alone."""
+    if isinstance(requests, EditRequest):
+        raise RequestError("Editors take a list of requests. Write apply(model, [request]).")
+    return list(requests)
+
+
 def check_requests(model: LanguageModel, requests: Sequence[EditRequest]) -> None:
     """Tokenises every request and refuses two different answers to one prompt, before anything is written.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 
 import pytest
 import torch
@@ -413,3 +414,19 @@ def test_values_of_an_edited_model_are_not_kept_and_a_damaged_file_is_found_anew
     assert not mended.diagnostics[0]["value_kept"]
     assert torch.equal(mended.changes[0].delta(toy_model), plain.changes[0].delta(toy_model))
     assert "values_folder" not in mended.editor
+
+
+@pytest.mark.parametrize("layers", [(), 3, "ab", (1.9, 2.2), (1, 1)])
+def test_layers_that_are_no_layers_are_refused(layers) -> None:
+    with pytest.raises(RequestError, match="layers="):
+        MEMIT(layers=layers)
+
+
+def test_alphaedit_says_when_the_text_is_too_little_for_a_null_space(toy_model: tracer.LanguageModel) -> None:
+    neurons = toy_model.torch.get_parameter(toy_model.anatomy.value_weight_name(1)).numel() // toy_model.d_model
+    for tokens, few in ((2 * neurons, True), (6 * neurons, False)):
+        editor = AlphaEdit(layers=(1,), **{**QUICK, "tokens": tokens})
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            editor.apply(toy_model, REQUESTS, progress=False).undo()
+        assert any("count as null" in str(warning.message) for warning in caught) == few

@@ -167,7 +167,7 @@ def test_a_merged_folder_is_the_edited_model_and_gives_the_original_back(
 ) -> None:
     before = toy_model.fingerprint()
     edit = ROME(layer=1, **QUICK).apply(toy_model, [REQUEST])
-    merge(edit, tmp_path / "edited")
+    edit.merge(tmp_path / "edited")
     merged = tracer.load(tmp_path / "edited", dtype="float64", device="cpu")
     assert merged.fingerprint() == toy_model.fingerprint() != before
     unmerge(tmp_path / "edited", tmp_path / "original")

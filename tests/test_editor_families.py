@@ -9,39 +9,94 @@ from families import FAMILIES
 from test_families import DENSE, POST_NORM
 
 import tracer
-from editing import MEMIT, ROME, EditRequest
+from editing import EMMET, MEMIT, PMET, ROME, AlphaEdit, EditRequest
+from editing.locate_then_edit.keys import read_keys
+from editing.locate_then_edit.rows import request_rows
+from tracer.errors import NumericsError
 
 REQUESTS = [
     EditRequest("The Louvre is in", subject="The Louvre", new=" Rome"),
     EditRequest("The mother tongue of Angela Merkel is", subject="Angela Merkel", new=" French"),
 ]
 QUICK = {"context_plan": (), "tokens": 200, "steps": 4, "ridge": 1e-4}
+GEMMA_2 = "Gemma 2"  # its softmax is in float32, whose mask in a float64 model is minus infinity: NaN in padding
 pytestmark = pytest.mark.filterwarnings("ignore::editing.EditingWarning")
 
 
-@pytest.mark.parametrize("dense", DENSE)
-def test_the_gap_is_closed_and_undo_is_exact(dense: str) -> None:
-    model = tracer.load(FAMILIES[dense].build(), tokenizer=make_tokenizer(bos=True), check=False)
+def opened(family: str) -> tracer.LanguageModel:
+    """A tiny model of the family, float64 where that gives numbers."""
+    model = FAMILIES[family].build()
+    return tracer.load(model.float() if family == GEMMA_2 else model, tokenizer=make_tokenizer(bos=True), check=False)
+
+
+@pytest.mark.parametrize("family", [*DENSE, GEMMA_2])
+def test_rome_makes_the_matrix_give_the_value_at_the_key_and_undo_is_exact(family: str) -> None:
+    model, editor = opened(family), ROME(layer=1, **QUICK)
     before = {name: tensor.clone() for name, tensor in model.torch.state_dict().items()}
-    for editor in (ROME(layer=1, **QUICK), MEMIT(layers=(1,), strength=1e-9, **QUICK)):
+    (value,) = editor.values(model, REQUESTS[:1], 0, _NoBar())
+    with editor.apply(model, REQUESTS[:1]):
+        written = read_keys(model, request_rows(model, REQUESTS[:1], ("",)), 1).outputs[0, 0].double()
+    close = 1e-4 if family == GEMMA_2 else 1e-9
+    torch.testing.assert_close(written, value.wanted, atol=close * float(value.wanted.norm()), rtol=0)
+    assert_same(model, before)
+
+
+@pytest.mark.parametrize("family", [*DENSE, GEMMA_2])
+def test_methods_for_many_facts_close_the_gap_and_undo_is_exact(family: str) -> None:
+    model = opened(family)
+    before = {name: tensor.clone() for name, tensor in model.torch.state_dict().items()}
+    firm = {"layers": (1,), "strength": 1e-9}
+    editors = (MEMIT(**firm, **QUICK), EMMET(layer=1, slack=0.0, **QUICK), PMET(**firm, **QUICK))
+    for editor in editors:
         with editor.apply(model, REQUESTS) as edit:
-            assert not torch.equal(model.torch.get_parameter(edit.changes[0].weight), before[edit.changes[0].weight])
-            for record in edit.diagnostics if dense != POST_NORM else ():
-                assert record.get("residual_after", 0.0) < 1e-4 * record.get("residual_before", 1.0)
-        for name, tensor in model.torch.state_dict().items():
-            assert torch.equal(tensor, before[name]), name
+            for record in edit.diagnostics if family != POST_NORM else ():
+                gap = (1e-4 + 1e-3 * (family == GEMMA_2)) * record["residual_before"]
+                assert record["residual_after"] < gap, type(editor).__name__
+        assert_same(model, before)
+
+
+@pytest.mark.parametrize("family", [*DENSE, GEMMA_2])
+def test_alphaedit_moves_towards_the_values_in_every_family_and_undo_is_exact(family: str) -> None:
+    """What lies outside the null space is not written, so the gap need not close."""
+    model = opened(family)
+    before = {name: tensor.clone() for name, tensor in model.torch.state_dict().items()}
+    with AlphaEdit(layers=(1,), **QUICK).apply(model, REQUESTS) as edit:
+        for record in edit.diagnostics if family != POST_NORM else ():
+            assert record["residual_after"] < record["residual_before"]
+    assert_same(model, before)
+
+
+def test_a_layer_that_puts_out_nan_is_said_before_anything_is_written() -> None:
+    model = tracer.load(FAMILIES[GEMMA_2].build(), tokenizer=make_tokenizer(bos=True), check=False)
+    longer = EditRequest("Everybody knows that the mother tongue of Angela Merkel is", "Angela Merkel", " French")
+    before = {name: tensor.clone() for name, tensor in model.torch.state_dict().items()}
+    for editor in (ROME(layer=3, **QUICK), MEMIT(layers=(2, 3), **QUICK), AlphaEdit(layers=(3,), **QUICK)):
+        with pytest.raises(NumericsError, match='dtype="float32"'):
+            editor.apply(model, [REQUESTS[0], longer]).undo()
+    assert_same(model, before)
 
 
 def test_dead_neurons_do_not_keep_facts_from_being_written() -> None:
     """ReLU models have neurons that never fire: their key statistics are singular."""
-    model = tracer.load(FAMILIES["OPT"].build(), tokenizer=make_tokenizer(bos=True), check=False)
+    model = opened("OPT")
     matrix = model.torch.get_parameter("model.decoder.layers.1.fc1.bias")
     with torch.no_grad():
         matrix[:16] = -1e3  # a third of the neurons
-    for editor in (ROME(layer=1, **QUICK), MEMIT(layers=(1,), **QUICK)):
+    for editor in (ROME(layer=1, **QUICK), MEMIT(layers=(1,), **QUICK), EMMET(layer=1, **QUICK)):
         moment = editor.statistics(model, 0, False)[1]
         assert moment.report()["dead_neurons"] >= 16
         with editor.apply(model, REQUESTS) as edit:
             written = edit.changes[0].into
             assert torch.isfinite(written).all() and written[:16].abs().max() == 0
             assert all(record["probability_written"] > record["probability_before"] for record in edit.diagnostics)
+
+
+def assert_same(model: tracer.LanguageModel, before: dict[str, torch.Tensor]) -> None:
+    """Bit for bit."""
+    for name, tensor in model.torch.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
+
+
+class _NoBar:
+    def update(self, n: int = 1) -> None:
+        """Counts nothing."""

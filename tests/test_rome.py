@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 
 import pytest
@@ -10,12 +11,14 @@ from conftest import LAYERS, tiny_gpt2
 
 import tracer
 from editing import ROME, CovarianceError, EditFailedError, EditingWarning, EditRequest, RequestError
+from editing.edit import Edit
+from editing.locate_then_edit.complaints import warn_of
 from editing.locate_then_edit.contexts import contexts
 from editing.locate_then_edit.covariance import SecondMoment, second_moments
-from editing.locate_then_edit.keys import read_keys
+from editing.locate_then_edit.keys import Reading, read_keys
 from editing.locate_then_edit.rows import request_rows
 from editing.locate_then_edit.suffix import Suffix
-from editing.locate_then_edit.values import Search, optimise_values
+from editing.locate_then_edit.values import Search, Value, optimise_values
 from editing.scoring.generation import continued, sample_texts
 from editing.scoring.scores import target_scores
 from tracer.anatomy import is_stored_transposed
@@ -117,6 +120,10 @@ def test_a_delta_of_zero_gives_the_models_own_logits(family_model: tracer.Langua
         logits = family_model.torch(input_ids=rows.ids, attention_mask=rows.attention_mask).logits.log_softmax(-1)
     torch.testing.assert_close(targets.detach(), logits[rows.target_rows, rows.target_places], atol=1e-9, rtol=0)
     torch.testing.assert_close(essence[0].detach(), logits[-1, rows.lookup[-1]], atol=1e-9, rtol=0)
+    last = Suffix(family_model, 1, rows, essence_at="last").of_some([0, 1]).logits(zero)[1].log_softmax(-1)
+    end = int(rows.attention_mask[-1].sum()) - 1
+    assert end > rows.lookup[-1]
+    torch.testing.assert_close(last[0].detach(), logits[-1, end], atol=1e-9, rtol=0)
 
 
 def test_a_delta_in_the_replay_equals_one_in_a_whole_pass(family_model: tracer.LanguageModel) -> None:
@@ -222,10 +229,26 @@ def test_an_optimisation_that_does_not_get_there_is_said(toy_model: tracer.Langu
         pass
 
 
+def test_a_division_by_little_is_complained_of(toy_model: tracer.LanguageModel) -> None:
+    """Published ROME divides by the bare prompt's share in a direction that was made for the mean key."""
+    editor = ROME(layer=1, variant="rome", identity=True, **QUICK)
+    keys = torch.tensor([[0.1, 1.0], [1.0, 0.0], [1.0, 0.0]], dtype=torch.float64)  # bare, and two contexts
+    value = Value(torch.ones(1, 2), torch.zeros(1, 2), (0.1, 0.9), {}, 1, 0)
+    reading = Reading(keys[None], torch.zeros(1, 3, 2, dtype=torch.float64), torch.zeros(1, 2))
+    change, division, ratio = editor._change(toy_model, reading, value, None)
+    mean = keys.mean(0)
+    assert division == pytest.approx(float(mean @ keys[0] / mean.norm()))
+    assert ratio == pytest.approx(float(mean @ keys[0] / (mean @ mean)))
+    record = {"lost_by_rounding": 0, "relative_change": 0, "probability_written": 1, "probability_reached": 1}
+    told = {"subject": "S", "new": "N", "division_ratio": 0.2}
+    with pytest.warns(EditingWarning, match=r"divided by 0\.20"):
+        warn_of(Edit((), (), {}, "", ({**record, **told},)))
+
+
 def test_a_loss_that_is_not_finite_leaves_the_model_as_it_was(toy_model: tracer.LanguageModel, monkeypatch) -> None:
     before = toy_model.fingerprint()
     with pytest.raises(EditFailedError, match="loss became"):
-        ROME(layer=1, **{**QUICK, "decay": float("nan")}).apply(toy_model, [REQUEST])
+        ROME(layer=1, **{**QUICK, "kl": float("inf")}).apply(toy_model, [REQUEST])
     assert toy_model.fingerprint() == before and toy_model.edits == []
 
 
@@ -247,6 +270,37 @@ def test_statistics_are_the_mean_outer_product_of_keys(toy_model: tracer.Languag
     stacked = torch.cat(keys)
     torch.testing.assert_close(moment.matrix, stacked.T @ stacked / len(stacked), atol=1e-9, rtol=0)
     assert moment.n_tokens == seen == 600
+
+
+def test_statistics_without_first_tokens_leave_them_out(toy_model: tracer.LanguageModel, tmp_path) -> None:
+    texts = ["The capital of France is the city of Paris.", "The mother tongue of Angela Merkel is German."]
+    (tmp_path / "corpus.txt").write_text("\n".join(texts), encoding="utf-8")
+    moment = second_moments(toy_model, [2], corpus=tmp_path / "corpus.txt", tokens=15, skip_first=True)[2]
+    keys, left = [], 15
+    handle = toy_model.anatomy.value_matrix(2).register_forward_hook(lambda m, i, o: keys.append(i[0][0, 1:].detach()))
+    for text in texts:
+        ids = toy_model.tokenizer(text, return_tensors="pt").input_ids[:, :left]
+        left -= ids.shape[1]
+        toy_model.torch(ids)
+    handle.remove()
+    stacked = torch.cat(keys)
+    assert left == 0 and moment.n_tokens == len(stacked) == 13
+    torch.testing.assert_close(moment.matrix, stacked.T @ stacked / 13, atol=1e-9, rtol=0)
+
+
+def test_statistics_are_not_those_of_equal_weights_that_compute_otherwise(toy_model: tracer.LanguageModel) -> None:
+    first = second_moments(toy_model, [1], tokens=700)[1]
+    other = tracer.load(copy.deepcopy(toy_model.torch), tokenizer=toy_model.tokenizer, check=False)
+    other.torch.config.layer_norm_epsilon = 1e-3
+    assert other.fingerprint() == toy_model.fingerprint()
+    assert not first.cached and not second_moments(other, [1], tokens=700)[1].cached
+    assert second_moments(toy_model, [1], tokens=700)[1].cached
+
+
+def test_one_text_is_too_little_for_statistics_with_an_error(toy_model: tracer.LanguageModel, tmp_path) -> None:
+    (tmp_path / "corpus.txt").write_text("The capital of France is the city of Paris, and so on.", encoding="utf-8")
+    with pytest.raises(CovarianceError, match="is one text"):
+        second_moments(toy_model, [2], corpus=tmp_path / "corpus.txt", tokens=8)
 
 
 def test_statistics_come_from_the_cache_the_second_time(toy_model: tracer.LanguageModel) -> None:
@@ -361,3 +415,14 @@ def test_the_diagnostics_say_how_well_the_statistics_are_known(toy_model: tracer
     with ROME(layer=1, **QUICK).apply(toy_model, [REQUEST]) as edit:
         said = edit.diagnostics[0]["statistics"]
     assert said["tokens"] == 700 and 0 < said["half_difference"] < 1 and said["condition_number_at_least"] > 1
+
+
+@pytest.mark.parametrize("settings", [{"decay": -1.0}, {"kl": -0.1}, {"kl_position": "first"}])
+def test_settings_that_mean_nothing_are_refused(settings: dict) -> None:
+    with pytest.raises(RequestError, match=next(iter(settings))):
+        ROME(layer=1, **settings)
+
+
+def test_a_request_alone_is_refused_with_what_to_write(toy_model: tracer.LanguageModel) -> None:
+    with pytest.raises(RequestError, match=r"apply\(model, \[request\]\)"):
+        ROME(layer=1).apply(toy_model, REQUEST)  # pyright: ignore[reportArgumentType]

@@ -7,6 +7,7 @@ earlier AlphaEdit edits that are applied: each edit carries its own, so undoing 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 
 from editing.edit import Edit
-from editing.errors import CovarianceError, RequestError
+from editing.errors import CovarianceError, EditingWarning, RequestError
 from editing.locate_then_edit.covariance import SecondMoment
 from editing.locate_then_edit.memit import MEMIT
 from editing.locate_then_edit.solve import Factors, null_space_update
@@ -25,6 +26,7 @@ from editing.request import EditRequest
 from tracer.model import LanguageModel
 
 SMALL_SHARE = 0.02  # of C's trace that the null space may carry
+FEW_TOKENS = 5  # a neuron: with fewer the smallest eigenvalues say more of the sample than of the keys
 STRENGTH_PER_KEY = 0.1  # g over the mean squared length of the null space's part of an edit's keys
 
 
@@ -81,6 +83,13 @@ class AlphaEdit(MEMIT):
         Raises:
             CovarianceError: no eigenvalue is small enough.
         """
+        if moment.n_tokens < FEW_TOKENS * len(moment.matrix):
+            warnings.warn(
+                f"Layer {moment.layer}: {moment.n_tokens} tokens for {len(moment.matrix)} neurons. Directions that so "
+                f"few keys happen not to use count as null, and old facts in them are not spared. Give more tokens.",
+                EditingWarning,
+                stacklevel=2,
+            )
         values, vectors = moment.spectrum
         values = values.clamp(min=0)
         small = values < self.threshold if self.threshold else values.cumsum(0) <= SMALL_SHARE * values.sum()

@@ -12,6 +12,7 @@ from editing.errors import EditingWarning
 
 LARGE_CHANGE = 0.5  # |D| / |W| above which an edit is likely to harm the model
 LOST = 0.05
+SMALL_DIVISION = 0.3  # where published ROME's changes are three times as large as r-ROME's
 Record = Mapping[str, Any]
 
 
@@ -42,8 +43,13 @@ COMPLAINTS = (
     ),
     Complaint(
         lambda record: record["probability_reached"] < 0.5,
-        "the optimisation reached probability {probability_reached:.2f} only. Use another layer, more steps or a "
-        "larger clamp.",
+        "the optimisation reached probability {probability_reached:.2f} only; in {clamped} of {steps} steps the clamp "
+        "held it back. Use another layer, more steps or a larger clamp.",
+    ),
+    Complaint(
+        lambda record: record.get("division_ratio", 1.0) < SMALL_DIVISION,
+        "the bare prompt's key is far from the mean key: the change is divided by {division_ratio:.2f} of what the "
+        'mean key would divide it by, and grows as much. Use variant="r-rome".',
     ),
 )
 

@@ -8,35 +8,27 @@ so nothing need be downloaded. Keys are streamed: memory is one [d_mlp, d_mlp] m
 from __future__ import annotations
 
 import contextlib
-import gzip
 import hashlib
-import json
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from editing.edit import original_fingerprint, unedited
 from editing.errors import CovarianceError
+from editing.locate_then_edit.corpus import CHUNK, batches_of, identity_of, texts_of
 from editing.locate_then_edit.keys import hooked_until
-from editing.scoring.generation import sample_texts
 from tracer.anatomy.hidden import by_token
-from tracer.errors import FileFormatError
+from tracer.errors import FileFormatError, NumericsError
 from tracer.model import LanguageModel
-from tracer.model.tokens import encode, right_padded
 from tracer.progress import bar
-from tracer.storage import cache_folder, read_tensors, write_json, write_tensors
+from tracer.storage import cache_folder, read_tensors, to_json, write_tensors
 
-CHUNK = 128  # tokens in one text
-BATCH = 16  # texts in one pass
 RIDGE = 1e-6
-OWN_TOP_K = 50  # of the text that the model writes itself
-MOST_TURNS = 100
+NOT_COMPUTED = ("_name_or_path", "name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures")
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,6 +101,7 @@ def second_moments(
     corpus: str | Path | None = None,
     tokens: int | None = None,
     ridge: float = RIDGE,
+    skip_first: bool = False,
     seed: int = 0,
     cache: bool = True,
     progress: bool | None = None,
@@ -121,19 +114,22 @@ def second_moments(
         corpus: a text file, also gzipped; None: text that the model writes itself.
         tokens: how many keys to average; default 100,000, or 10 * d_mlp of the model's own text.
         ridge: relative to the mean eigenvalue.
+        skip_first: leave out each text's first token.
         seed: of the model's own text.
-        cache: keep and use results, by the weights' fingerprint, the corpus' sha256, tokens, seed and layer.
+        cache: keep and use results, by weights and configuration, the corpus' sha256, tokens, seed and layer.
         progress: show bars.
 
     Raises:
         CovarianceError: the corpus is missing or empty, or has fewer tokens than 10 * d_mlp and than asked for.
+        NumericsError: keys are NaN or infinite.
     """
     for layer in layers:
         model.anatomy.check_layer(layer)
     neurons = _neurons(model, layers[0])
     wanted = tokens or (10 * neurons if corpus is None else max(100_000, 10 * neurons))
-    name, digest = _corpus_identity(corpus, seed)
-    paths = {layer: _cache_path(original_fingerprint(model), digest, wanted, layer) for layer in layers}
+    name, digest = identity_of(corpus, seed)
+    of_all = (original_fingerprint(model), _configuration(model), digest, wanted, CHUNK, skip_first)
+    paths = {layer: _cache_path(*of_all, layer) for layer in layers}
     found: dict[int, SecondMoment] = {}
     for layer, path in paths.items() if cache else ():
         with contextlib.suppress(FileFormatError):  # absent or damaged: measured again
@@ -141,8 +137,8 @@ def second_moments(
     missing = [layer for layer in layers if layer not in found]
     if missing:
         with unedited(model):
-            texts = _texts(model, corpus, wanted, seed, cache, progress)
-            for moment in _measure(model, missing, texts, wanted, name, ridge, progress):
+            texts = texts_of(model, corpus, wanted, seed, cache, progress)
+            for moment in _measure(model, missing, texts, wanted, name, ridge, skip_first, progress):
                 found[moment.layer] = moment
                 if cache:
                     _write(paths[moment.layer], moment)
@@ -156,28 +152,35 @@ def _measure(
     wanted: int,
     corpus: str,
     ridge: float,
+    skip_first: bool,
     progress: bool | None,
 ) -> Iterator[SecondMoment]:
     """One pass over the texts for all layers, stopped above the highest."""
     size = _neurons(model, layers[0])
     # Two halves of the texts, whose difference tells the error.
     halves = {layer: [torch.zeros(size, size, dtype=torch.float64) for _ in range(2)] for layer in layers}
-    seen = [0, 0]
+    seen, read, least = [0, 0], 0, min(wanted, 10 * size)
     with bar(wanted, "key statistics", show=progress, unit="token") as steps:
-        for ids, mask in _batches(model, texts, wanted):
+        for ids, mask in batches_of(model, texts, wanted):
             real = mask.bool()
+            real[:, 0] &= not skip_first
             hooks = [(model.anatomy.value_matrix(at), _accumulate(halves[at], real)) for at in sorted(layers)]
             with torch.inference_mode(), hooked_until(hooks):
                 model.torch.base_model(input_ids=ids, attention_mask=mask, use_cache=False)
             for half in (0, 1):
-                seen[half] += int(mask[half::2].sum())
+                seen[half] += int(real[half::2].sum())
+            read += int(mask.sum())
             steps.update(int(mask.sum()))
-    if sum(seen) < min(wanted, 10 * size) or not all(seen):
-        raise CovarianceError(
-            f"{corpus} has {sum(seen)} tokens; {size} neurons need at least {min(wanted, 10 * size)}. Give more text."
-        )
+    if read < least or not all(seen):
+        short = f"has {read} tokens; {size} neurons need at least {least}" if read < least else "is one text"
+        raise CovarianceError(f"{corpus} {short}. Give more text, in lines of its own.")
     for layer, (even, odd) in halves.items():
         total = (even + odd) / sum(seen)
+        if not torch.isfinite(total).all():
+            raise NumericsError(
+                f"Keys of layer {layer} of {model.name} are NaN or infinite in {model.dtype}. Load it with "
+                f'dtype="float32".'
+            )
         difference = (even / seen[0] - odd / seen[1]).norm() / (2 * total.norm())
         yield SecondMoment(layer, total, sum(seen), corpus, float(difference), ridge)
 
@@ -194,79 +197,14 @@ def _accumulate(halves: Sequence[Tensor], real: Tensor) -> Callable[..., None]:
     return hook
 
 
-def _batches(model: LanguageModel, texts: Iterator[str], wanted: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Padded batches of texts, cut at CHUNK tokens, until `wanted` tokens were given."""
-    sequences: list[tuple[int, ...]] = []
-    given = 0
-    for text in texts:
-        ids = encode(model.tokenizer, text).ids[: min(_chunk(model), wanted - given)]
-        if not ids:
-            continue
-        given += len(ids)
-        sequences.append(ids)
-        if len(sequences) == BATCH or given >= wanted:
-            yield right_padded(sequences, device=model.device)
-            sequences = []
-        if given >= wanted:
-            return
-    if sequences:
-        yield right_padded(sequences, device=model.device)
+def _configuration(model: LanguageModel) -> str:
+    """What the configuration says of the computation: equal weights under another window compute other keys."""
+    found = model.torch.config.get_text_config().to_dict()
+    return to_json({name: value for name, value in sorted(found.items()) if name not in NOT_COMPUTED})
 
 
-def _texts(
-    model: LanguageModel, corpus: str | Path | None, wanted: int, seed: int, cache: bool, progress: bool | None
-) -> Iterator[str]:
-    """The corpus; or the model's own text, as much as is asked for, kept beside the statistics for other layers."""
-    if corpus is not None:
-        yield from _paragraphs(Path(corpus))
-        return
-    length = _chunk(model)
-    count = -(-wanted // length)
-    for turn in range(MOST_TURNS):  # texts may end early, so one turn seldom is enough
-        own_seed, name = seed + 1000 * turn, f"{model.fingerprint()[:24]}-{count}x{length}-top{OWN_TOP_K}"
-        kept = cache_folder() / "own_text" / f"{name}-seed{own_seed}.json"
-        written = None
-        if cache and kept.is_file():
-            with contextlib.suppress(ValueError):  # damaged: written again
-                written = json.loads(kept.read_text(encoding="utf-8"))
-        if written is None:
-            written = sample_texts(model, count, length=length, seed=own_seed, top_k=OWN_TOP_K, progress=progress)
-            if cache:
-                write_json(kept, written)
-        yield from written
-        count = max(8, count // 8)
-
-
-def _paragraphs(path: Path) -> Iterator[str]:
-    """The file's lines that have at least a few words, as they are."""
-    opened: Any = gzip.open if path.suffix == ".gz" else open
-    try:
-        with opened(path, "rt", encoding="utf-8") as file:
-            for line in file:
-                if len(line.split()) >= 5:
-                    yield line.strip()
-    except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
-        raise CovarianceError(f"{path} is no text file in UTF-8 ({error}). Give plain or gzipped text.") from error
-
-
-def _chunk(model: LanguageModel) -> int:
-    """Tokens in one text: CHUNK, or what the model's context holds beside a start token."""
-    return min(CHUNK, (model.context_length or CHUNK + 2) - 2)
-
-
-def _corpus_identity(corpus: str | Path | None, seed: int) -> tuple[str, str]:
-    """A name for reports and a digest for the cache key."""
-    if corpus is None:
-        return "written by the model", f"own-{seed}"
-    path = Path(corpus)
-    if not path.is_file():
-        raise CovarianceError(f"There is no corpus file {path}. Give a text file, or None for the model's own text.")
-    with path.open("rb") as file:
-        return path.name, hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _cache_path(fingerprint: str, corpus: str, tokens: int, layer: int) -> Path:
-    key = hashlib.sha256(f"{fingerprint}|{corpus}|{tokens}|{CHUNK}|{layer}".encode()).hexdigest()
+def _cache_path(*key_parts: object) -> Path:
+    key = hashlib.sha256("|".join(map(str, key_parts)).encode()).hexdigest()
     return cache_folder() / "covariance" / f"{key[:32]}.safetensors"
 
 

@@ -6,6 +6,7 @@ For one fact q / (q + lambda) of its share is written, q = k^T C^-1 k being abou
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -93,9 +94,12 @@ def checked_layers(layers: Sequence[int]) -> tuple[int, ...]:
     Raises:
         RequestError: there are none, or the same one twice.
     """
-    if isinstance(layers, int) or not len(layers):
-        raise RequestError(f"layers={layers!r} names no layers. Write e.g. layers=(3, 4, 5, 6, 7).")
-    found = tuple(sorted(int(layer) for layer in layers))
+    try:
+        found = tuple(sorted(map(operator.index, layers)))
+    except TypeError as error:  # one number, text, fractions
+        raise RequestError(f"layers={layers!r} names no layers. Write e.g. layers=(3, 4, 5, 6, 7).") from error
+    if not found:
+        raise RequestError("layers=() names no layers. Write e.g. layers=(3, 4, 5, 6, 7).")
     if len(set(found)) != len(found):
         raise RequestError(f"layers={tuple(layers)} names a layer twice.")
     return found

@@ -76,13 +76,14 @@ class ROME(LocateThenEdit):
         assert model is not None
         moment = None if self.identity else self.statistics(model, seed, progress)[self.layer]
         reading = read_keys(model, request_rows(model, [request], self.prefixes(model, seed)), self.layer)
-        change, division = self._change(model, reading, value, moment)
+        change, division, ratio = self._change(model, reading, value, moment)
         written = edit.write(change)
         edit.changes += (change,)
         (score,) = target_scores(model, [(request.prompt, request.new)])
         record = {
             **value_record(request, value, score.prob),
             "division": division,
+            "division_ratio": ratio,
             **dataclasses.asdict(written),
             "statistics": None if moment is None else moment.report(),
             "seconds": time.perf_counter() - begun,
@@ -91,8 +92,8 @@ class ROME(LocateThenEdit):
 
     def _change(
         self, model: LanguageModel, reading: Reading, value: Value, moment: SecondMoment | None
-    ) -> tuple[LowRank, float]:
-        """The rank-one change, and the factor it was divided by; C = I where there is no `moment`."""
+    ) -> tuple[LowRank, float, float]:
+        """The rank-one change; what it was divided by, and as a share of the direction key's; C = I if no `moment`."""
         keys, outputs = _double(reading.keys[0]), _double(reading.outputs[0])
         mean, bare = keys.mean(0), keys[0]
         direction_key = bare if self.variant == "p-rome" else mean
@@ -105,7 +106,8 @@ class ROME(LocateThenEdit):
         if not abs(division) > 1e-12:
             raise EditFailedError(f"The key is orthogonal to its own direction ({division:.1e}). Nothing was written.")
         out = ((value.wanted - now) / division)[:, None]
-        return LowRank(model.anatomy.value_weight_name(self.layer), out, direction[:, None]), division
+        own = float(direction @ direction_key)
+        return LowRank(model.anatomy.value_weight_name(self.layer), out, direction[:, None]), division, division / own
 
 
 def _double(found: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, get_args
 
 import torch
 
@@ -27,9 +27,9 @@ from editing.locate_then_edit.covariance import RIDGE, SecondMoment, second_mome
 from editing.locate_then_edit.kept_values import Wanted, find_values
 from editing.locate_then_edit.norms import has_norm
 from editing.locate_then_edit.presets import PRESETS
-from editing.locate_then_edit.suffix import Part
+from editing.locate_then_edit.suffix import KLPosition, Part
 from editing.locate_then_edit.values import Search, Value
-from editing.request import EditRequest, check_requests
+from editing.request import EditRequest, check_requests, listed
 from tracer.model import LanguageModel
 from tracer.progress import bar
 
@@ -42,12 +42,13 @@ class LocateThenEdit(ABC):
     """Settings of the value optimisation and of the key statistics; `apply` and `each`.
 
     Attributes:
-        steps, rate, decay, kl, clamp, contexts_a_step: of the value optimisation (`Search`). Rate and clamp default
-            to the published ones; where a norm follows W, as no published model has it, to 0.35 of z0's size a
-            step and a clamp of 1, which lets a value turn by 45 degrees.
+        steps, rate, decay, kl, clamp, contexts_a_step, kl_position: of the value optimisation (`Search`). Rate and
+            clamp default to the published ones; where a norm follows W, as no published model has it, to 0.35 of
+            z0's size a step and a clamp of 1, which lets a value turn by 45 degrees.
         context_plan: random prefixes, (how many, tokens each); () for the bare prompt alone.
         corpus: text file for the key statistics; None: text that the model writes itself.
         tokens: of the corpus; None: 100,000 of a file, 10 * d_mlp of the model's own text.
+        skip_first: leave out each text's first token, whose keys are outliers in Llama-like models.
         ridge: added to the key statistics, relative to their mean eigenvalue.
         values_folder: where values are kept for other editors, batches and runs; None: nowhere.
     """
@@ -58,9 +59,11 @@ class LocateThenEdit(ABC):
     kl: float = 0.0625
     clamp: float | None = None
     contexts_a_step: int | None = None
+    kl_position: KLPosition = "lookup"
     context_plan: tuple[tuple[int, int], ...] = ()
     corpus: str | Path | None = None
     tokens: int | None = None
+    skip_first: bool = False
     ridge: float = RIDGE
     values_folder: str | Path | None = field(default=None, metadata={"local": True})
 
@@ -82,8 +85,11 @@ class LocateThenEdit(ABC):
                 raise RequestError(f"{name}={getattr(self, name)} moves nothing. Write {name}={published}, or None.")
         if self.contexts_a_step is not None and self.contexts_a_step < 1:
             raise RequestError(f"contexts_a_step={self.contexts_a_step}: write contexts_a_step=2, or None for all.")
-        if not self.ridge >= 0:
-            raise RequestError(f"ridge={self.ridge} is negative. Write ridge={RIDGE}.")
+        for name, published in (("decay", 0.5), ("kl", 0.0625), ("ridge", RIDGE)):
+            if not getattr(self, name) >= 0:
+                raise RequestError(f"{name}={getattr(self, name)} is negative. Write {name}={published}.")
+        if self.kl_position not in get_args(KLPosition):
+            raise RequestError(f'kl_position={self.kl_position!r}: write "lookup" or "last".')
         if self.corpus is not None and not Path(self.corpus).is_file():
             raise CovarianceError(f"There is no corpus file {self.corpus}. Give a text file, or None.")
 
@@ -116,7 +122,7 @@ class LocateThenEdit(ABC):
             RequestError: two requests for one prompt and subject.
             EditFailedError: the optimisation failed; the model is as it was.
         """
-        requests = list(requests)
+        requests = listed(requests)
         self.check(model, requests)
         groups = [[request] for request in requests] if self.one_by_one else [requests] if requests else []
         with editable(model), bar(len(requests) * self.steps, "optimising values", show=progress, unit="step") as steps:
@@ -138,7 +144,7 @@ class LocateThenEdit(ABC):
 
         Takes and raises what `apply` does; `edit.apply(model)` writes one.
         """
-        requests = list(requests)
+        requests = listed(requests)
         self.check(model, requests)
         found = []
         with editable(model), bar(len(requests) * self.steps, "optimising values", show=progress, unit="step") as steps:
@@ -173,6 +179,7 @@ class LocateThenEdit(ABC):
             decay=self.decay,
             kl=self.kl,
             contexts_a_step=self.contexts_a_step,
+            kl_position=self.kl_position,
         )
 
     def prefixes(self, model: LanguageModel, seed: int) -> tuple[str, ...]:
@@ -183,6 +190,7 @@ class LocateThenEdit(ABC):
     def statistics(self, model: LanguageModel, seed: int, progress: bool | None) -> dict[int, SecondMoment]:
         """C of every layer that is written."""
         options: dict[str, Any] = {"corpus": self.corpus, "tokens": self.tokens, "ridge": self.ridge}
+        options["skip_first"] = self.skip_first
         return second_moments(model, self.written(), seed=seed, progress=progress, **options)
 
     def check(self, model: LanguageModel, requests: Sequence[EditRequest]) -> None:

@@ -22,6 +22,7 @@ from tracer.sweep.recording import record
 from tracer.sweep.replay import Recording
 
 Part = Literal["mlp", "attn", "block"]
+KLPosition = Literal["lookup", "last"]
 
 
 class Suffix:
@@ -38,9 +39,10 @@ class Suffix:
         rows: Rows,
         parts: Sequence[Part] = ("mlp",),
         *,
+        essence_at: KLPosition = "lookup",
         run: Recording | None = None,
     ) -> None:
-        """Records the rows, or takes the recording `run` of them."""
+        """Records the rows, or takes the recording `run` of them; essence prompts are read where `essence_at` says."""
         self.model, self.layer, self.rows, self.parts = model, layer, rows, tuple(parts)
         with torch.no_grad():
             self.run = run or record(model, rows.ids, attention_mask=rows.attention_mask)
@@ -48,16 +50,18 @@ class Suffix:
         n_query = int((rows.attention_mask.sum(1) - rows.lookup).max())
         self._whole = self._stage(n_query)
         self._first = self._stage(1)
-        # The essence is read where the subject ends, the targets where each is predicted.
+        self.essence_at: KLPosition = essence_at
+        ends = rows.lookup if essence_at == "lookup" else rows.attention_mask.sum(1) - 1
         self.read_rows = torch.cat((rows.essence, rows.target_rows))
-        self.read_at = torch.cat((rows.lookup[rows.essence], rows.target_places)) - rows.lookup[self.read_rows]
+        self.read_at = torch.cat((ends[rows.essence], rows.target_places)) - rows.lookup[self.read_rows]
 
     def of_some(self, contexts: Sequence[int]) -> Suffix:
         """The same of some contexts, by number, without another pass."""
         if len(contexts) == self.rows.each - 1:
             return self
         run = self.run.of_rows(self.rows.numbers(contexts))
-        return Suffix(self.model, self.layer, self.rows.of_some(contexts), self.parts, run=run)
+        some = self.rows.of_some(contexts)
+        return Suffix(self.model, self.layer, some, self.parts, essence_at=self.essence_at, run=run)
 
     @cached_property
     def initial(self) -> Tensor:

@@ -19,7 +19,8 @@ from torch import Tensor
 
 from editing.errors import EditFailedError
 from editing.locate_then_edit.rows import Rows
-from editing.locate_then_edit.suffix import Part, Suffix
+from editing.locate_then_edit.suffix import KLPosition, Part, Suffix
+from tracer.errors import NumericsError
 from tracer.model import LanguageModel
 
 STOP_BELOW = 0.05
@@ -38,6 +39,8 @@ class Search:
         clamp: of |delta| / |z0|.
         greedy: once every target token is the argmax, weigh the NLL by 0.1 and stop at a small KL (PMET).
         contexts_a_step: random prefixes that a step sees, others at the next; None: all at every step, as published.
+        kl_position: where the essence prompt is read: at the subject's last token ("lookup", as the published code
+            does) or at its own last one ("last", as the paper says).
     """
 
     steps: int = 20
@@ -48,6 +51,7 @@ class Search:
     greedy: bool = False
     contexts_a_step: int | None = None
     relative: bool = False
+    kl_position: KLPosition = "lookup"
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,10 +97,16 @@ def optimise_values(
 
     Raises:
         EditFailedError: a loss became NaN or infinite.
+        NumericsError: what the layer puts out is so already.
     """
-    whole, turns = Suffix(model, layer, rows, parts), rows.in_turns(search.contexts_a_step)
+    whole = Suffix(model, layer, rows, parts, essence_at=search.kl_position)
+    turns = rows.in_turns(search.contexts_a_step)
     # In 16 bits Adam's own numbers underflow: deltas live in float32 or wider.
     initial = whole.initial if whole.initial.dtype == torch.float64 else whole.initial.float()
+    if not torch.isfinite(initial).all():
+        raise NumericsError(
+            f'Layer {layer} of {model.name} puts out NaN or infinity in {model.dtype}. Load it with dtype="float32".'
+        )
     paths = [_Path(z0, search) for z0 in initial]
     base: Tensor | None = None
     for step in range(search.steps):
