@@ -6,7 +6,8 @@ import dataclasses
 
 import pytest
 import torch
-from conftest import LAYERS, WIDTH
+from conftest import LAYERS, WIDTH, make_tokenizer
+from families import FAMILIES
 from test_edit import OTHER, REQUEST, assert_same, state
 from test_grace import LONG, PROMPTS, next_tokens
 from test_t_patcher import whole_pass
@@ -80,6 +81,19 @@ def test_cached_training_in_chunks_equals_training_with_whole_passes(family_mode
     for one, other in zip(fast, slow, strict=True):
         for name, part in one.tensors().items():
             torch.testing.assert_close(part, other.tensors()[name].detach(), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["OPT", "OPT-350m"])
+def test_a_branch_beside_an_mlp_that_flattens_rows_and_tokens_acts_on_each_token(name: str) -> None:
+    model = tracer.load(FAMILIES[name].build(), tokenizer=make_tokenizer(bos=False), check=False)
+    base = next_tokens(model, PROMPTS)
+    with dataclasses.replace(QUICK, steps=30, rate=0.01).apply(model, REQUESTS) as edit:
+        assert all(record["loss"] < 0.8 * record["loss_before"] for record in edit.diagnostics)
+        pairs = [(request.prompt, request.new) for request in REQUESTS]
+        together = [score.nll for score in target_scores(model, pairs)]
+        assert together == pytest.approx([record["loss"] for record in edit.diagnostics], abs=1e-9)
+        assert together == pytest.approx([target_scores(model, [pair])[0].nll for pair in pairs], abs=1e-9)
+    assert torch.equal(next_tokens(model, PROMPTS), base)
 
 
 def whole_nll(model: tracer.LanguageModel, request: EditRequest) -> torch.Tensor:

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import make_tokenizer, tiny_gpt2
+from conftest import tiny_gpt2
+from encoder_decoders import LAYERS, LIES_IN, WAYS, WIDTH, closing_tokenizer, knowing_t5, tiny_t5
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import (
     BartConfig,
@@ -17,8 +18,6 @@ from transformers import (
     MT5Config,
     MT5ForConditionalGeneration,
     PreTrainedTokenizerFast,
-    T5Config,
-    T5ForConditionalGeneration,
 )
 
 import tracer
@@ -38,50 +37,17 @@ from tracer.site import Site
 from tracer.sweep.self_test import self_test
 from tracer.sweep.two_stacks import TwoStackSweep
 
-LIES_IN = {"Paris": "France", "Milan": "Italy", "Bonn": "Germany", "Kyoto": "Japan"}
-WAYS = ("The country of {} is <extra_id_0>.", "The city {} lies in <extra_id_0>")
 FACT = tracer.Fact(WAYS[0].format("Paris"), subject="Paris", answer="France")
-WIDTH, LAYERS = 32, 2
 
 
 @pytest.fixture(scope="module")
 def closing() -> PreTrainedTokenizerFast:
-    """A tokenizer that closes each text, as T5's does, and knows a sentinel."""
-    found = make_tokenizer(bos=False)
-    found.add_special_tokens({"additional_special_tokens": ["<extra_id_0>"]})
-    end = processors.TemplateProcessing(single="$A <eos>", special_tokens=[("<eos>", 2)])
-    found.backend_tokenizer.post_processor = end
-    return found
-
-
-def tiny_t5(words: int, *, gated: bool = False) -> T5ForConditionalGeneration:
-    """Classic (one embedding matrix, its logits scaled), or as in version 1.1 (gated, logits as they are)."""
-    torch.manual_seed(0)
-    sizes = {"d_model": WIDTH, "d_kv": 8, "d_ff": 48, "num_layers": LAYERS, "num_decoder_layers": LAYERS + 1}
-    kind = {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False} if gated else {}
-    special = {"decoder_start_token_id": 0, "pad_token_id": 0, "eos_token_id": 2, "dropout_rate": 0.0}
-    return T5ForConditionalGeneration(T5Config(vocab_size=words, num_heads=4, **sizes, **special, **kind))
+    return closing_tokenizer()
 
 
 @pytest.fixture(scope="module")
 def trained(closing: PreTrainedTokenizerFast) -> tracer.LanguageModel:
-    """A float64 T5 that knows where cities lie."""
-    model = tiny_t5(len(closing)).train()
-    asked = [way.format(city) for way in WAYS for city in LIES_IN]
-    filled = [f"<extra_id_0> {country}" for _ in WAYS for country in LIES_IN.values()]
-    read = closing(asked, padding=True, return_tensors="pt", padding_side="right")
-    labels = closing(filled, padding=True, return_tensors="pt", padding_side="right").input_ids
-    labels[labels == 0] = -100
-    optimiser = torch.optim.Adam(model.parameters(), lr=2e-2)
-    for _ in range(200):
-        loss = model(input_ids=read.input_ids, attention_mask=read.attention_mask, labels=labels).loss
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
-        if loss < 0.01:
-            break
-    assert loss < 0.05, "the facts were not learnt"
-    return tracer.load(model.double(), tokenizer=closing)
+    return knowing_t5(closing)
 
 
 @pytest.fixture(params=[False, True], ids=["classic", "gated"])

@@ -10,7 +10,7 @@ import torch
 from conftest import LAYERS, WIDTH, make_tokenizer
 from families import FAMILIES
 from test_edit import OTHER, REQUEST, assert_same, state
-from test_families import DENSE
+from test_families import DENSE, POST_NORM
 from test_grace import LONG, PROMPTS, SHORT, next_tokens
 
 import tracer
@@ -23,10 +23,11 @@ from editing.editors import editor_named
 from editing.scoring.asking import prompts_end_at
 from editing.scoring.generation import continued
 from editing.scoring.scores import target_scores
+from tracer.anatomy.names import FAMILIES as FAMILIES_NAMES
 from tracer.errors import AnatomyError
 from tracer.model.tokens import encode, encode_with_target
 
-PATCHED = [name for name in DENSE if not name.startswith("OPT")]
+PATCHED = [name for name in DENSE if name != POST_NORM]
 QUICK = TPatcher(memory=40, steps=6, first_check=4, every=2)
 LAST = LAYERS - 1
 pytestmark = pytest.mark.filterwarnings("ignore::editing.EditingWarning")
@@ -35,7 +36,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::editing.EditingWarning")
 def whole_pass(model: tracer.LanguageModel, request: EditRequest, increment) -> torch.Tensor:
     """Logits at the answer's tokens by a whole pass, with increment(x) added to what the last value matrix gives."""
     encoding, kept = encode_with_target(model.tokenizer, request.prompt, request.new), []
-    mlp = model.anatomy.blocks[-1].get_submodule(model.anatomy.names.mlp)
+    mlp = model.anatomy.mlp_entrance(model.n_layers - 1)
     hooks = [
         mlp.register_forward_pre_hook(lambda _m, inputs: kept.append(inputs[0])),
         model.anatomy.value_matrix(model.n_layers - 1).register_forward_hook(
@@ -54,7 +55,7 @@ def new_neurons(model: tracer.LanguageModel, request: EditRequest, n: int, act: 
 
 @pytest.mark.parametrize("name", PATCHED)
 def test_a_cached_step_equals_a_whole_pass(name: str) -> None:
-    """Loss and gradients, with a memory, in every family whose MLP is a module."""
+    """Loss and gradients, with a memory, in every family whose blocks end in a sum."""
     model = tracer.load(FAMILIES[name].build(), tokenizer=make_tokenizer(bos=False), check=False)
     cached, neurons = last_layer(model, LONG), new_neurons(model, LONG, 2, "gelu_new")
     memory = torch.randn(30, cached.entering.shape[1], dtype=torch.float64)
@@ -139,7 +140,7 @@ def test_a_prompt_that_fires_no_neuron_is_answered_exactly_as_before(family_mode
 def memory_first(model: tracer.LanguageModel) -> torch.Tensor:
     """What enters the last MLP at the first token of the request's prompt."""
     kept = []
-    mlp = model.anatomy.blocks[-1].get_submodule(model.anatomy.names.mlp)
+    mlp = model.anatomy.mlp_entrance(LAST)
     hook = mlp.register_forward_pre_hook(lambda _m, inputs: kept.append(inputs[0][0, :1].detach()))
     next_tokens(model, [REQUEST.prompt])
     hook.remove()
@@ -221,9 +222,13 @@ def test_a_saved_patch_acts_as_the_first_one_did(toy_model: tracer.LanguageModel
 
 
 def test_what_cannot_be_patched_is_refused_and_leaves_nothing(toy_model: tracer.LanguageModel, monkeypatch) -> None:
-    opt = tracer.load(FAMILIES["OPT"].build(), tokenizer=make_tokenizer(bos=False), check=False)
-    with pytest.raises(AnatomyError, match="no module of its own"):
+    opt = tracer.load(FAMILIES[POST_NORM].build(), tokenizer=make_tokenizer(bos=False), check=False)
+    with pytest.raises(AnatomyError, match="to the sum that ends its last block"):
         QUICK.apply(opt, [REQUEST])
+    names = dataclasses.replace(FAMILIES_NAMES["opt"], mlp_entrance=None)
+    nameless = tracer.load(FAMILIES["OPT"].build(), tokenizer=make_tokenizer(bos=False), names=names, check=False)
+    with pytest.raises(AnatomyError, match="where it begins is not known.*mlp_entrance="):
+        QUICK.apply(nameless, [REQUEST])
     with pytest.raises(RequestError, match="leave the layer out"):
         editor_named("t-patcher", toy_model, 1)
     assert editor_named("t-patcher", toy_model, LAST, most=2) == TPatcher(most=2)

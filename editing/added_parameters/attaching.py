@@ -23,7 +23,6 @@ def started(model: LanguageModel, requests: Sequence[EditRequest], settings: Map
     Raises:
         RequestError: two requests contradict each other.
     """
-    model.check_decoder_only(str(settings["method"]))
     check_requests(model, requests)
     edit = Edit(tuple(requests), (), settings, model.fingerprint())
     with writing(edit, model):

@@ -19,7 +19,7 @@ from editing.added_parameters.attaching import attach_and_score, started
 from editing.added_parameters.calinet_branch import CalibrationBranch, Init
 from editing.added_parameters.calinet_keeping import kept_prompts
 from editing.added_parameters.calinet_training import CHUNK, Fit, chunks_of, fit_branches
-from editing.added_parameters.side_branch import mlp_module, model_activation, wide
+from editing.added_parameters.side_branch import check_place, model_activation, wide
 from editing.edit import Edit
 from editing.errors import RequestError
 from editing.request import EditRequest
@@ -37,7 +37,7 @@ class CaliNet:
     """Branches beside the MLPs of some layers; settings and `apply`.
 
     Attributes:
-        layers: of the MLPs; published: the last but a few.
+        layers: of the MLPs, the last but a few; an encoder-decoder's are counted through, its encoder's first.
         slots: r, width of a branch; None: 64 for 100 facts, at least 16.
         gated: a gated branch, as in models with gated MLPs.
         act: "model", the MLP's own activation function, or "relu".
@@ -82,7 +82,9 @@ class CaliNet:
 
     @classmethod
     def suited_to(cls, model: LanguageModel) -> CaliNet:
-        """Our choice for causal models: one branch at nine tenths of the depth."""
+        """One branch: at nine tenths of the depth (our choice), in the last block of a decoder as its authors'."""
+        if model.is_encoder_decoder:
+            return cls(layers=(model.n_layers - 1,))
         return cls(layers=(min(round(0.9 * model.n_layers), model.n_layers - 1),))
 
     def apply(
@@ -98,12 +100,12 @@ class CaliNet:
 
         Raises:
             SiteError: the model has no such layer.
-            AnatomyError: its MLPs are no modules of their own, or have no value matrix.
+            AnatomyError: its MLPs have no value matrix, or it is not known where they begin.
             RequestError: two requests contradict each other.
             EditFailedError: a loss became NaN; the model is as it was.
         """
         for layer in self.layers:
-            mlp_module(model, layer)
+            check_place(model, layer)
         with started(
             model, requests, {"method": "CaliNet", **asdict(self), "layers": list(self.layers), "seed": seed}
         ) as edit:

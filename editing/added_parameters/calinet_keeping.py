@@ -16,9 +16,11 @@ from torch import Tensor, nn
 from editing.added_parameters.side_branch import wide
 from editing.fine_tuning.upper_blocks import UpperBlocks, upper_blocks
 from editing.scoring.asking import prompts_end_at
+from editing.scoring.forced_decoder import ForcedDecoder
 from tracer.facts import bundled, spread_over_relations
 from tracer.model import LanguageModel
-from tracer.model.tokens import encode, right_padded
+from tracer.model.inputs import prompt_encoding
+from tracer.model.tokens import Encoding, right_padded
 from tracer.sweep.recording import record
 
 
@@ -29,12 +31,12 @@ class Kept:
     Attributes:
         model: the model.
         above: the blocks that a branch can change, on these prompts.
-        ends: each prompt's last token, [prompt].
+        ends: each prompt's last token (of an encoder-decoder the decoder's), [prompt].
         before: log-probabilities of the next word without the branch, [prompt, vocab].
     """
 
     model: LanguageModel
-    above: UpperBlocks
+    above: UpperBlocks | ForcedDecoder
     ends: Tensor
     before: Tensor
 
@@ -47,16 +49,25 @@ class Kept:
 def kept_prompts(model: LanguageModel, layer: int, n: int, *, without: Sequence[str]) -> Kept:
     """Reads `n` bundled prompts of many relations, none about the subjects `without`, as the model is now."""
     others = [fact.prompt for fact in spread_over_relations(bundled()) if fact.subject not in without]
-    ids, mask = right_padded([encode(model.tokenizer, prompt).ids for prompt in others[:n]], device=model.device)
-    ends = mask.sum(1) - 1
+    read = [prompt_encoding(model, prompt) for prompt in others[:n]]
+    ends = torch.tensor([len(one.ids) - one.n_encoder - 1 for one in read], device=model.device)
     with torch.no_grad():
-        with prompts_end_at(model, ends.tolist()):
-            run = record(model, ids, attention_mask=mask)
-        above = upper_blocks(run, layer, first=0, stop=ids.shape[1], lengths=mask.sum(1))
+        above = _read(model, layer, read, ends)
         return Kept(model, above, ends, _next_words(model, above, ends))
 
 
-def _next_words(model: LanguageModel, above: UpperBlocks, ends: Tensor) -> Tensor:
+def _read(model: LanguageModel, layer: int, read: Sequence[Encoding], ends: Tensor) -> UpperBlocks | ForcedDecoder:
+    rows = [one.ids for one in read]
+    if model.is_encoder_decoder:
+        forced = ForcedDecoder.of(model, rows, [one.n_encoder for one in read])
+        return forced.with_encoded() if layer >= model.anatomy.n_encoder_layers else forced
+    ids, mask = right_padded(rows, device=model.device)
+    with prompts_end_at(model, ends.tolist()):
+        run = record(model, ids, attention_mask=mask)
+    return upper_blocks(run, layer, first=0, stop=ids.shape[1], lengths=mask.sum(1))
+
+
+def _next_words(model: LanguageModel, above: UpperBlocks | ForcedDecoder, ends: Tensor) -> Tensor:
     with prompts_end_at(model, ends.tolist()):
         hidden = above.outputs()
     each = torch.arange(len(ends), device=ends.device)

@@ -23,7 +23,7 @@ from editing.fine_tuning.descent import Batch, batch_of
 from editing.request import EditRequest
 from editing.scoring.asking import prompts_end_at
 from tracer.model import LanguageModel
-from tracer.model.tokens import encode_with_target
+from tracer.model.inputs import target_encoding
 
 CHUNK = 32  # prompts that are run together
 HALF = math.log(2)  # an answer whose joint probability is above 1/2 has no token that another one beats
@@ -31,7 +31,7 @@ HALF = math.log(2)  # an answer whose joint probability is above 1/2 has no toke
 
 @dataclass(frozen=True, eq=False)
 class Chunk:
-    """Prompts that are run together, and where each of them ends."""
+    """Prompts that are run together, and where each of them ends (an encoder-decoder's: in the decoder)."""
 
     batch: Batch
     ends: tuple[int, ...]
@@ -47,8 +47,8 @@ def chunks_of(model: LanguageModel, layer: int, requests: Sequence[EditRequest],
     chunks = []
     for begin in range(0, len(requests), size):
         some = requests[begin : begin + size]
-        each = [encode_with_target(model.tokenizer, request.prompt, request.new) for request in some]
-        ends = tuple(encoding.n_prompt - 1 for encoding in each)
+        each = [target_encoding(model, request.prompt, request.new) for request in some]
+        ends = tuple(encoding.n_prompt - encoding.n_encoder - 1 for encoding in each)
         with prompts_end_at(model, ends):
             chunks.append(Chunk(batch_of(model, layer, some, "target_new"), ends))
     return chunks

@@ -90,6 +90,7 @@ class GRACE:
                 the last layer.
             EditFailedError: a loss became NaN; the model is as it was.
         """
+        model.check_decoder_only("GRACE")
         model.anatomy.value_matrix(self.layer)
         with started(model, requests, {"method": "GRACE", **asdict(self), "seed": seed}) as edit:
             if requests:

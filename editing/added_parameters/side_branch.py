@@ -21,7 +21,8 @@ from tracer.errors import AnatomyError
 from tracer.model import LanguageModel
 from tracer.sweep.hooks import only_here
 
-_ACTIVATIONS = ("hidden_activation", "hidden_act", "activation_function", "activation")
+# T5's "hidden_act", where it has one, is not what its MLPs use.
+_ACTIVATIONS = ("dense_act_fn", "hidden_activation", "hidden_act", "activation_function", "activation")
 
 
 class SideBranch(Attachment):
@@ -60,9 +61,10 @@ def add_branch(
         here: in this thread alone.
 
     Raises:
-        AnatomyError: this family's MLP has no value matrix, or is no module.
+        AnatomyError: this family's MLP has no value matrix, or it is not known where it begins.
     """
-    matrix, entering = model.anatomy.value_matrix(layer), Noted(mlp_module(model, layer), lambda hidden: hidden)
+    matrix = model.anatomy.value_matrix(layer)
+    entering = Noted(model.anatomy.mlp_entrance(layer), lambda hidden: hidden)
 
     def hook(_matrix: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
         return output + increment(wide(entering.value)).reshape(output.shape).to(output.dtype)
@@ -76,21 +78,10 @@ def add_branch(
     return remove
 
 
-def mlp_module(model: LanguageModel, layer: int) -> nn.Module:
-    """The module that x enters.
-
-    Raises:
-        AnatomyError: the MLP is spread over the block (OPT), or has no value matrix.
-    """
-    names = model.anatomy.names
-    matrix = model.anatomy.value_matrix(layer)
-    found = model.anatomy.blocks[layer].get_submodule(names.mlp)
-    if found is matrix:
-        raise AnatomyError(
-            f"The MLP of model type {model.anatomy.family!r} is no module of its own, so what enters it cannot be "
-            f"read. GRACE and the editors that change weights work with this model."
-        )
-    return found
+def check_place(model: LanguageModel, layer: int) -> None:
+    """Raises AnatomyError where an MLP has no value matrix, or it is not known where it begins."""
+    model.anatomy.value_matrix(layer)
+    model.anatomy.mlp_entrance(layer)
 
 
 def model_activation(model: LanguageModel) -> str:

@@ -20,7 +20,7 @@ from editing.added_parameters.last_layer import last_layer
 from editing.added_parameters.patch import Patch, attached_patches
 from editing.added_parameters.patch_memory import Memory, memory_of
 from editing.added_parameters.patch_training import Neurons, Schedule, trained_patch
-from editing.added_parameters.side_branch import mlp_module, model_activation
+from editing.added_parameters.side_branch import check_place, model_activation
 from editing.edit import Edit
 from editing.errors import RequestError
 from editing.request import EditRequest
@@ -82,11 +82,11 @@ class TPatcher:
             progress: whether to show bars; None: in a terminal or notebook.
 
         Raises:
-            AnatomyError: the last MLP is no module of its own, or has no value matrix.
+            AnatomyError: the last MLP has no value matrix, or its training cannot be cached (`last_layer`).
             RequestError: two requests contradict each other.
             EditFailedError: a loss became NaN; the model is as it was.
         """
-        mlp_module(model, model.n_layers - 1)
+        check_place(model, model.n_layers - 1)
         with started(model, requests, {"method": "T-Patcher", **asdict(self), "seed": seed}) as edit:
             if requests:
                 self._write(edit, seed, progress)

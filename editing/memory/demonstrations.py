@@ -16,7 +16,7 @@ from typing import Literal, get_args
 import numpy as np
 
 from editing.memory.scoped import ScopedFact
-from tracer.model.tokens import joined
+from tracer.model.inputs import sentence
 
 Type = Literal["copy", "update", "retain"]
 TYPES: tuple[Type, ...] = get_args(Type)
@@ -54,4 +54,4 @@ def _demonstration(fact: ScopedFact, kind: Type, generator: np.random.Generator)
         query = fact.inside[generator.integers(len(fact.inside))]
     if kind == "retain":
         query, answer = fact.outside[generator.integers(len(fact.outside))]
-    return block(joined(fact.prompt, fact.new), joined(query, answer))
+    return block(sentence(fact.prompt, fact.new), sentence(query, answer))

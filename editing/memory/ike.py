@@ -32,6 +32,7 @@ from editing.memory.scoped import ScopedFact, ScopedFacts, bundled_facts
 from editing.request import EditRequest
 from editing.scoring.asking import Route
 from tracer.model import LanguageModel
+from tracer.model.inputs import without_gap
 from tracer.model.tokens import encode
 
 Which = Literal["own", "nearest"]
@@ -142,4 +143,4 @@ class IKE(MemoryEditor, method="ike"):
 
 def _looked_up(prompt: str, new: str) -> str:
     """The text by which facts to show are found."""
-    return block(f"{prompt} {new}", prompt)
+    return block(f"{without_gap(prompt)} {new}", without_gap(prompt))

@@ -105,6 +105,10 @@ class MeLLo(MemoryEditor, method="mello"):
         if self.max_rounds < 1 or self.new_tokens < 1:
             raise RequestError("MeLLo must be allowed to write. Give max_rounds=4 and new_tokens=256.")
 
+    def check(self, model: LanguageModel, records: Sequence[MemoryRecord]) -> None:
+        """Raises AnatomyError for an encoder-decoder: its reasoning is a text that the model continues."""
+        model.check_decoder_only("MeLLo")
+
     def key(self, record: MemoryRecord) -> str:
         """The whole fact: a subquestion may be like its answer too."""
         return record.text

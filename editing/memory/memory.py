@@ -30,6 +30,7 @@ from editing.request import EditRequest, check_requests
 from editing.scoring.asking import Route, add_reader
 from editing.writing import writing
 from tracer.model import LanguageModel
+from tracer.model.inputs import without_gap
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -204,10 +205,10 @@ class Memory:
     def scores(self, queries: Sequence[str]) -> np.ndarray:
         """Similarity of each query to each record's key, [query, record]."""
         if self._stale or self._index is None:
-            keys = [self.editor.key(record) for record in self.records]
+            keys = [without_gap(self.editor.key(record)) for record in self.records]
             self._index = self.editor.finder().index(keys, self._index)
             self._stale = False
-        return self._index.scores(queries)
+        return self._index.scores([without_gap(query) for query in queries])
 
     def nearest(self, queries: Sequence[str]) -> list[tuple[MemoryRecord, float]]:
         """For each query the record most like it, the first of equals, and how like it is."""

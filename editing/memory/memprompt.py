@@ -17,6 +17,7 @@ from typing import Any, Literal, get_args
 
 from editing.errors import RequestError
 from editing.memory.memory import Memory, MemoryEditor
+from editing.memory.record import MemoryRecord
 from editing.memory.retrievers import least_similarity
 from editing.memory.scoped import ScopedFacts
 from editing.memory.threshold import best_threshold
@@ -64,6 +65,10 @@ class MemPrompt(MemoryEditor, method="memprompt"):
             progress: unused.
         """
         return dataclasses.replace(self, threshold=best_threshold(self.finder(), facts).value)
+
+    def check(self, model: LanguageModel, records: Sequence[MemoryRecord]) -> None:
+        """Raises AnatomyError for an encoder-decoder: the task prompt is a text to be continued."""
+        model.check_decoder_only("MemPrompt")
 
     def routes(self, model: LanguageModel, memory: Memory, prompts: Sequence[str]) -> list[Route | None]:
         """The correction of the nearest key beside each query that is like it."""

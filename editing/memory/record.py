@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from editing.request import EditRequest
-from tracer.model.tokens import joined
+from tracer.model.inputs import sentence
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,8 @@ class MemoryRecord:
     @property
     def text(self) -> str:
         """The fact as a sentence, without its period."""
-        return joined(self.prompt, self.new)
+        found = sentence(self.prompt, self.new)
+        return found if found.endswith(self.new) else found.removesuffix(".")  # the prompt's, behind its gap
 
     @property
     def names(self) -> frozenset[tuple[str, str, str]]:

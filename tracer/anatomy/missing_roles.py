@@ -28,9 +28,10 @@ def _missing_in_blocks(model: PreTrainedModel, names: Names) -> list[str]:
     blocks = dict(model.get_submodule(names.blocks).named_children()) if has(model, names.blocks) else {}
     if has(model, names.blocks) and not blocks:
         missing.append(f"blocks ({names.blocks} holds no modules)")
-    sites = (("MLP", names.mlp), ("attention site", names.attention_site), ("MLP site", names.mlp_site))
+    parts = (("MLP", names.mlp), ("MLP entrance", names.mlp_entrance))
+    sites = (("attention site", names.attention_site), ("MLP site", names.mlp_site))
     matrices = (("value matrix", names.value_matrix), ("head matrix", names.head_matrix))
-    for role, path in (*sites, *matrices, ("cross-attention site", names.cross_site)):
+    for role, path in (*parts, *sites, *matrices, ("cross-attention site", names.cross_site)):
         absent = [name for name, block in blocks.items() if path and not has(block, path)]
         missing += [f"{role} ({names.blocks}.{name}.{path})" for name in absent[:1]]
     return missing

@@ -16,6 +16,7 @@ class Names:
         after_blocks: modules between the last block and the head, in order: the final norm, an output
             projection. One that a model of the family lacks is left out; its own logits check that.
         mlp: the module that computes each token by itself, or as much of it as is a module.
+        mlp_entrance: the module that the MLP's input enters, where that is not `mlp`.
         mlp_site, attention_site: modules whose output is added to the residual stream, as it is or
             (Granite) times a constant, which changes no map.
         value_matrix: the MLP's output weight; its input is the key of an associative memory. None
@@ -33,6 +34,7 @@ class Names:
     mlp_site: str
     value_matrix: str | None = None
     head_matrix: str | None = None
+    mlp_entrance: str | None = None
     cross_site: str | None = None
     encoder: Names | None = None
 
@@ -57,7 +59,7 @@ GPT_NEOX = Names(
     value_matrix="mlp.dense_4h_to_h",
     head_matrix="attention.dense",
 )
-# OPT's MLP is no module of its own: fc2 is where it ends.
+# OPT's MLP is no module of its own: fc1 is where it begins, fc2 where it ends.
 OPT = Names(
     embedding="model.decoder.embed_tokens",
     blocks="model.decoder.layers",
@@ -67,6 +69,7 @@ OPT = Names(
     mlp_site="fc2",
     value_matrix="fc2",
     head_matrix="self_attn.out_proj",
+    mlp_entrance="fc1",
 )
 FALCON = replace(
     GPT_NEOX,

@@ -134,6 +134,20 @@ class Anatomy:
         inside = self.site_path(kind, layer).removeprefix(f"{self.block_path(layer)}.")
         return self.blocks[layer].get_submodule(inside)
 
+    def mlp_entrance(self, layer: int) -> nn.Module:
+        """The module that the MLP's input enters.
+
+        Raises:
+            AnatomyError: the MLP is spread over the block, and it is not known where it begins.
+        """
+        names = self.stack(layer).names
+        if names.mlp_entrance is None and names.mlp == names.value_matrix:
+            raise AnatomyError(
+                f"The MLP of model type {self.family!r} is no module of its own, and where it begins is not known. "
+                "Write tracer.load(..., names=dataclasses.replace(model.anatomy.names, mlp_entrance=...))."
+            )
+        return self.blocks[layer].get_submodule(names.mlp_entrance or names.mlp)
+
     def value_matrix(self, layer: int) -> nn.Module:
         """The MLP's output projection, y = W k + b.
 

@@ -52,6 +52,19 @@ def target_encoding(model: LanguageModel, prompt: str, target: str) -> TargetEnc
     return TargetEncoding((*asked.ids[:read], *written.ids), read + first, offsets, merged, asked.n_encoder)
 
 
+def sentence(prompt: str, target: str) -> str:
+    """Both as one text: the target in the gap that a sentinel marks in the prompt, else behind the prompt."""
+    found = SENTINEL.search(prompt)
+    if found is None:
+        return joined(prompt, target)
+    return prompt[: found.start()] + target.strip() + prompt[found.end() :]
+
+
+def without_gap(text: str) -> str:
+    """The text without its sentinels: they say nothing of what it is about."""
+    return " ".join(SENTINEL.sub(" ", text).split()) if SENTINEL.search(text) else text
+
+
 def decoder_text(model: LanguageModel, prompt: str) -> str:
     """What the decoder reads between its start token and the answer: the prompt's own sentinel, else the model's."""
     found = SENTINEL.search(prompt)

@@ -213,7 +213,8 @@ class LanguageModel:
         if self.is_encoder_decoder:
             raise AnatomyError(
                 f"{wanted} works on decoder-only models, and {self.name} is an encoder-decoder. What works on it: "
-                f"tracer.trace, tracer.average, tracer.locate, and the editors FT (FT-L, FT-M) and KN."
+                f"tracer.trace, tracer.average, tracer.locate, and the editors FT (FT-L, FT-M), KN, MEND, KE, CaliNet, "
+                f"T-Patcher, IKE and SERAC."
             )
 
     def warn_of_readers(self) -> None:
