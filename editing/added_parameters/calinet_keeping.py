@@ -59,8 +59,7 @@ def kept_prompts(model: LanguageModel, layer: int, n: int, *, without: Sequence[
 def _read(model: LanguageModel, layer: int, read: Sequence[Encoding], ends: Tensor) -> UpperBlocks | ForcedDecoder:
     rows = [one.ids for one in read]
     if model.is_encoder_decoder:
-        forced = ForcedDecoder.of(model, rows, [one.n_encoder for one in read])
-        return forced.with_encoded() if layer >= model.anatomy.n_encoder_layers else forced
+        return ForcedDecoder.of(model, rows, [one.n_encoder for one in read]).fixed_below(layer)
     ids, mask = right_padded(rows, device=model.device)
     with prompts_end_at(model, ends.tolist()):
         run = record(model, ids, attention_mask=mask)

@@ -77,7 +77,7 @@ def batch_of(model: LanguageModel, layer: int, requests: Sequence[EditRequest], 
     rows, places, targets = torch.tensor(flat, device=model.device).T
     if model.is_encoder_decoder:
         above = ForcedDecoder.of(model, sequences, [encoding.n_encoder for encoding in encodings])
-        above = above.with_encoded() if layer >= model.anatomy.n_encoder_layers else above
+        above = above.fixed_below(layer)
     else:
         ids, mask = right_padded(sequences, device=model.device)
         with torch.no_grad():

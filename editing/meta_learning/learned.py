@@ -42,7 +42,7 @@ class Learned(ABC):
     """An editor that learns to edit one model before it can.
 
     Attributes:
-        blocks: the matrices of the MLPs of so many last blocks are changed.
+        blocks: the matrices of the MLPs of so many last blocks are changed, of an encoder-decoder in both stacks.
         weights: or exactly these, by parameter name.
         edit_weight, drift_weight: of the two losses, in the yardstick that chooses the best network.
         trained: the network; None before `fit` or `load`.
@@ -112,7 +112,6 @@ class Learned(ABC):
             BaseModelError: a matrix that is quantised or offloaded.
             EditFailedError: no loss was finite.
         """
-        model.check_decoder_only(self.method)
         plan, base = plan or TrainingPlan(), model.fingerprint()
         if held_out is None:
             records, held_out = split_by_subject(records, plan.held_out, seed)

@@ -17,7 +17,7 @@ from editing.meta_learning.hypernetwork import Asked, Hypernetwork
 from editing.meta_learning.matrices import lowest_layer
 from editing.meta_learning.records import TrainingRecord
 from editing.meta_learning.side_terms import edited
-from editing.meta_learning.texts import Texts, texts_of
+from editing.meta_learning.texts import Texts, texts_of_each
 from tracer.model import LanguageModel
 
 
@@ -57,12 +57,10 @@ def lesson_of(
     """Tokenises and records the texts; `others` are the prompts on which success is measured, one a record."""
     layer = lowest_layer(model, tuple(network.sizes))
     edits = [(record.prompt, record.new) for record in records]
-    return Lesson(
-        texts_of(model, layer, edits),
-        texts_of(model, layer, [(other, record.new) for other, record in zip(others, records, strict=True)]),
-        texts_of(model, layer, [(record.locality, record.locality_answer) for record in records]),
-        network.asked(model, edits),
-    )
+    rephrased = [(other, record.new) for other, record in zip(others, records, strict=True)]
+    localities = [(record.locality, record.locality_answer) for record in records]
+    read = texts_of_each(model, layer, (edits, rephrased, localities))
+    return Lesson(read[0], read[1], read[2].kept(), network.asked(model, edits))
 
 
 def losses(network: Hypernetwork, lesson: Lesson) -> Losses:

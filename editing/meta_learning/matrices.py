@@ -10,29 +10,37 @@ from transformers.pytorch_utils import Conv1D
 from editing.change import writable
 from editing.errors import BaseModelError, RequestError
 from tracer.anatomy import is_stored_transposed
+from tracer.anatomy.names import Names
 from tracer.model import LanguageModel
 
 Sizes = Mapping[str, tuple[int, int]]  # weight name: (n inputs, m outputs)
 
 
 def feed_forward_weights(model: LanguageModel, blocks: int) -> tuple[str, ...]:
-    """The names of all matrices of the MLPs of the last `blocks` blocks; of a gated MLP all three.
+    """The names of all matrices of the MLPs of the last `blocks` blocks of each stack; of a gated MLP all three.
 
     Raises:
         RequestError: not so many blocks.
         AnatomyError: MLPs without matrices of their own.
     """
-    if not 0 < blocks <= model.n_layers:
-        raise RequestError(f"blocks={blocks}, but {model.name} has {model.n_layers}. Write blocks=3.")
-    anatomy = model.anatomy
-    attention = (anatomy.names.head_matrix or anatomy.names.attention_site).partition(".")[0]
+    fewest = min(len(stack.layers) for stack in model.anatomy.stacks)
+    if not 0 < blocks <= fewest:
+        raise RequestError(f"blocks={blocks}, but {model.name} has {fewest}. Write blocks={min(3, fewest)}.")
     found = []
-    for layer in range(model.n_layers - blocks, model.n_layers):
-        anatomy.value_weight_name(layer)  # says so where a mixture's experts are parts of one tensor
-        for path, module in anatomy.blocks[layer].named_modules():
-            if isinstance(module, nn.Linear | Conv1D) and path.partition(".")[0] != attention:
-                found.append(f"{anatomy.names.blocks}.{layer}.{path}.weight")
+    for stack in model.anatomy.stacks:
+        attention = [name for name in (_attention(stack.names), stack.names.cross_site) if name]
+        for layer in stack.layers[-blocks:]:
+            model.anatomy.value_weight_name(layer)  # says so where a mixture's experts are parts of one tensor
+            for path, module in model.anatomy.blocks[layer].named_modules():
+                inside = any(f"{path}.".startswith(f"{name}.") for name in attention)
+                if isinstance(module, nn.Linear | Conv1D) and not inside:
+                    found.append(f"{model.anatomy.block_path(layer)}.{path}.weight")
     return tuple(found)
+
+
+def _attention(names: Names) -> str:
+    """The module that holds a block's attention."""
+    return names.head_matrix.rpartition(".")[0] if names.head_matrix else names.attention_site.partition(".")[0]
 
 
 def matrix(model: LanguageModel, weight: str) -> nn.Module:
@@ -59,16 +67,20 @@ def sizes(model: LanguageModel, weights: Sequence[str]) -> dict[str, tuple[int, 
 
 
 def lowest_layer(model: LanguageModel, weights: Sequence[str]) -> int:
-    """The lowest block with one of these weights.
+    """The lowest block with one of these weights, counted through.
 
     Raises:
         RequestError: a weight outside the blocks.
     """
-    begin = f"{model.anatomy.names.blocks}."
-    outside = [weight for weight in weights if not weight.startswith(begin)]
-    if outside or not weights:
-        raise RequestError(f"{outside or 'No weight'} is in no block. Name weights such as {begin}0.….weight.")
-    return min(int(weight.removeprefix(begin).partition(".")[0]) for weight in weights)
+    layers = {f"{model.anatomy.block_path(layer)}.": layer for layer in range(model.n_layers)}
+    of_each = [next((layer for begin, layer in layers.items() if weight.startswith(begin)), None) for weight in weights]
+    found = [layer for layer in of_each if layer is not None]
+    if not weights or len(found) < len(weights):
+        outside = [weight for weight, layer in zip(weights, of_each, strict=True) if layer is None]
+        raise RequestError(
+            f"{outside or 'No weight'} is in no block. Name weights such as {next(iter(layers))}….weight."
+        )
+    return min(found)
 
 
 def check_sizes(model: LanguageModel, expected: Sizes) -> None:

@@ -16,7 +16,7 @@ from editing.meta_learning.mend_network import MendNetwork
 from editing.meta_learning.objective import Weighted
 from editing.scoring.scores import Pair
 from tracer.model import LanguageModel
-from tracer.model.tokens import encode_with_target
+from tracer.model.inputs import target_encoding
 
 Reduction = Literal["sum", "mean"]
 
@@ -74,5 +74,5 @@ class MEND(Learned):
         """1 for a sum; for a mean the request's share of the tokens."""
         if self.reduction == "sum":
             return super().scales(model, pairs)
-        lengths = [len(encode_with_target(model.tokenizer, *pair).target_ids) for pair in pairs]
+        lengths = [len(target_encoding(model, *pair).target_ids) for pair in pairs]
         return [length / sum(lengths) for length in lengths]

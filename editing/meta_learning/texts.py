@@ -3,11 +3,13 @@
 nll     -(1/T) sum_t log p(y_t | x, y_<t)                of each row
 drift   mean over its tokens of KL(p_base || p_now)      of each row
 
-Which position predicts which token is said in `texts_of` alone: in a causal model the one before it.
+Which position predicts which token is said in `_texts` alone: in a causal model the one before it, and so in
+the decoder of an encoder-decoder, whose tokens alone have a drift.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,10 +17,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from editing.fine_tuning.upper_blocks import UpperBlocks, upper_blocks
+from editing.fine_tuning.upper_blocks import UpperBlocks
+from editing.meta_learning.divergence import divergence
+from editing.meta_learning.states import blocks_on, states_entering
+from editing.scoring.forced_decoder import ForcedDecoder
 from tracer.model import LanguageModel
-from tracer.model.tokens import encode_with_target, right_padded
-from tracer.sweep.recording import record
+from tracer.model.inputs import target_encoding
+from tracer.model.tokens import TargetEncoding
+
+Pair = tuple[str, str]
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,24 +35,26 @@ class Texts:
     Attributes:
         model: that reads them.
         above: the blocks that an edit can change, on all tokens.
-        base: what left the last block when they were recorded, [row, token, d_model].
+        n_rows: how many texts there are.
         rows, places, targets: for each target token its row, the position that predicts it, and its id.
         read_rows, read_places: every position that is no padding.
+        base: what left the last block, [row, token, d_model], where the drift from that is to be measured.
     """
 
     model: LanguageModel
-    above: UpperBlocks
-    base: Tensor
+    above: UpperBlocks | ForcedDecoder
+    n_rows: int
     rows: Tensor
     places: Tensor
     targets: Tensor
     read_rows: Tensor
     read_places: Tensor
+    base: Tensor | None = None
 
-    @property
-    def n_rows(self) -> int:
-        """How many texts there are."""
-        return len(self.base)
+    @torch.no_grad()
+    def kept(self) -> Texts:
+        """With what is said now, from which `drift` will be measured."""
+        return dataclasses.replace(self, base=self.above.outputs())
 
     def scores(self, *, smoothing: float = 0.0) -> tuple[Tensor, Tensor]:
         """The nll of each row, and whether every target token is the most probable one, [row] each."""
@@ -55,12 +64,13 @@ class Texts:
         return self._means(each, self.rows), self._means(right, self.rows) == 1
 
     def drift(self) -> Tensor:
-        """How far what is said at each token is from what was said when it was recorded, nats, [row]."""
+        """How far what is said at each token is from what was said when it was kept, nats, [row]."""
+        assert self.base is not None, "these texts were not kept"
         places = self.read_rows, self.read_places
         with torch.no_grad():
-            before = self._logits(self.base, *places).log_softmax(-1)
-        now = self._logits(self.above.outputs(), *places).log_softmax(-1)
-        return self._means(functional.kl_div(now, before, reduction="none", log_target=True).sum(-1), self.read_rows)
+            before = self._logits(self.base, *places)
+        now = self._logits(self.above.outputs(), *places)
+        return self._means(divergence(before, now), self.read_rows)
 
     def _logits(self, outputs: Tensor, rows: Tensor, places: Tensor) -> Tensor:
         logits = self.model.anatomy.unembed(outputs[rows, places])
@@ -70,22 +80,38 @@ class Texts:
         return each.new_zeros(self.n_rows).index_add(0, rows, each) / rows.bincount(minlength=self.n_rows)
 
 
-def texts_of(model: LanguageModel, layer: int, pairs: Sequence[tuple[str, str]]) -> Texts:
+def texts_of(model: LanguageModel, layer: int, pairs: Sequence[Pair]) -> Texts:
     """Tokenises (prompt, target) pairs and records them; `layer` is the lowest block that edits change.
 
     Raises:
         FactError: a target without tokens, or a text longer than the model's context.
     """
-    encodings = [encode_with_target(model.tokenizer, prompt, target) for prompt, target in pairs]
-    model.check_length(max(len(encoding.ids) for encoding in encodings) - 1)
-    ids, mask = right_padded([encoding.ids[:-1] for encoding in encodings], device=model.device)
+    return texts_of_each(model, layer, [pairs])[0]
+
+
+def texts_of_each(model: LanguageModel, layer: int, groups: Sequence[Sequence[Pair]]) -> list[Texts]:
+    """The same for several groups of pairs, which are read together."""
+    encoded = [[target_encoding(model, *pair) for pair in pairs] for pairs in groups]
+    model.check_length(max(len(one.ids) for group in encoded for one in group) - 1)
+    # The last target token is predicted, never read.
+    rows = [[one.ids[:-1] for one in group] for group in encoded]
+    if model.is_encoder_decoder:
+        both = zip(rows, encoded, strict=True)
+        forced = [ForcedDecoder.of(model, ids, [one.n_encoder for one in group]) for ids, group in both]
+        above = [each.fixed_below(layer) for each in forced]
+    else:
+        states = states_entering(model, layer, (ids for group in rows for ids in group))
+        above = [blocks_on(model, layer, group, states) for group in rows]
+    return [_texts(model, each, group) for each, group in zip(above, encoded, strict=True)]
+
+
+def _texts(model: LanguageModel, above: UpperBlocks | ForcedDecoder, encodings: Sequence[TargetEncoding]) -> Texts:
     flat = [
-        (row, encoding.n_prompt - 1 + t, token)
+        (row, encoding.n_prompt - encoding.n_encoder - 1 + t, token)
         for row, encoding in enumerate(encodings)
         for t, token in enumerate(encoding.target_ids)
     ]
-    with torch.no_grad():
-        run = record(model, ids, attention_mask=mask)
-    above = upper_blocks(run, layer, first=0, stop=ids.shape[1], lengths=mask.sum(1))
-    rows, places, targets = torch.tensor(flat, device=model.device).T
-    return Texts(model, above, run.outputs[-1], rows, places, targets, *mask.nonzero(as_tuple=True))
+    read = [(row, at) for row, one in enumerate(encodings) for at in range(len(one.ids) - 1 - one.n_encoder)]
+    places = (torch.tensor(each, device=model.device).T for each in (flat, read))
+    (rows, predicting, targets), (read_rows, read_places) = places
+    return Texts(model, above, len(encodings), rows, predicting, targets, read_rows, read_places)

@@ -56,6 +56,13 @@ class ForcedDecoder:
         found = self.model.torch.get_encoder()(input_ids=self.read, attention_mask=self.mask)
         return dataclasses.replace(self, encoded=found.last_hidden_state)
 
+    def fixed_below(self, layer: int) -> ForcedDecoder:
+        """The same where only blocks from `layer` up, counted through, may change.
+
+        If those are all the decoder's, the encoder is run now and not again.
+        """
+        return self.with_encoded() if layer >= self.model.anatomy.n_encoder_layers else self
+
     def copies(self, n: int) -> ForcedDecoder:
         """Each row `n` times."""
         stores = {name: getattr(self, name) for name in ("read", "mask", "written", "encoded")}
