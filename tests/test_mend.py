@@ -236,7 +236,8 @@ def test_nothing_drifts_where_nothing_changes_and_the_drift_is_the_divergence() 
     model = small_model()
     (weight, *_), pair = feed_forward_weights(model, 1), ("The Louvre is in", " Rome")
     n, m = sizes(model, [weight])[weight]
-    texts, module = texts_of(model, 1, [pair]).kept(), {weight: model.torch.get_submodule(weight.removesuffix(".weight"))}
+    module = {weight: model.torch.get_submodule(weight.removesuffix(".weight"))}
+    texts = texts_of(model, 1, [pair]).kept()
     ids = torch.tensor([model.tokenizer("The Louvre is in Rome").input_ids[:-1]])
     before = model.torch(ids).logits.log_softmax(-1)
     for scale in (0.0, 0.3):
