@@ -29,10 +29,10 @@ from editing.merged import merge, unmerge
 from editing.meta_learning.ke import KE
 from editing.meta_learning.mend import MEND
 from editing.meta_learning.plan import TrainingPlan
-from editing.meta_learning.plot import plot_training
 from editing.meta_learning.readers import training_records
 from editing.meta_learning.records import TrainingRecord
 from editing.request import EditRequest
+from editing.training.plot import plot_training
 
 __all__ = [
     "EMMET",

@@ -14,9 +14,9 @@ from editing.evaluation.cli import evaluate
 from editing.layer_check.cli import check_layers
 from editing.locate_then_edit.rome import ROME
 from editing.merged import merge, unmerge
-from editing.meta_learning.cli import train
 from editing.request import EditRequest
 from editing.scoring.generation import complete
+from editing.training.cli import train
 from editing.workflow import Report
 from editing.workflow import locate_then_edit as whole_way
 from tracer.console import (

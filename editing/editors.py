@@ -137,11 +137,13 @@ def _showing(model: LanguageModel, layer: int | None, **settings: Any) -> Editor
 
 
 def _scoping(model: LanguageModel, layer: int | None, **settings: Any) -> Editor:
-    """SERAC; its scope classifier from a file, or trained on the bundled facts, which takes seconds."""
-    scope = settings.pop("scope", None)
-    made = _remembering(SERAC, model, layer, **settings, scope=None if scope is None else load_scope(scope))
+    """SERAC; its scope classifier from a training, or trained on the bundled facts now, which takes seconds."""
+    checkpoint = settings.pop("checkpoint", None)
+    made = _remembering(SERAC, model, layer, **settings)
     assert isinstance(made, SERAC)
-    return made if scope is not None else made.fit(model)
+    if checkpoint is None:
+        return made if made.scope else made.fit(model)
+    return dataclasses.replace(made, scope=load_scope(checkpoint))
 
 
 EDITORS: Mapping[str, Callable[..., Editor]] = {

@@ -15,13 +15,13 @@ import tracer
 from editing import SERAC, EditFailedError, EditRequest, RequestError, load_edit
 from editing.memory import Scope, ScopedFact, ScopedFacts, bundled_facts, load_scope
 from editing.memory.scope import untrained_scope
-from editing.memory.scope_training import CHECKPOINT, ScopeTraining, train_scope
+from editing.memory.scope_training import ScopeTraining, train_scope
 from editing.scoring.asking import Route, routes
 from editing.scoring.generation import complete
 from editing.scoring.scores import target_scores
 from tracer.errors import FileFormatError
 
-QUICK = ScopeTraining(steps=30, validate=10, batch=8, rank=4)
+QUICK = ScopeTraining(steps=30, every=10, batch=8, rank=4)
 BESIDE = EditRequest("The seat of government of {} is in", "France", "Lyon")
 
 
@@ -88,7 +88,7 @@ def test_a_counterfactual_model_of_another_vocabulary_is_refused(model: tracer.L
 
 
 def test_without_a_classifier_it_says_how_to_get_one(model: tracer.LanguageModel) -> None:
-    with pytest.raises(EditFailedError, match=r"SERAC\(\).fit\(model, .*--set scope=FILE"):
+    with pytest.raises(EditFailedError, match=r"SERAC\(\).fit\(model, .*--set checkpoint=FOLDER"):
         SERAC().apply(model, [ROME])
 
 
@@ -133,7 +133,7 @@ def test_remembering_says_what_it_replaces_and_what_it_contradicts(model: tracer
 
 def test_training_brings_paraphrases_in_and_keeps_neighbours_out() -> None:
     facts = ScopedFacts("some", bundled_facts().facts[:300])
-    trained = train_scope("hashed-words", facts, ScopeTraining(steps=100, validate=50, rank=8))
+    trained = train_scope("hashed-words", facts, ScopeTraining(steps=100, every=50, rank=8))
     first, *_, last = trained.trained["curve"]
     assert last["inside"] > first["inside"] + 0.2 and last["outside"] > 0.9 and last["loss"] < 0.8 * first["loss"]
 
@@ -170,7 +170,7 @@ class _StopsAt:
 
 def test_training_ends_early_where_nothing_is_gained() -> None:
     facts = ScopedFacts("some", bundled_facts().facts[:150])
-    idle = ScopeTraining(steps=1000, validate=5, patience=2, rate=0.0, rank=2)
+    idle = ScopeTraining(steps=1000, every=5, patience=10, rate=0.0, rank=2)
     found = train_scope("hashed-words", facts, idle)
     assert found.trained["steps"] == 10 and torch.equal(found.scale, torch.ones(2048))
 
@@ -190,7 +190,7 @@ def test_a_saved_classifier_is_the_same_one(tmp_path, serac: SERAC) -> None:
     again = load_scope(tmp_path / "scope.safetensors")
     assert again.digest == serac.scope.digest and again.name == serac.scope.name
     with pytest.raises(FileFormatError, match="no file"):
-        load_scope(tmp_path / CHECKPOINT)
+        load_scope(tmp_path)
 
 
 def test_settings_that_make_no_sense_are_refused() -> None:

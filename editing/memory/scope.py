@@ -22,6 +22,8 @@ from torch import Tensor
 from editing.errors import RequestError
 from editing.memory.retrieval import DECIMALS, Cosine, Encoder, Index
 from editing.memory.retrievers import retriever_named
+from editing.training.checkpoint import EDITOR
+from editing.training.result import TrainingResult
 from tracer.storage import of_this_version, read_tensors, write_tensors
 
 KIND = "scope classifier"
@@ -36,12 +38,14 @@ class Scope:
         scale: w, [width] float32.
         mix: U, [rank, width] float32.
         trained: how: settings, data, losses.
+        result: how the training went; None where it was read from a file.
     """
 
     encoder: str
     scale: Tensor
     mix: Tensor
     trained: dict[str, Any] = field(default_factory=dict)
+    result: TrainingResult | None = field(default=None, repr=False)
 
     def __str__(self) -> str:
         return f"{self.encoder}, head {self.digest[:12]}"
@@ -105,11 +109,12 @@ def untrained_scope(encoder: str, *, rank: int, scale: float, seed: int) -> Scop
 
 
 def load_scope(path: str | Path) -> Scope:
-    """Reads what `Scope.save` wrote.
+    """Reads what `Scope.save` wrote, or the best one of a training's folder.
 
     Raises:
         FileFormatError: missing, damaged or something else.
     """
+    path = Path(path) / EDITOR if Path(path).is_dir() else Path(path)
     tensors, about = read_tensors(path, KIND)
     with of_this_version(path, "a scope classifier"):
         return Scope(str(about["encoder"]), tensors["scale"], tensors["mix"], dict(about["trained"]))

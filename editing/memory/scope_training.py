@@ -11,23 +11,24 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from editing.errors import RequestError
 from editing.memory.scope import Scope, encoder_named, untrained_scope
 from editing.memory.scoped import ScopedFact, ScopedFacts
+from editing.training.checkpoint import EDITOR, State, check_same_training, resume, save_state
+from editing.training.result import TrainingResult
 from tracer.progress import bar
-from tracer.storage import of_this_version, read_tensors, write_tensors
 
 NEAREST = 1e-6  # the least squared distance whose -log(1 - s) is taken
-CHECKPOINT = "scope-training.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,9 +41,9 @@ class ScopeTraining:
         rate: of Adam.
         rank: rows of U.
         scale: that w begins with: 1 makes 1/2 the similarity of a cosine of 0.65.
-        validate: steps between looks at the held-out facts, and between checkpoints.
-        patience: looks without a better loss that end the training.
-        held_out: share of the subjects it is checked on.
+        every: steps between looks at the held-out facts, and between checkpoints.
+        patience: steps without a better look that end the training.
+        held_out: about how many facts it is checked on, with subjects of their own; None: a tenth of them.
     """
 
     steps: int = 400
@@ -50,26 +51,32 @@ class ScopeTraining:
     rate: float = 0.01
     rank: int = 32
     scale: float = 1.0
-    validate: int = 50
-    patience: int = 4
-    held_out: float = 0.1
+    every: int = 50
+    patience: int = 200
+    held_out: int | None = None
+
+    def split(self, facts: ScopedFacts) -> tuple[ScopedFacts, ScopedFacts]:
+        """Facts to look at, and facts to learn from.
+
+        Raises:
+            RequestError: too few for both.
+        """
+        held, rest = facts.in_two(0.1 if self.held_out is None else self.held_out / len(facts.facts))
+        if not held.facts or len(rest.facts) < 2:
+            raise RequestError(f"{facts} leaves nothing to hold out or to learn from. Give a hundred facts or more.")
+        return held, rest
 
 
-@dataclass(eq=False)
-class _Run:
-    """Where a training stands; all of it goes into a checkpoint."""
+class Head(nn.Module):
+    """W and U of a scope, in training."""
 
-    step: int
-    weights: list[Tensor]  # w, U
-    optimiser: torch.optim.Adam
-    best: list[Tensor]
-    curve: list[dict[str, float]] = field(default_factory=list)
+    def __init__(self, scope: Scope) -> None:
+        super().__init__()
+        self.encoder, self.scale, self.mix = scope.encoder, nn.Parameter(scope.scale), nn.Parameter(scope.mix)
 
-    @property
-    def waited(self) -> int:
-        """Looks since the best one."""
-        losses = [look["loss"] for look in self.curve]
-        return len(losses) - 1 - losses.index(min(losses)) if losses else 0
+    def forward(self, vectors: Tensor) -> Tensor:
+        """H of texts whose vectors these are, [text, width + rank]."""
+        return torch.cat((vectors * self.scale, vectors @ self.mix.T), dim=1)
 
 
 def train_scope(
@@ -84,29 +91,44 @@ def train_scope(
     """The head with the least loss on held-out facts; a run with the same folder goes on where it was.
 
     Raises:
-        RequestError: an encoder without vectors, or too few facts to hold some out.
-        FileFormatError: the folder holds another training.
+        RequestError: an encoder without vectors, too few facts to hold some out, or a folder with another training.
     """
-    held, rest = facts.in_two(settings.held_out)
-    if not held.facts or len(rest.facts) < 2:
-        raise RequestError(f"{facts} leaves nothing to hold out or to learn from. Give a hundred facts or more.")
-    vectors = _Vectors(encoder)
-    plan = {"settings": dataclasses.asdict(settings), "seed": seed, "encoder": encoder, "data": str(facts)}
-    path = None if folder is None else Path(folder) / CHECKPOINT
-    run = _read(path, plan) if path is not None and path.is_file() else _begun(encoder, settings, seed)
+    (held, rest), vectors = settings.split(facts), _Vectors(encoder)
+    head = Head(untrained_scope(encoder, rank=settings.rank, scale=settings.scale, seed=seed))
+    state = State(head, torch.optim.Adam(head.parameters(), settings.rate))
+    about = {"settings": dataclasses.asdict(settings), "seed": seed, "encoder": encoder, "data": str(facts)}
+    where = None if folder is None else Path(folder)
+    if where is not None:
+        subjects = {
+            name: sorted({fact.subject for fact in of.facts}) for name, of in (("training", rest), ("held_out", held))
+        }
+        check_same_training(where, {"method": "SERAC", **about}, subjects)
+        resume(where, state)
     with bar(settings.steps, "scope classifier", show=progress, unit="step") as shown:
-        shown.update(run.step)
-        while run.step < settings.steps and run.waited < settings.patience:
-            if not run.curve:
-                _look(run, vectors, held)
-            until = min(settings.steps, run.step + settings.validate)
-            for _ in range(run.step, until):
-                _step(run, vectors, rest.facts, settings, seed)
-                shown.update()
-            _look(run, vectors, held)
-            if path is not None:
-                _write(path, run, plan)
-    return Scope(encoder, *run.best, trained={**plan, "steps": run.step, "curve": run.curve})
+        shown.update(state.step)
+        if not state.curve:
+            _look(state, head, vectors, held)
+        while state.step < settings.steps and state.step - state.best_step < settings.patience:
+            begun = time.perf_counter()
+            _step(state, head, vectors, rest.facts, settings, seed)
+            looked = state.step % settings.every == 0 or state.step == settings.steps
+            if looked:
+                _look(state, head, vectors, held)
+            state.seconds += time.perf_counter() - begun
+            if looked and where is not None:
+                save_state(where, state)
+                _scope(state, encoder, about).save(where / EDITOR)
+            shown.update()
+    early = state.step - state.best_step >= settings.patience
+    return dataclasses.replace(
+        _scope(state, encoder, about), result=TrainingResult.of(state, torch.device("cpu"), early=early)
+    )
+
+
+def _scope(state: State, encoder: str, about: dict[str, Any]) -> Scope:
+    """The best one so far."""
+    trained = {**about, "steps": state.step, "curve": state.validations}
+    return Scope(encoder, state.best["scale"], state.best["mix"], trained=trained)
 
 
 class _Vectors:
@@ -122,47 +144,44 @@ class _Vectors:
         return torch.stack([self._known[text] for text in texts])
 
 
-def _begun(encoder: str, settings: ScopeTraining, seed: int) -> _Run:
-    start = untrained_scope(encoder, rank=settings.rank, scale=settings.scale, seed=seed)
-    weights = [start.scale.requires_grad_(), start.mix.requires_grad_()]
-    return _Run(0, weights, torch.optim.Adam(weights, settings.rate), [w.detach().clone() for w in weights])
-
-
-def _step(run: _Run, vectors: _Vectors, facts: Sequence[ScopedFact], settings: ScopeTraining, seed: int) -> None:
-    generator = np.random.default_rng((seed, run.step))  # of the step alone: a run that goes on draws the same
+def _step(
+    state: State, head: Head, vectors: _Vectors, facts: Sequence[ScopedFact], settings: ScopeTraining, seed: int
+) -> None:
+    generator = np.random.default_rng((seed, state.step))  # of the step alone: a run that goes on draws the same
     chosen = [facts[n] for n in generator.permutation(len(facts))[: settings.batch]]
     inside = [_one_of((fact.prompt, *fact.inside), generator) for fact in chosen]
     outside = [_one_of([text for text, _ in fact.outside], generator) for fact in chosen]
-    keys, near, far = (_placed(run.weights, vectors(texts)) for texts in ([f.prompt for f in chosen], inside, outside))
+    keys, near, far = (head(vectors(texts)) for texts in ([f.prompt for f in chosen], inside, outside))
     others = (near[:, None] - keys[None]).square().sum(-1)
     apart = torch.tensor([[one.subject != other.subject for other in chosen] for one in chosen])
-    loss = _squares(near, keys).mean() + _away(_squares(far, keys)).mean()
+    inside_loss, outside_loss = _squares(near, keys).mean(), _away(_squares(far, keys)).mean()
+    loss = inside_loss + outside_loss
     if apart.any():
         loss = loss + _away(others[apart]).mean()
-    run.optimiser.zero_grad()
+    state.optimiser.zero_grad()
     loss.backward()
-    run.optimiser.step()
-    run.step += 1
+    state.optimiser.step()
+    state.step += 1
+    losses = {"loss": loss, "inside_loss": inside_loss, "outside_loss": outside_loss}
+    state.curve.append({"step": state.step} | {name: each.item() for name, each in losses.items()})
 
 
 @torch.no_grad()
-def _look(run: _Run, vectors: _Vectors, held: ScopedFacts) -> None:
-    """Loss and shares decided rightly on the held-out facts; keeps the weights if they are the best so far."""
+def _look(state: State, head: Head, vectors: _Vectors, held: ScopedFacts) -> None:
+    """Losses and shares decided rightly on the held-out facts; keeps the head if it is the best so far."""
     near, far = [], []
     for fact in held.facts:
-        key, *inside = _placed(run.weights, vectors([fact.prompt, *fact.inside]))
+        key, *inside = head(vectors([fact.prompt, *fact.inside]))
         near += _squares(torch.stack(inside), key).tolist()
-        far += _squares(_placed(run.weights, vectors([text for text, _ in fact.outside])), key).tolist()
-    loss = float(np.mean(near)) + float(_away(torch.tensor(far)).mean())
-    right = {"inside": np.mean([d < math.log(2) for d in near]), "outside": np.mean([d >= math.log(2) for d in far])}
-    if not run.curve or loss < min(look["loss"] for look in run.curve):
-        run.best = [weight.detach().clone() for weight in run.weights]
-    run.curve.append({"step": run.step, "loss": loss} | {name: float(share) for name, share in right.items()})
-
-
-def _placed(weights: Sequence[Tensor], vectors: Tensor) -> Tensor:
-    """h, [text, width + rank]."""
-    return torch.cat((vectors * weights[0], vectors @ weights[1].T), dim=1)
+        far += _squares(head(vectors([text for text, _ in fact.outside])), key).tolist()
+    inside_loss, outside_loss = float(np.mean(near)), float(_away(torch.tensor(far)).mean())
+    record = {"step": state.step, "validation": True, "loss": inside_loss + outside_loss}
+    record |= {"inside_loss": inside_loss, "outside_loss": outside_loss, "n_inside": len(near), "n_outside": len(far)}
+    record |= {"inside": float(np.mean([d < math.log(2) for d in near]))}
+    record |= {"outside": float(np.mean([d >= math.log(2) for d in far]))}
+    state.curve.append(record)
+    if record["loss"] < state.best_loss:
+        state.keep_best(record["loss"])
 
 
 def _squares(some: Tensor, others: Tensor) -> Tensor:
@@ -176,25 +195,3 @@ def _away(squares: Tensor) -> Tensor:
 
 def _one_of(texts: Sequence[str], generator: np.random.Generator) -> str:
     return texts[int(generator.integers(len(texts)))]
-
-
-def _write(path: Path, run: _Run, plan: dict[str, Any]) -> None:
-    found = run.optimiser.state_dict()["state"]
-    named = {"weight": run.weights, "best": run.best}
-    tensors = {f"{name}/{n}": tensor for name, several in named.items() for n, tensor in enumerate(several)}
-    tensors |= {f"adam/{n}/{name}": tensor for n, state in found.items() for name, tensor in state.items()}
-    write_tensors(path, tensors, {"kind": "scope training", "step": run.step, "curve": run.curve, "plan": plan})
-
-
-def _read(path: Path, plan: dict[str, Any]) -> _Run:
-    tensors, about = read_tensors(path, "scope training")
-    if about.get("plan") != plan:
-        raise RequestError(f"{path.parent} holds another training: {about.get('plan')}. Write another folder.")
-    with of_this_version(path, "a training"):
-        weights = [tensors[f"weight/{n}"].requires_grad_() for n in range(2)]
-        optimiser = torch.optim.Adam(weights, plan["settings"]["rate"])
-        names = ("step", "exp_avg", "exp_avg_sq")
-        state = {n: {name: tensors[f"adam/{n}/{name}"] for name in names} for n in range(2)}
-        optimiser.load_state_dict({**optimiser.state_dict(), "state": state})
-        best = [tensors[f"best/{n}"] for n in range(2)]
-        return _Run(int(about["step"]), weights, optimiser, best, curve=list(about["curve"]))

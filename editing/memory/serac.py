@@ -53,10 +53,12 @@ class SERAC(MemoryEditor, method="serac"):
         super().__post_init__()
         if "{edit}" not in self.context or not self.context.endswith("{query}"):
             raise RequestError(f"The context {self.context!r} must name the edit and end in the query: {CONTEXT!r}.")
+        if not isinstance(self.scope, Scope | None):
+            raise RequestError(f"scope={self.scope!r} is no classifier. Write scope=load_scope({self.scope!r}).")
 
     def fit(
         self,
-        model: LanguageModel,
+        model: LanguageModel | None,
         facts: ScopedFacts | None = None,
         *,
         training: ScopeTraining | None = None,
@@ -67,7 +69,7 @@ class SERAC(MemoryEditor, method="serac"):
         """The same with a scope classifier trained on these facts.
 
         Args:
-            model: unused: the classifier shares nothing with it.
+            model: unused, may be None: the classifier shares nothing with it.
             facts: with prompts inside and outside; None: the bundled ones. Keep those of an evaluation out
                 (`ScopedFacts.without`).
             training: its settings.
@@ -87,8 +89,9 @@ class SERAC(MemoryEditor, method="serac"):
         """
         if self.scope is None:
             raise EditFailedError(
-                "This SERAC has no scope classifier. Train one: SERAC().fit(model, read_scoped_facts(path)), or "
-                "load one: SERAC(scope=load_scope(path)); on the command line --set scope=FILE."
+                "This SERAC has no scope classifier. Train one: SERAC().fit(model, read_scoped_facts(path)), or load "
+                "one: SERAC(scope=load_scope(path)). On the command line: `editing train --editor serac --data FILE "
+                "--out FOLDER`, then --set checkpoint=FOLDER."
             )
         return self.scope
 

@@ -15,7 +15,6 @@ import torch
 from editing.edit import Edit
 from editing.errors import RequestError
 from editing.locate_then_edit.settings import editable
-from editing.meta_learning.checkpoint import EDITOR, State
 from editing.meta_learning.factors import frozen
 from editing.meta_learning.hypernetwork import Hypernetwork
 from editing.meta_learning.matrices import Sizes, feed_forward_weights, lowest_layer, sizes
@@ -28,6 +27,7 @@ from editing.meta_learning.trained import Trained, read_editor, untrained, write
 from editing.meta_learning.training import Task, train
 from editing.request import EditRequest, check_requests
 from editing.scoring.scores import Pair, target_scores
+from editing.training.checkpoint import EDITOR, State
 from editing.writing import writing
 from tracer.errors import FileFormatError
 from tracer.model import LanguageModel
@@ -118,17 +118,19 @@ class Learned(ABC):
         check_disjoint(records, held_out)
         editor = self if self.weights else dataclasses.replace(self, weights=feed_forward_weights(model, self.blocks))
         network = editor._new_network(model, seed)
-        state = State(network, editor.optimiser(network), editor.objective())
+        state = State(network, editor.optimiser(network))
         about = {
             **{"method": self.method, "settings": editor.settings(), "plan": dataclasses.asdict(plan), "seed": seed},
             **{"base": base, "records": digest(records), "held_out": digest(held_out)},
         }
 
-        def write_best(where: Path, now: State) -> None:
-            write_editor(where / EDITOR, self.method, editor.settings(), Trained(now.network, base, model.name))
+        def write_best(where: Path) -> None:
+            write_editor(where / EDITOR, self.method, editor.settings(), Trained(network, base, model.name))
 
         rate, yardstick = partial(editor.rate_factor, steps=plan.steps), Weighted(self.edit_weight, self.drift_weight)
-        task = Task(model, records, held_out, plan, seed, rate, yardstick, about, write_best)
+        task = Task(
+            model, network, editor.objective(), records, held_out, plan, seed, rate, yardstick, about, write_best
+        )
         with editable(model), frozen(model):
             result = train(task, state, folder=None if folder is None else Path(folder), progress=progress)
         return dataclasses.replace(editor, trained=Trained(network.eval(), base, model.name, result))

@@ -7,6 +7,7 @@ constrained   L_edit + alpha (L_drift - eps),  alpha >= 0 rising by ascent      
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol, Self
 
@@ -32,6 +33,10 @@ class Objective(Protocol):
         """What training may have changed, by the names of its fields."""
         ...
 
+    def at(self, state: Mapping[str, float]) -> Self:
+        """The same where training has changed it to this; nothing: as it is."""
+        ...
+
 
 @dataclass(frozen=True)
 class Weighted:
@@ -55,6 +60,10 @@ class Weighted:
     def state(self) -> dict[str, float]:
         """Nothing."""
         return {}
+
+    def at(self, state: Mapping[str, float]) -> Self:
+        """Itself."""
+        return self
 
 
 @dataclass(frozen=True)
@@ -95,3 +104,7 @@ class Constrained:
     def state(self) -> dict[str, float]:
         """Price and margin."""
         return {"price": self.price, "margin": self.margin}
+
+    def at(self, state: Mapping[str, float]) -> Self:
+        """With this price and margin."""
+        return dataclasses.replace(self, **state)

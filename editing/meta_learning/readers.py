@@ -31,9 +31,7 @@ def training_records(
         RequestError: no record is left.
     """
     cases = read_benchmark(path, n=n, evenly=True, protocol=protocol).cases
-    others = [case for file in without for case in read_benchmark(file).cases]
-    subjects = {case.request.subject.casefold() for case in others if case.request}
-    found = []
+    subjects, found = subjects_of(without), []
     for case in cases:
         record = _record(case)
         if record is not None and record.subject.casefold() not in subjects:
@@ -41,6 +39,12 @@ def training_records(
     if not found:
         raise RequestError(f"{path} has no record to train on: each needs a subject, a rephrase and a neighbour.")
     return found
+
+
+def subjects_of(files: Iterable[str | Path]) -> set[str]:
+    """Of all cases in these benchmark files, in lower case."""
+    cases = [case for file in files for case in read_benchmark(file).cases]
+    return {case.request.subject.casefold() for case in cases if case.request}
 
 
 def _record(case: Case) -> TrainingRecord | None:

@@ -13,10 +13,10 @@ from typing import Any
 from torch import Tensor
 
 from editing.errors import EditingWarning, RequestError
-from editing.meta_learning.checkpoint import EDITOR
 from editing.meta_learning.hypernetwork import Hypernetwork
 from editing.meta_learning.matrices import check_sizes
-from editing.meta_learning.training import TrainingResult
+from editing.training.checkpoint import EDITOR
+from editing.training.result import TrainingResult
 from tracer.model import LanguageModel
 from tracer.storage import read_tensors, write_tensors
 

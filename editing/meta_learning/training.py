@@ -6,7 +6,6 @@ which was killed goes on to the same network, bit for bit, as one that was not.
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,11 +15,13 @@ from typing import Any
 import torch
 
 from editing.errors import EditFailedError
-from editing.meta_learning.checkpoint import State, check_same_training, resume, save_state
+from editing.meta_learning.hypernetwork import Hypernetwork
 from editing.meta_learning.lessons import Lesson, edits_take, lesson_of, losses, numbers_of_step, other_words
-from editing.meta_learning.objective import Weighted
+from editing.meta_learning.objective import Objective, Weighted
 from editing.meta_learning.plan import TrainingPlan
 from editing.meta_learning.records import TrainingRecord
+from editing.training.checkpoint import State, check_same_training, resume, save_state
+from editing.training.result import TrainingResult
 from tracer.model import LanguageModel
 from tracer.progress import bar
 
@@ -31,6 +32,8 @@ class Task:
 
     Attributes:
         model: whose edits are learned.
+        network: that learns them; `State` has the same one.
+        objective: at first; `State.adjusted` is what training has made of it.
         records, held_out: to train and to validate on.
         plan: how long.
         seed: of the order of records and of their other words.
@@ -41,6 +44,8 @@ class Task:
     """
 
     model: LanguageModel
+    network: Hypernetwork
+    objective: Objective
     records: Sequence[TrainingRecord]
     held_out: Sequence[TrainingRecord]
     plan: TrainingPlan
@@ -48,30 +53,7 @@ class Task:
     rate_factor: Callable[[int], float]
     yardstick: Weighted
     about: Mapping[str, Any]
-    write_best: Callable[[Path, State], None]
-
-
-@dataclass(frozen=True, eq=False)
-class TrainingResult:
-    """How a training went.
-
-    Attributes:
-        steps: taken.
-        best: the validation record of the network that was kept.
-        early: no validation had been better for `plan.patience` steps.
-        seconds: in all, over every process that took part.
-        peak_bytes: the most memory held: by the device's tensors, on a CPU by this process.
-        skipped: passes whose gradient was not finite.
-        curve: one record a step ("loss", "edit_loss", "drift") and a validation ("validation": True).
-    """
-
-    steps: int
-    best: Mapping[str, Any]
-    early: bool
-    seconds: float
-    peak_bytes: int
-    skipped: int
-    curve: tuple[Mapping[str, Any], ...]
+    write_best: Callable[[Path], None]
 
 
 def train(task: Task, state: State, *, folder: Path | None, progress: bool | None) -> TrainingResult:
@@ -89,7 +71,7 @@ def train(task: Task, state: State, *, folder: Path | None, progress: bool | Non
         subjects = {name: sorted({record.subject for record in group}) for name, group in groups.items()}
         check_same_training(folder, task.about, subjects)
         resume(folder, state)
-    held_out = list(_held_out_lessons(task, state)) if state.step < plan.steps else []
+    held_out = list(_held_out_lessons(task)) if state.step < plan.steps else []
     with bar(plan.steps, "training", show=progress, unit="step") as shown:
         shown.update(state.step)
         while state.step < plan.steps and not _early(plan, state):
@@ -106,22 +88,7 @@ def train(task: Task, state: State, *, folder: Path | None, progress: bool | Non
     if not state.best:
         raise EditFailedError("No validation had a finite loss. Write a smaller rate.")
     state.network.load_state_dict(state.best)
-    best = next(one for one in state.curve if one.get("validation") and one["step"] == state.best_step)
-    return TrainingResult(
-        state.step, best, _early(plan, state), state.seconds, peak_bytes(model), state.skipped, tuple(state.curve)
-    )
-
-
-def peak_bytes(model: LanguageModel) -> int:
-    """The most memory held so far: by tensors on the model's GPU, else by this process; 0 where nobody counts."""
-    if model.device.type == "cuda":
-        return torch.cuda.max_memory_allocated(model.device)
-    if sys.platform == "win32":
-        return 0
-    import resource  # which Windows lacks
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+    return TrainingResult.of(state, model.device, early=_early(plan, state))
 
 
 def _early(plan: TrainingPlan, state: State) -> bool:
@@ -130,13 +97,14 @@ def _early(plan: TrainingPlan, state: State) -> bool:
 
 def _step(task: Task, state: State) -> dict[str, Any]:
     """One step of the optimiser; returns its record."""
-    plan, network, parameters = task.plan, state.network.train(), list(state.network.parameters())
+    plan, network, parameters = task.plan, task.network.train(), list(task.network.parameters())
+    objective = task.objective.at(state.adjusted)
     drawn = numbers_of_step(state.step, n=len(task.records), batch=plan.batch, seed=task.seed)
     sums = torch.zeros(3, dtype=torch.float64)
     for begin in range(0, len(drawn), plan.together):
-        lesson = _lesson(task, state, drawn[begin : begin + plan.together])
+        lesson = _lesson(task, drawn[begin : begin + plan.together])
         found = losses(network, lesson)
-        loss = state.objective.loss(found.edit, found.drift) * (len(found.edit) / len(drawn))
+        loss = objective.loss(found.edit, found.drift) * (len(found.edit) / len(drawn))
         gradients = torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)
         if not all(torch.isfinite(gradient).all() for gradient in gradients):
             state.skipped += 1
@@ -146,12 +114,18 @@ def _step(task: Task, state: State) -> dict[str, Any]:
         rows = torch.stack((found.edit, found.drift)).detach().double().sum(1).cpu()
         sums += torch.cat((rows, torch.tensor([float(len(found.edit))], dtype=torch.float64)))
     edit, drift = (sums[:2] / sums[2]).tolist()  # NaN where every pass was skipped
-    loss = float(state.objective.loss(torch.tensor([edit]), torch.tensor([drift])))
+    loss = float(objective.loss(torch.tensor([edit]), torch.tensor([drift])))
     if sums[2]:
         _descend(task, state, parameters)
-        state.objective = state.objective.stepped(drift)
+        state.adjusted = objective.stepped(drift).state()
     state.step += 1
-    return {"step": state.step, "loss": loss, "edit_loss": edit, "drift": drift, **state.objective.state()}
+    return {
+        "step": state.step,
+        "loss": loss,
+        "edit_loss": edit,
+        "drift": drift,
+        **task.objective.at(state.adjusted).state(),
+    }
 
 
 def _descend(task: Task, state: State, parameters: Sequence[torch.nn.Parameter]) -> None:
@@ -162,28 +136,28 @@ def _descend(task: Task, state: State, parameters: Sequence[torch.nn.Parameter])
     state.optimiser.zero_grad(set_to_none=True)
 
 
-def _lesson(task: Task, state: State, drawn: Sequence[tuple[int, int]]) -> Lesson:
+def _lesson(task: Task, drawn: Sequence[tuple[int, int]]) -> Lesson:
     records = [task.records[number] for number, _ in drawn]
     others = [
         other_words(task.records[number], task.plan.own_words, seed=task.seed, number=number, turn=turn)
         for number, turn in drawn
     ]
-    return lesson_of(task.model, state.network, records, others)
+    return lesson_of(task.model, task.network, records, others)
 
 
-def _held_out_lessons(task: Task, state: State) -> Iterator[Lesson]:
+def _held_out_lessons(task: Task) -> Iterator[Lesson]:
     """What is validated on, recorded once for all validations; success is measured on the first rephrase."""
     for begin in range(0, len(task.held_out), task.plan.together):
         records = task.held_out[begin : begin + task.plan.together]
-        yield lesson_of(task.model, state.network, records, [record.rephrases[0] for record in records])
+        yield lesson_of(task.model, task.network, records, [record.rephrases[0] for record in records])
 
 
 def _validate(task: Task, state: State, lessons: Sequence[Lesson], folder: Path | None) -> None:
     """Scores the network on what is held out, and keeps it if it is the best so far."""
-    state.network.eval()
+    network = task.network.eval()
     with torch.no_grad():
-        found = [losses(state.network, lesson) for lesson in lessons]
-        taken = torch.cat([edits_take(state.network, lesson) for lesson in lessons]).double().mean()
+        found = [losses(network, lesson) for lesson in lessons]
+        taken = torch.cat([edits_take(network, lesson) for lesson in lessons]).double().mean()
     edit, drift = (torch.cat(parts).double() for parts in zip(*((one.edit, one.drift) for one in found), strict=True))
     record = {
         "step": state.step,
@@ -196,8 +170,8 @@ def _validate(task: Task, state: State, lessons: Sequence[Lesson], folder: Path 
         "n": len(edit),
     }
     state.curve.append(record)
-    state.objective = state.objective.validated(record["edits_taken"])
+    state.adjusted = task.objective.at(state.adjusted).validated(record["edits_taken"]).state()
     if record["loss"] < state.best_loss:
         state.keep_best(record["loss"])
         if folder is not None:
-            task.write_best(folder, state)
+            task.write_best(folder)

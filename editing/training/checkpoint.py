@@ -1,4 +1,4 @@
-"""A training as far as it has come, in one file: network, optimiser and objective belong together.
+"""A training as far as it has come, in one file: network, optimiser and what it changes beside them belong together.
 
 A folder holds
     state.safetensors    what going on needs                 curve.jsonl      losses of every step
@@ -7,7 +7,6 @@ A folder holds
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -16,11 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from editing.errors import RequestError
-from editing.meta_learning.hypernetwork import Hypernetwork
-from editing.meta_learning.objective import Objective
 from tracer.storage import atomic_path, read_tensors, to_json, write_json, write_tensors
 
 STATE, EDITOR, CURVE, ABOUT = "state.safetensors", "editor.safetensors", "curve.jsonl", "training.json"
@@ -32,18 +29,18 @@ class State:
 
     Attributes:
         network, optimiser: as they are now.
-        objective: likewise, a new one after each step.
+        adjusted: numbers that training changes beside them, by name (the price of a constraint).
         step: steps taken.
         best_step, best_loss: of the best validation.
         best: the network's tensors there.
         skipped: passes whose gradient was not finite.
         seconds: of training, validation and writing.
-        curve: one record a step and a validation.
+        curve: one record a step and a validation, which says so: "validation": True.
     """
 
-    network: Hypernetwork
+    network: nn.Module
     optimiser: torch.optim.Optimizer
-    objective: Objective
+    adjusted: dict[str, float] = field(default_factory=dict)
     step: int = 0
     best_step: int = 0
     best_loss: float = math.inf
@@ -51,6 +48,16 @@ class State:
     skipped: int = 0
     seconds: float = 0.0
     curve: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def validations(self) -> list[dict[str, Any]]:
+        """Their records, the first one first."""
+        return [record for record in self.curve if record.get("validation")]
+
+    @property
+    def best_record(self) -> dict[str, Any]:
+        """Of the best validation."""
+        return next(record for record in self.validations if record["step"] == self.best_step)
 
     def keep_best(self, loss: float) -> None:
         """Remembers the network as it is."""
@@ -89,7 +96,7 @@ def save_state(folder: Path, state: State) -> None:
     for number, slots in state.optimiser.state_dict()["state"].items():
         tensors |= {f"optimiser/{number}/{name}": tensor for name, tensor in slots.items()}
     numbers = {name: getattr(state, name) for name in NUMBERS}
-    write_tensors(folder / STATE, tensors, {"kind": "training", **numbers, "objective": state.objective.state()})
+    write_tensors(folder / STATE, tensors, {"kind": "training", **numbers, "adjusted": state.adjusted})
 
 
 def resume(folder: Path, state: State) -> None:
@@ -111,8 +118,7 @@ def resume(folder: Path, state: State) -> None:
     state.optimiser.load_state_dict({"state": slots, "param_groups": groups})
     for name in NUMBERS:
         setattr(state, name, math.inf if about[name] is None else about[name])  # JSON has no infinity
-    objective: Any = state.objective
-    state.objective = dataclasses.replace(objective, **about["objective"])
+    state.adjusted = dict(about["adjusted"])
     lines = (folder / CURVE).read_text(encoding="utf-8").splitlines()
     state.curve = [record for record in map(json.loads, lines) if record["step"] <= state.step]
 

@@ -1,0 +1,76 @@
+"""Figure of a training: its losses by step, and the shares of what is held out that it does right."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogFormatter
+
+from editing.training.result import TrainingResult
+from tracer.plot import STYLE, NotebookFigure
+
+LOSSES = {
+    "edit_loss": "edit loss (nats a token, other words)",
+    "drift": "drift (nats a token, other prompts)",
+    "inside_loss": "-log s, prompts in scope",
+    "outside_loss": "-log(1 - s), prompts outside",
+}
+SHARES = {
+    "edits_taken": "edited prompt",
+    "others_taken": "other words",
+    "inside": "let in",
+    "outside": "kept out",
+}
+ABOUT = {"edits_taken": "share of held-out edits that take", "inside": "share of held-out prompts decided rightly"}
+LOSS_COLOURS, SHARE_COLOURS = ("#0072b2", "#d55e00"), ("#0072b2", "#e69f00")
+
+
+def plot_training(result: TrainingResult) -> Figure:
+    """Left and middle: losses of each step (thin) and held out (dots). Right: shares of what is held out.
+
+    A vertical line marks what was kept. Bars are 95 % intervals of a share.
+    """
+    checks = [record for record in result.curve if record.get("validation")]
+    with matplotlib.rc_context(STYLE):
+        figure = NotebookFigure(figsize=(10.0, 3.1), layout="constrained")
+        axes = figure.subplots(1, 3)
+        losses = [name for name in LOSSES if name in result.best]
+        for each, name, colour in zip(axes, losses, LOSS_COLOURS, strict=False):
+            _loss(each, name, colour, result.curve)
+        _shares(axes[2], [name for name in SHARES if name in result.best], checks)
+        for each in axes:
+            each.axvline(result.best["step"], color="#999999", linewidth=0.8, linestyle=":")
+            each.set(xlabel="step", xlim=(0, 1.03 * result.steps))
+            each.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def _loss(axes: Axes, name: str, colour: str, curve: Sequence[Mapping[str, Any]]) -> None:
+    steps, checks = ([record for record in curve if bool(record.get("validation")) == held] for held in (False, True))
+    axes.plot(_column(steps, "step"), _column(steps, name), color=colour, linewidth=0.6, alpha=0.45)
+    axes.plot(_column(checks, "step"), _column(checks, name), "o-", color=colour, markersize=4, linewidth=1.4)
+    axes.set_title(LOSSES[name], loc="left", fontsize=10)
+    axes.set_yscale("log")
+    for of_axis in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):  # 0.02, not a formula
+        of_axis(LogFormatter(labelOnlyBase=False, minor_thresholds=(2, 0.5)))
+
+
+def _shares(axes: Axes, names: Sequence[str], checks: Sequence[Mapping[str, Any]]) -> None:
+    for name, colour in zip(names, SHARE_COLOURS, strict=True):
+        share = _column(checks, name)
+        n = _column(checks, "n" if "n" in checks[0] else f"n_{name}")
+        spread = 1.96 * np.sqrt(share * (1 - share) / n)
+        axes.errorbar(_column(checks, "step"), share, spread, fmt="o-", color=colour, label=SHARES[name], ms=4)
+    axes.set_ylim(-0.03, 1.03)
+    axes.set_title(ABOUT[names[0]], loc="left", fontsize=10)
+    axes.legend(frameon=False)
+
+
+def _column(records: Sequence[Mapping[str, Any]], name: str) -> np.ndarray:
+    """The values of one name; a step without a finite loss leaves a gap."""
+    return np.array([np.nan if record[name] is None else record[name] for record in records], dtype=float)

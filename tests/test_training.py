@@ -1,0 +1,100 @@
+"""`editing train`: what it leaves is what `editing evaluate` takes, whichever editor it is."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+import tracer
+from editing import SERAC, plot_training
+from editing.cli import app
+from editing.editors import editor_named
+from editing.memory import ScopedFacts, bundled_facts, load_scope
+from editing.memory.scope_training import ScopeTraining, train_scope
+from tracer.facts import bundled
+
+FACTS = ScopedFacts("some", bundled_facts().facts[:150])
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """A flat CounterFact file."""
+    facts = bundled()
+    records = [
+        {**{"case_id": at, "prompt": one.prompt, "subject": one.subject, "target_new": "Rome"}}
+        | {"ground_truth": one.answer, "rephrase_prompt": f"Now, {one.prompt}"}
+        | {"locality_prompt": facts[at + 5].prompt, "locality_ground_truth": facts[at + 5].answer}
+        for at, one in enumerate(facts[:120])
+    ]
+    path = tmp_path / "flat.json"
+    path.write_text(json.dumps(records))
+    return path
+
+
+def test_serac_is_trained_goes_on_and_is_evaluated_by_its_folder(
+    data: Path, model_folder: Path, tmp_path: Path
+) -> None:
+    out, scored = tmp_path / "serac", tmp_path / "scored.json"
+    scored.write_text(json.dumps(json.loads(data.read_text())[:2]))
+    command = [
+        "train",
+        "--editor",
+        "serac",
+        "--data",
+        str(data),
+        "--out",
+        str(out),
+        "--without",
+        str(scored),
+        "--quiet",
+    ]
+    sizes = ["--steps", "20", "--batch", "8", "--every", "10", "--held-out", "20", "--json"]
+    found = [json.loads(CliRunner().invoke(app, [*command, *sizes]).stdout) for _ in range(2)]
+    assert all(one.pop("peak_bytes") > 2**20 for one in found)
+    assert found[0] == found[1], "the second run finds the first one's end"
+    assert found[0]["steps"] == 20 and found[0]["best"]["n_inside"] == found[0]["best"]["n_outside"] > 10
+    about = json.loads((out / "training.json").read_text())
+    subjects = {name: set(of) for name, of in about["subjects"].items()}
+    assert not subjects["training"] & subjects["held_out"]
+    assert not {record["subject"] for record in json.loads(scored.read_text())} & set.union(*subjects.values())
+    model = tracer.load(model_folder, check=False)
+    made = editor_named("serac", model, checkpoint=str(out), threshold=0.4)
+    assert made == SERAC(scope=made.scope, threshold=0.4) and made.scope.digest == load_scope(out).digest
+    evaluate = ["evaluate", "--editor", "serac", "--set", f"checkpoint={out}", "--data", str(scored), "--no-free"]
+    ran = CliRunner().invoke(app, [*evaluate, "--model", str(model_folder), "--out", str(tmp_path / "runs"), "--json"])
+    assert ran.exit_code == 0, ran.output
+    assert (tmp_path / "runs" / "table.md").is_file()
+
+
+def test_an_option_of_another_training_is_refused(data: Path, tmp_path: Path) -> None:
+    command = ["train", "--data", str(data), "--out", str(tmp_path / "out")]
+    for editor, option in (("serac", "--own-words"), ("serac", "--blocks"), ("mend", "--retriever")):
+        ran = CliRunner().invoke(app, [*command, "--editor", editor, option, "1"])
+        assert ran.exit_code == 2 and f"{option}: the training of {editor.upper()}" in ran.output
+    ran = CliRunner().invoke(app, [*command, "--editor", "serac", "--without", str(data)])
+    assert ran.exit_code == 2 and "no fact to train on" in ran.output
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_folder_of_another_training_is_refused(tmp_path: Path) -> None:
+    quick = ScopeTraining(steps=2, every=1, batch=4, rank=2)
+    train_scope("hashed-words", FACTS, quick, folder=tmp_path)
+    with pytest.raises(ValueError, match="holds another training: seed differ"):
+        train_scope("hashed-words", FACTS, quick, seed=1, folder=tmp_path)
+
+
+def test_the_figure_of_a_scope_shows_its_losses_and_shares() -> None:
+    scope = train_scope("hashed-words", FACTS, ScopeTraining(steps=6, every=3, batch=8, rank=2))
+    assert scope.result is not None and scope.result.steps == 6
+    figure = plot_training(scope.result)
+    steps = [record for record in scope.result.curve if not record.get("validation")]
+    looks = [record for record in scope.result.curve if record.get("validation")]
+    assert (len(steps), len(looks)) == (6, 3)
+    for axes, name in zip(figure.axes[:2], ("inside_loss", "outside_loss"), strict=True):
+        thin, dots = (line.get_ydata().tolist() for line in axes.lines[:2])
+        assert thin == [record[name] for record in steps] and dots == [record[name] for record in looks]
+    labels = [text.get_text() for text in figure.axes[2].get_legend().get_texts()]
+    assert labels == ["let in", "kept out"]
