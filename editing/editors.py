@@ -111,6 +111,13 @@ def _suited(kind: Callable[..., Any], model: LanguageModel, layer: int | None, *
     return dataclasses.replace(suited, layer=suited.layer if layer is None else layer, **settings)
 
 
+def _coded(model: LanguageModel, layer: int | None, **settings: Any) -> Editor:
+    """GRACE; its radius is measured where none is given."""
+    if "radius" in settings:
+        return GRACE(layer=GRACE.usual_layer(model) if layer is None else layer, **settings)
+    return dataclasses.replace(GRACE.suited_to(model, layer), **settings)
+
+
 def _last_layer(kind: Callable[..., Editor], model: LanguageModel, layer: int | None, **settings: Any) -> Editor:
     if layer not in (None, model.n_layers - 1):
         raise RequestError(f"T-Patcher writes beside the last MLP, layer {model.n_layers - 1}: leave the layer out.")
@@ -160,7 +167,7 @@ EDITORS: Mapping[str, Callable[..., Editor]] = {
     "kn": _neurons,
     "mend": partial(_learned, MEND),
     "ke": partial(_learned, KE),
-    "grace": partial(_suited, GRACE.suited_to),
+    "grace": _coded,
     "t-patcher": partial(_last_layer, TPatcher),
     "calinet": _calibrated,
     "ike": _showing,

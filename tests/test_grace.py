@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import pytest
@@ -13,7 +14,7 @@ from test_families import DENSE
 
 import tracer
 from editing import GRACE, EditFailedError, EditRequest, RequestError, calibrate, load_edit, unedited
-from editing.added_parameters.calibration import queries
+from editing.added_parameters.calibration import calibrated_on_bundled_facts, queries
 from editing.added_parameters.codebook import Codebook, Record
 from editing.added_parameters.codebook_branch import codebook_at
 from editing.added_parameters.replaced_value import trial_of
@@ -21,6 +22,7 @@ from editing.editors import editor_named
 from editing.scoring.asking import prompts_end_at
 from editing.scoring.generation import complete, continued
 from editing.scoring.scores import target_scores
+from tracer.facts import bundled, spread_over_relations
 from tracer.model.tokens import encode, right_padded
 
 LONG = EditRequest("The capital of {} is", "France", " Constantinople")
@@ -266,8 +268,48 @@ def test_what_a_codebook_cannot_do_is_refused(toy_model: tracer.LanguageModel) -
         GRACE(layer=1, replace="all")
     with pytest.raises(RequestError, match=r"radius=1\.0"):
         GRACE(layer=1, radius=0)
+
+
+def test_by_name_a_radius_that_is_not_given_is_measured_at_the_layer(toy_model: tracer.LanguageModel) -> None:
+    own = calibrated_on_bundled_facts(toy_model, 1).radius()
+    assert own != pytest.approx(calibrated_on_bundled_facts(toy_model, LAYERS - 2).radius(), rel=1e-3)
     assert editor_named("grace", toy_model).layer == LAYERS - 2
+    assert editor_named("grace", toy_model, 1, steps=7) == GRACE(layer=1, radius=own, steps=7)
     assert editor_named("grace", toy_model, 1, radius=0.5) == GRACE(layer=1, radius=0.5)
+
+
+def test_the_measured_radius_spares_questions_about_others_and_a_wide_one_does_not(family_model) -> None:
+    suited, changed = GRACE.suited_to(family_model), {1.0: [], 10.0: []}
+    for fact in spread_over_relations(bundled())[:12]:
+        others = [one.prompt for one in bundled(fact.relation) if one.subject != fact.subject][:3]
+        base = next_tokens(family_model, [fact.prompt, *others])
+        for factor, seen in changed.items():
+            editor = dataclasses.replace(suited, radius=factor * suited.radius, steps=1)
+            with editor.apply(family_model, [EditRequest(fact.prompt, fact.subject, " of")]):
+                own, *spared = (next_tokens(family_model, [fact.prompt, *others]) != base).any(-1).tolist()
+            assert own
+            seen += spared
+    assert sum(changed[1.0]) <= 0.1 * len(changed[1.0]) and sum(changed[10.0]) > 0.5 * len(changed[10.0])
+
+
+def test_the_measured_radius_grows_with_the_activations() -> None:
+    """Ten times wider keys and a tenth of the value matrix are the same model."""
+    radii = []
+    for factor in (1.0, 10.0):
+        model = tracer.load(FAMILIES["Llama"].build(), tokenizer=make_tokenizer(bos=True), check=False)
+        with torch.no_grad():
+            for block in model.anatomy.blocks:
+                block.mlp.up_proj.weight *= factor
+                block.mlp.down_proj.weight /= factor
+        radii.append(GRACE.suited_to(model).radius)
+    assert radii[1] == pytest.approx(10 * radii[0], rel=1e-6)
+
+
+def test_queries_are_measured_on_the_unedited_model(toy_model: tracer.LanguageModel) -> None:
+    expected = GRACE.suited_to(toy_model)
+    toy_model.remembered.clear()
+    with GRACE(layer=0, radius=100.0, steps=1).apply(toy_model, [REQUEST]):
+        assert GRACE.suited_to(toy_model) == expected
 
 
 def test_calibration_gives_the_distances_of_queries(toy_model: tracer.LanguageModel) -> None:

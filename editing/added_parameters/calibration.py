@@ -14,13 +14,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from editing.edit import unedited
 from editing.errors import RequestError
 from editing.locate_then_edit.keys import hooked_until
 from tracer.anatomy.hidden import by_token
+from tracer.facts import bundled, paraphrases, spread_over_relations
 from tracer.model import LanguageModel
 from tracer.model.tokens import encode, right_padded
 
 BATCH = 32
+EDITS, PARAPHRASES, NEIGHBOURS = 24, 1, 4  # of bundled facts: edits, and for each of them other prompts
+LEAST = 1e-6  # radius where even other prompts give one query
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 
@@ -44,12 +48,30 @@ class Calibration:
         return {share: float(distances.quantile(share)) for share in QUANTILES}
 
     def radius(self, spared: float = 0.95) -> float:
-        """The largest radius outside of which this share of the unrelated prompts stays."""
-        return float(torch.tensor(self.unrelated, dtype=torch.float64).quantile(1 - spared))
+        """The largest radius outside of which this share of the unrelated prompts stays; never quite 0."""
+        return max(float(torch.tensor(self.unrelated, dtype=torch.float64).quantile(1 - spared)), LEAST)
 
     def reached(self, radius: float) -> float:
         """The share of paraphrases inside a radius."""
         return sum(distance <= radius for distance in self.own) / len(self.own)
+
+
+def calibrated_on_bundled_facts(model: LanguageModel, layer: int) -> Calibration:
+    """Of the unedited model: bundled facts of many relations as edits, the same questions about others to be spared.
+
+    Measured once, then remembered by the model object.
+    """
+    with unedited(model):
+        key = ("distances of queries", model.fingerprint(), layer)
+        if key not in model.remembered:
+            edits = spread_over_relations(bundled())[:EDITS]
+            prompts = {fact.prompt: paraphrases(fact.prompt, fact.subject)[:PARAPHRASES] for fact in edits}
+            others = []
+            for fact in edits:
+                neighbours = [one.prompt for one in bundled(fact.relation) if one.subject != fact.subject]
+                others += [prompt for prompt in neighbours if prompt not in prompts][:NEIGHBOURS]
+            model.remembered[key] = calibrate(model, layer, prompts, others)
+    return model.remembered[key]
 
 
 def calibrate(
