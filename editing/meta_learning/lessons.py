@@ -16,8 +16,9 @@ from torch import Tensor
 from editing.meta_learning.hypernetwork import Asked, Hypernetwork
 from editing.meta_learning.matrices import lowest_layer
 from editing.meta_learning.records import TrainingRecord
+from editing.meta_learning.shelf import Read
 from editing.meta_learning.side_terms import edited
-from editing.meta_learning.texts import Texts, texts_of_each
+from editing.meta_learning.texts import Pair, Texts, texts_of_each
 from tracer.model import LanguageModel
 
 
@@ -52,15 +53,34 @@ class Losses:
 
 
 def lesson_of(
-    model: LanguageModel, network: Hypernetwork, records: Sequence[TrainingRecord], others: Sequence[str]
+    model: LanguageModel,
+    network: Hypernetwork,
+    records: Sequence[TrainingRecord],
+    others: Sequence[str],
+    *,
+    read: Read | None = None,
 ) -> Lesson:
-    """Tokenises and records the texts; `others` are the prompts on which success is measured, one a record."""
-    layer = lowest_layer(model, tuple(network.sizes))
-    edits = [(record.prompt, record.new) for record in records]
-    rephrased = [(other, record.new) for other, record in zip(others, records, strict=True)]
-    localities = [(record.locality, record.locality_answer) for record in records]
-    read = texts_of_each(model, layer, (edits, rephrased, localities))
-    return Lesson(read[0], read[1], read[2].kept(), network.asked(model, edits))
+    """Tokenises and records the texts.
+
+    Args:
+        model: that reads them.
+        network: that will edit it.
+        records: one a row.
+        others: the prompts on which success is measured, one a record.
+        read: of a `Shelf`, which may know them.
+    """
+    layer, pairs = lowest_layer(model, tuple(network.sizes)), pairs_of(records, others)
+    edits, rephrased, localities = texts_of_each(model, layer, pairs, read=read)
+    return Lesson(edits, rephrased, localities.kept(), network.asked(model, pairs[0]))
+
+
+def pairs_of(records: Sequence[TrainingRecord], others: Sequence[str]) -> tuple[list[Pair], list[Pair], list[Pair]]:
+    """Prompts with targets: the edits, the same in other words, what must stay."""
+    return (
+        [(record.prompt, record.new) for record in records],
+        [(other, record.new) for other, record in zip(others, records, strict=True)],
+        [(record.locality, record.locality_answer) for record in records],
+    )
 
 
 def losses(network: Hypernetwork, lesson: Lesson) -> Losses:

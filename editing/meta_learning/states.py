@@ -56,8 +56,9 @@ def _called(model: LanguageModel, n_tokens: int) -> Recording:
     key = ("how blocks are called", str(model.device), model.dtype)
     known: Recording | None = model.remembered.get(key)
     if known is None or known.inputs[0].shape[1] < n_tokens:
+        roomy = max(n_tokens, min(2 * n_tokens, model.context_length or 2 * n_tokens))
         with torch.no_grad():
-            known = record(model, torch.zeros(1, n_tokens, dtype=torch.long, device=model.device))
+            known = record(model, torch.zeros(1, roomy, dtype=torch.long, device=model.device))
         model.remembered[key] = known
     return known
 

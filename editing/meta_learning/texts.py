@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -19,7 +20,8 @@ from torch.nn import functional
 
 from editing.fine_tuning.upper_blocks import UpperBlocks
 from editing.meta_learning.divergence import divergence
-from editing.meta_learning.states import blocks_on, states_entering
+from editing.meta_learning.shelf import Read
+from editing.meta_learning.states import Ids, blocks_on, states_entering
 from editing.scoring.forced_decoder import ForcedDecoder
 from tracer.model import LanguageModel
 from tracer.model.inputs import target_encoding
@@ -89,8 +91,10 @@ def texts_of(model: LanguageModel, layer: int, pairs: Sequence[Pair]) -> Texts:
     return texts_of_each(model, layer, [pairs])[0]
 
 
-def texts_of_each(model: LanguageModel, layer: int, groups: Sequence[Sequence[Pair]]) -> list[Texts]:
-    """The same for several groups of pairs, which are read together."""
+def texts_of_each(
+    model: LanguageModel, layer: int, groups: Sequence[Sequence[Pair]], *, read: Read | None = None
+) -> list[Texts]:
+    """The same for several groups of pairs, which are read together: by `read`, where a `Shelf` may know them."""
     encoded = [[target_encoding(model, *pair) for pair in pairs] for pairs in groups]
     model.check_length(max(len(one.ids) for group in encoded for one in group) - 1)
     # The last target token is predicted, never read.
@@ -100,9 +104,15 @@ def texts_of_each(model: LanguageModel, layer: int, groups: Sequence[Sequence[Pa
         forced = [ForcedDecoder.of(model, ids, [one.n_encoder for one in group]) for ids, group in both]
         above = [each.fixed_below(layer) for each in forced]
     else:
-        states = states_entering(model, layer, (ids for group in rows for ids in group))
+        read = read or partial(states_entering, model, layer)
+        states = read(ids for group in rows for ids in group)
         above = [blocks_on(model, layer, group, states) for group in rows]
     return [_texts(model, each, group) for each, group in zip(above, encoded, strict=True)]
+
+
+def rows_of(model: LanguageModel, groups: Sequence[Sequence[Pair]]) -> list[Ids]:
+    """What `read` is asked for."""
+    return [target_encoding(model, *pair).ids[:-1] for pairs in groups for pair in pairs]
 
 
 def _texts(model: LanguageModel, above: UpperBlocks | ForcedDecoder, encodings: Sequence[TargetEncoding]) -> Texts:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,14 @@ import torch
 
 from editing.errors import EditFailedError
 from editing.meta_learning.hypernetwork import Hypernetwork
-from editing.meta_learning.lessons import Lesson, edits_take, lesson_of, losses, numbers_of_step, other_words
+from editing.meta_learning.lessons import Lesson, edits_take, lesson_of, losses, numbers_of_step, other_words, pairs_of
+from editing.meta_learning.matrices import lowest_layer
 from editing.meta_learning.objective import Objective, Weighted
 from editing.meta_learning.plan import TrainingPlan
 from editing.meta_learning.records import TrainingRecord
+from editing.meta_learning.shelf import Drawn, Shelf
+from editing.meta_learning.states import states_entering
+from editing.meta_learning.texts import rows_of
 from editing.training.checkpoint import State, check_same_training, resume, save_state
 from editing.training.result import TrainingResult
 from tracer.model import LanguageModel
@@ -72,11 +77,12 @@ def train(task: Task, state: State, *, folder: Path | None, progress: bool | Non
         check_same_training(folder, task.about, subjects)
         resume(folder, state)
     held_out = list(_held_out_lessons(task)) if state.step < plan.steps else []
+    shelf = _shelf(task)
     with bar(plan.steps, "training", show=progress, unit="step") as shown:
         shown.update(state.step)
         while state.step < plan.steps and not _early(plan, state):
             begun = time.perf_counter()
-            record = _step(task, state)
+            record = _step(task, state, shelf)
             state.curve.append(record)
             if state.step % plan.every == 0 or state.step == plan.steps:
                 _validate(task, state, held_out, folder)
@@ -95,14 +101,14 @@ def _early(plan: TrainingPlan, state: State) -> bool:
     return state.step - state.best_step >= plan.patience
 
 
-def _step(task: Task, state: State) -> dict[str, Any]:
+def _step(task: Task, state: State, shelf: Shelf) -> dict[str, Any]:
     """One step of the optimiser; returns its record."""
     plan, network, parameters = task.plan, task.network.train(), list(task.network.parameters())
     objective = task.objective.at(state.adjusted)
     drawn = numbers_of_step(state.step, n=len(task.records), batch=plan.batch, seed=task.seed)
     sums = torch.zeros(3, dtype=torch.float64)
-    for begin in range(0, len(drawn), plan.together):
-        lesson = _lesson(task, drawn[begin : begin + plan.together])
+    for some in _passes(drawn, plan):
+        lesson = lesson_of(task.model, network, *_records(task, some), read=shelf.reading(some))
         found = losses(network, lesson)
         loss = objective.loss(found.edit, found.drift) * (len(found.edit) / len(drawn))
         gradients = torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)
@@ -136,13 +142,33 @@ def _descend(task: Task, state: State, parameters: Sequence[torch.nn.Parameter])
     state.optimiser.zero_grad(set_to_none=True)
 
 
-def _lesson(task: Task, drawn: Sequence[tuple[int, int]]) -> Lesson:
+def _passes(drawn: Drawn, plan: TrainingPlan) -> list[Drawn]:
+    """What a step draws, in parts that go through the model together."""
+    return [drawn[begin : begin + plan.together] for begin in range(0, len(drawn), plan.together)]
+
+
+def _records(task: Task, drawn: Drawn) -> tuple[list[TrainingRecord], list[str]]:
+    """The records of a pass, and the prompt on which the success of each is measured."""
     records = [task.records[number] for number, _ in drawn]
     others = [
         other_words(task.records[number], task.plan.own_words, seed=task.seed, number=number, turn=turn)
         for number, turn in drawn
     ]
-    return lesson_of(task.model, task.network, records, others)
+    return records, others
+
+
+def _shelf(task: Task) -> Shelf:
+    """With room for the first round, where there is a second one."""
+    model, plan, n = task.model, task.plan, len(task.records)
+    again = plan.steps * plan.batch > n and not model.is_encoder_decoder
+    steps = range(n // plan.batch if again else 0)
+    drawn = [numbers_of_step(step, n=n, batch=plan.batch, seed=task.seed) for step in steps]
+    return Shelf(
+        partial(states_entering, model, lowest_layer(model, tuple(task.network.sizes))),
+        lambda some: rows_of(model, pairs_of(*_records(task, some))),
+        [some for of_step in drawn for some in _passes(of_step, plan)],
+        bytes_a_token=model.d_model * model.dtype.itemsize,
+    )
 
 
 def _held_out_lessons(task: Task) -> Iterator[Lesson]:
