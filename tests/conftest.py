@@ -92,6 +92,22 @@ def tokenizer_with_bos() -> PreTrainedTokenizerFast:
     return make_tokenizer(bos=True)
 
 
+@pytest.fixture(scope="session")
+def closing() -> PreTrainedTokenizerFast:
+    """A tokenizer that closes each text, as T5's does, and knows a sentinel."""
+    from encoder_decoders import closing_tokenizer  # which builds on this module
+
+    return closing_tokenizer()
+
+
+@pytest.fixture(scope="session")
+def knowing(closing: PreTrainedTokenizerFast) -> tracer.LanguageModel:
+    """A tiny float64 T5 that knows where cities lie."""
+    from encoder_decoders import knowing_t5
+
+    return knowing_t5(closing)
+
+
 @pytest.fixture(params=FAMILIES)
 def family_model(request: pytest.FixtureRequest, tokenizer: PreTrainedTokenizerFast) -> tracer.LanguageModel:
     """One tiny random float64 model of each family."""

@@ -10,6 +10,7 @@ from editing import EditRequest, RequestError
 from editing.change import LowRank
 from editing.edit import Edit
 from editing.evaluation import Ask, Case, Group
+from tracer.facts import bundled
 
 RECORD = {
     "case_id": 3,
@@ -25,6 +26,17 @@ RECORD = {
     "generation_prompts": ["Angela Merkel was born in", "Angela Merkel was born in"],
 }
 SUBJECTS = ("France", "Spain", "Rome", "London", "Berlin", "Japan")
+
+
+def flat_records(count: int) -> list[dict]:
+    """Records of a flat CounterFact file, of bundled facts."""
+    facts = bundled()
+    return [
+        {**{"case_id": at, "prompt": one.prompt, "subject": one.subject, "target_new": "Rome"}}
+        | {"ground_truth": one.answer, "rephrase_prompt": f"Now, {one.prompt}"}
+        | {"locality_prompt": facts[at + 5].prompt, "locality_ground_truth": facts[at + 5].answer}
+        for at, one in enumerate(facts[:count])
+    ]
 
 
 class HookedEdit(Edit):

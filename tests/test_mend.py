@@ -12,7 +12,7 @@ import pytest
 import torch
 from conftest import make_tokenizer
 from families import FAMILIES
-from planted import RECORD
+from planted import RECORD, flat_records
 from test_families import DENSE
 from torch.nn import functional
 from toys import gpt2
@@ -434,14 +434,7 @@ def test_other_weights_are_refused_or_noted(learned: tuple[tracer.LanguageModel,
 
 
 def test_the_command_trains_and_its_folder_is_an_editor(model_folder: Path, tmp_path: Path) -> None:
-    facts = bundled()
-    records = [
-        {**{"case_id": at, "prompt": one.prompt, "subject": one.subject, "target_new": "Rome"}}
-        | {"ground_truth": one.answer, "rephrase_prompt": f"Now, {one.prompt}"}
-        | {"locality_prompt": facts[at + 5].prompt, "locality_ground_truth": facts[at + 5].answer}
-        for at, one in enumerate(facts[:12])
-    ]
-    (tmp_path / "flat.json").write_text(json.dumps(records))
+    (tmp_path / "flat.json").write_text(json.dumps(flat_records(12)))
     sizes_of = ["--steps", "2", "--batch", "2", "--every", "1", "--held-out", "3", "--blocks", "1"]
     command = ["train", "--data", str(tmp_path / "flat.json"), "--out", str(tmp_path / "out"), *sizes_of, "--json"]
     ran = CliRunner().invoke(app, [*command, "--model", str(model_folder)])

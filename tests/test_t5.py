@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import tiny_gpt2
-from encoder_decoders import LAYERS, LIES_IN, WAYS, WIDTH, closing_tokenizer, knowing_t5, tiny_t5
+from encoder_decoders import LAYERS, LIES_IN, WAYS, WIDTH, tiny_t5
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import (
     BartConfig,
@@ -40,14 +40,9 @@ from tracer.sweep.two_stacks import TwoStackSweep
 FACT = tracer.Fact(WAYS[0].format("Paris"), subject="Paris", answer="France")
 
 
-@pytest.fixture(scope="module")
-def closing() -> PreTrainedTokenizerFast:
-    return closing_tokenizer()
-
-
-@pytest.fixture(scope="module")
-def trained(closing: PreTrainedTokenizerFast) -> tracer.LanguageModel:
-    return knowing_t5(closing)
+@pytest.fixture
+def trained(knowing: tracer.LanguageModel) -> tracer.LanguageModel:
+    return knowing
 
 
 @pytest.fixture(params=[False, True], ids=["classic", "gated"])

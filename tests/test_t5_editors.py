@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from encoder_decoders import LAYERS, LIES_IN, WAYS, WIDTH, closing_tokenizer, knowing_t5, taught
+from encoder_decoders import LAYERS, LIES_IN, WAYS, WIDTH, taught
 from remembering import same_states, states
 from transformers import PreTrainedTokenizerFast
 
@@ -35,16 +35,6 @@ OTHERS = [
 ]
 LAST = 2 * LAYERS  # the decoder's last block, counted through
 pytestmark = pytest.mark.filterwarnings("ignore::editing.EditingWarning")
-
-
-@pytest.fixture(scope="module")
-def closing() -> PreTrainedTokenizerFast:
-    return closing_tokenizer()
-
-
-@pytest.fixture(scope="module")
-def knowing(closing: PreTrainedTokenizerFast) -> tracer.LanguageModel:
-    return knowing_t5(closing)
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from encoder_decoders import LAYERS, LIES_IN, WAYS, closing_tokenizer, knowing_t5, tiny_t5
+from encoder_decoders import LAYERS, LIES_IN, WAYS, tiny_t5
 from remembering import same_states, states
 from test_mend import with_new_network
 from transformers import PreTrainedTokenizerFast
@@ -31,16 +31,6 @@ EDITORS: dict[str, Learned] = {
         **{"rate": 1e-2, "warm_up": 5, "margin": 0.3, "largest": 10.0},
     ),
 }
-
-
-@pytest.fixture(scope="module")
-def closing() -> PreTrainedTokenizerFast:
-    return closing_tokenizer()
-
-
-@pytest.fixture(scope="module")
-def knowing(closing: PreTrainedTokenizerFast) -> tracer.LanguageModel:
-    return knowing_t5(closing)
 
 
 @pytest.fixture(params=[False, True], ids=["classic", "gated"])

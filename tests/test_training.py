@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from planted import flat_records
 from typer.testing import CliRunner
 
 import tracer
@@ -14,7 +15,6 @@ from editing.cli import app
 from editing.editors import editor_named
 from editing.memory import ScopedFacts, bundled_facts, load_scope
 from editing.memory.scope_training import ScopeTraining, train_scope
-from tracer.facts import bundled
 
 FACTS = ScopedFacts("some", bundled_facts().facts[:150])
 
@@ -22,15 +22,8 @@ FACTS = ScopedFacts("some", bundled_facts().facts[:150])
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
     """A flat CounterFact file."""
-    facts = bundled()
-    records = [
-        {**{"case_id": at, "prompt": one.prompt, "subject": one.subject, "target_new": "Rome"}}
-        | {"ground_truth": one.answer, "rephrase_prompt": f"Now, {one.prompt}"}
-        | {"locality_prompt": facts[at + 5].prompt, "locality_ground_truth": facts[at + 5].answer}
-        for at, one in enumerate(facts[:120])
-    ]
     path = tmp_path / "flat.json"
-    path.write_text(json.dumps(records))
+    path.write_text(json.dumps(flat_records(120)))
     return path
 
 

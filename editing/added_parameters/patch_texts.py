@@ -85,7 +85,7 @@ def _answers(model: LanguageModel, n_rows: int, seed: int) -> list[Read]:
     return found
 
 
-def _ended(row: Sequence[int], length: int, end: int | None) -> tuple[int, ...]:
-    """What is read and written, up to the first end-of-text token behind the first `length`."""
+def _ended(row: Sequence[int], length: int, end: object) -> tuple[int, ...]:
+    """What is read and written, up to the first token `end` behind the first `length`."""
     stop = next((place for place in range(length, len(row)) if row[place] == end), len(row))
     return tuple(row[:stop])
