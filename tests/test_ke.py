@@ -17,6 +17,7 @@ from editing.meta_learning.hypernetwork import Asked
 from editing.meta_learning.lessons import edits_take, lesson_of, losses
 from editing.meta_learning.objective import Constrained
 from editing.meta_learning.records import split_by_subject
+from editing.scoring.generation import answers
 from editing.scoring.scores import target_scores
 
 SMALL: dict[str, Any] = {"blocks": 1, "hidden": 16, "condition": 32, "inner": 16, "answer_tokens": 2}
@@ -172,3 +173,16 @@ def test_who_is_not_trained_says_how(toy_model: tracer.LanguageModel) -> None:
         KE().apply(toy_model, REQUESTS)
     with pytest.raises(RequestError, match="condition=0 is too few"):
         KE(condition=0)
+
+
+def test_answers_of_the_first_round_are_not_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def counted(model: tracer.LanguageModel, prompts: list[str], *, new_tokens: int) -> list[str]:
+        asked.extend(prompts)
+        return answers(model, prompts, new_tokens=new_tokens)
+
+    monkeypatch.setattr("editing.meta_learning.hypernetwork.answers", counted)
+    records, plan = small_records(20), dataclasses.replace(PLAN, steps=6, batch=5, every=6, held_out=5)
+    KE(**QUICK).fit(small_model(), records, plan=plan)
+    assert sorted(asked) == sorted(record.prompt for record in records), "held-out ones too"

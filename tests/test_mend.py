@@ -361,7 +361,7 @@ def test_texts_that_come_again_are_not_read_again(monkeypatch: pytest.MonkeyPatc
     first, once = read[:45], len(read)  # 3 texts of each of 15 records
     assert [read.count(ids) for ids in first] == [1] * 45
     assert once < 45 + 15 * 2, "of later rounds only other words"
-    monkeypatch.setattr("editing.meta_learning.shelf.MOST_BYTES", 0)
+    monkeypatch.setattr("editing.meta_learning.training.MOST_BYTES", 0)
     for one, other in zip(kept, in_rounds().trained.result.curve, strict=True):
         assert {name: other[name] for name in one} == pytest.approx(one, rel=1e-9)
     assert len(read) - once == 8 * 5 * 3

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from torch import Tensor, nn
 
@@ -14,6 +15,8 @@ from editing.meta_learning.side_terms import SideTerm
 from editing.meta_learning.texts import Texts
 from editing.scoring.generation import answers
 from tracer.model import LanguageModel
+
+Said = Callable[[Iterable[str]], Mapping[str, str]]
 
 
 @dataclass(frozen=True)
@@ -60,9 +63,21 @@ class Hypernetwork(nn.Module, ABC):
         """The modules it changes, by weight name."""
         return {weight: matrix(model, weight) for weight in self.sizes}
 
-    def asked(self, model: LanguageModel, pairs: Sequence[tuple[str, str]]) -> list[Asked]:
-        """(prompt, new) pairs, with what the model says now where this network reads that."""
+    def asked(self, model: LanguageModel, pairs: Sequence[tuple[str, str]], *, said: Said | None = None) -> list[Asked]:
+        """(prompt, new) pairs, with what the model says now where this network reads that.
+
+        Args:
+            model: that says it.
+            pairs: the edits.
+            said: of a `Shelf`, which may know that.
+        """
         if not self.answer_tokens:
             return [Asked(prompt, new.strip()) for prompt, new in pairs]
-        said = answers(model, [prompt for prompt, _ in pairs], new_tokens=self.answer_tokens)
-        return [Asked(prompt, new.strip(), now.strip()) for (prompt, new), now in zip(pairs, said, strict=True)]
+        now = (said or partial(self.said, model))(prompt for prompt, _ in pairs)
+        return [Asked(prompt, new.strip(), now[prompt]) for prompt, new in pairs]
+
+    def said(self, model: LanguageModel, prompts: Iterable[str]) -> dict[str, str]:
+        """What the model says now to each prompt, as much of it as this network reads."""
+        several = list(dict.fromkeys(prompts)) if self.answer_tokens else []
+        found = answers(model, several, new_tokens=self.answer_tokens)
+        return {prompt: now.strip() for prompt, now in zip(several, found, strict=True)}

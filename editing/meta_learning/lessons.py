@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from editing.meta_learning.hypernetwork import Asked, Hypernetwork
+from editing.meta_learning.hypernetwork import Asked, Hypernetwork, Said
 from editing.meta_learning.matrices import lowest_layer
 from editing.meta_learning.records import TrainingRecord
-from editing.meta_learning.shelf import Read
 from editing.meta_learning.side_terms import edited
+from editing.meta_learning.states import Read
 from editing.meta_learning.texts import Pair, Texts, texts_of_each
 from tracer.model import LanguageModel
 
@@ -59,6 +59,7 @@ def lesson_of(
     others: Sequence[str],
     *,
     read: Read | None = None,
+    said: Said | None = None,
 ) -> Lesson:
     """Tokenises and records the texts.
 
@@ -67,11 +68,12 @@ def lesson_of(
         network: that will edit it.
         records: one a row.
         others: the prompts on which success is measured, one a record.
-        read: of a `Shelf`, which may know them.
+        read: of a `Shelf`, which may know what enters the lowest edited block.
+        said: of a `Shelf`, which may know what the model answers now.
     """
     layer, pairs = lowest_layer(model, tuple(network.sizes)), pairs_of(records, others)
     edits, rephrased, localities = texts_of_each(model, layer, pairs, read=read)
-    return Lesson(edits, rephrased, localities.kept(), network.asked(model, pairs[0]))
+    return Lesson(edits, rephrased, localities.kept(), network.asked(model, pairs[0], said=said))
 
 
 def pairs_of(records: Sequence[TrainingRecord], others: Sequence[str]) -> tuple[list[Pair], list[Pair], list[Pair]]:

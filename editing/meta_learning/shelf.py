@@ -1,53 +1,51 @@
-"""Texts that come again are read once: from the second round over its records on, a training knows their states.
+"""What comes again is read once: from the second round over its records on, a training knows what it needs of them.
 
-Which texts are read together is settled by the first round alone. So a training that was stopped and goes on
-finds the same numbers, bit for bit, as one that was not: what it lacks it reads as it was read first.
+What is read together is settled by the first round alone. So a training that was stopped and goes on finds the
+same numbers, bit for bit, as one that was not: what it lacks it reads as it was read first.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from typing import Generic, TypeVar
 
-from torch import Tensor
-
-from editing.meta_learning.states import Ids
-
-MOST_BYTES = 2**30  # kept in all; what does not fit is read in every round
-
+Key = TypeVar("Key", bound=Hashable)
+Value = TypeVar("Value")
 Drawn = Sequence[tuple[int, int]]  # records of one pass, and how often each was seen before
-States = dict[Ids, Tensor]
-Read = Callable[[Iterable[Ids]], States]
 
 
-class Shelf:
-    """The states of first rounds.
+class Shelf(Generic[Key, Value]):
+    """What was read in the first round.
 
     Args:
-        read: gives the states of rows of ids, [token, d_model] each.
-        rows_of: the rows of ids that a pass needs.
-        passes: those of the first round, each of its records in one of them.
-        bytes_a_token: of a state.
+        read: gives what is known of each key: of a text's ids what enters a block, of a prompt its answer.
+        needed: the keys of a pass.
+        passes: those of the first round that there is room for, each record in one of them at most.
     """
 
-    def __init__(self, read: Read, rows_of: Callable[[Drawn], list[Ids]], passes: Sequence[Drawn], bytes_a_token: int):
-        self._read, self._rows_of = read, rows_of
-        size = bytes_a_token * sum(map(len, rows_of(passes[0]))) if passes else 1
-        self._passes = passes[: MOST_BYTES // size]
-        self._pass_of = {number: at for at, drawn in enumerate(self._passes) for number, _ in drawn}
-        self._kept: dict[int, States] = {}
+    def __init__(
+        self,
+        read: Callable[[Iterable[Key]], dict[Key, Value]],
+        needed: Callable[[Drawn], Iterable[Key]],
+        passes: Sequence[Drawn],
+    ) -> None:
+        self._read, self._needed, self._passes = read, needed, passes
+        self._pass_of = {number: at for at, drawn in enumerate(passes) for number, _ in drawn}
+        self._kept: dict[int, dict[Key, Value]] = {}
 
-    def reading(self, drawn: Drawn) -> Read:
-        """Reads the rows of a pass, those that a first round has read from the shelf."""
+    def reading(self, drawn: Drawn) -> Callable[[Iterable[Key]], dict[Key, Value]]:
+        """Reads keys for a pass, those that a first round has read from the shelf."""
 
-        def read(rows: Iterable[Ids]) -> States:
-            known: States = {}
+        def read(keys: Iterable[Key]) -> dict[Key, Value]:
+            known: dict[Key, Value] = {}
             for at in dict.fromkeys(self._pass_of[number] for number, _ in drawn if number in self._pass_of):
                 known |= self._first(at)
-            return known | self._read(ids for ids in rows if ids not in known)
+            missing = [key for key in dict.fromkeys(keys) if key not in known]
+            return known | self._read(missing) if missing else known
 
         return read
 
-    def _first(self, at: int) -> States:
+    def _first(self, at: int) -> dict[Key, Value]:
         if at not in self._kept:
-            self._kept[at] = self._read(self._rows_of(self._passes[at]))
+            self._kept[at] = self._read(self._needed(self._passes[at]))
         return self._kept[at]

@@ -8,7 +8,7 @@ holds for every text that is not longer.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,7 @@ TOKENS = 128  # padded tokens in one pass
 BY_POSITION = ("hidden_states", "attention_mask", "position_ids", "position_embeddings", "alibi", "cache_position")
 
 Ids = tuple[int, ...]
+Read = Callable[[Iterable[Ids]], Mapping[Ids, Tensor]]
 
 
 @torch.no_grad()

@@ -20,8 +20,7 @@ from torch.nn import functional
 
 from editing.fine_tuning.upper_blocks import UpperBlocks
 from editing.meta_learning.divergence import divergence
-from editing.meta_learning.shelf import Read
-from editing.meta_learning.states import Ids, blocks_on, states_entering
+from editing.meta_learning.states import Ids, Read, blocks_on, states_entering
 from editing.scoring.forced_decoder import ForcedDecoder
 from tracer.model import LanguageModel
 from tracer.model.inputs import target_encoding

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from editing.errors import EditFailedError
 from editing.meta_learning.hypernetwork import Hypernetwork
@@ -23,12 +24,14 @@ from editing.meta_learning.objective import Objective, Weighted
 from editing.meta_learning.plan import TrainingPlan
 from editing.meta_learning.records import TrainingRecord
 from editing.meta_learning.shelf import Drawn, Shelf
-from editing.meta_learning.states import states_entering
+from editing.meta_learning.states import Ids, states_entering
 from editing.meta_learning.texts import rows_of
 from editing.training.checkpoint import State, check_same_training, resume, save_state
 from editing.training.result import TrainingResult
 from tracer.model import LanguageModel
 from tracer.progress import bar
+
+MOST_BYTES = 2**30  # of states that are kept; what does not fit is read in every round
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,6 +64,14 @@ class Task:
     write_best: Callable[[Path], None]
 
 
+@dataclass(frozen=True, eq=False)
+class Shelves:
+    """What later rounds need not read again: what enters the lowest edited block, and the model's own answers."""
+
+    states: Shelf[Ids, Tensor]
+    answers: Shelf[str, str]
+
+
 def train(task: Task, state: State, *, folder: Path | None, progress: bool | None) -> TrainingResult:
     """Trains until the plan's end or its patience's; `state` then holds the best network.
 
@@ -77,12 +88,12 @@ def train(task: Task, state: State, *, folder: Path | None, progress: bool | Non
         check_same_training(folder, task.about, subjects)
         resume(folder, state)
     held_out = list(_held_out_lessons(task)) if state.step < plan.steps else []
-    shelf = _shelf(task)
+    shelves = _shelves(task)
     with bar(plan.steps, "training", show=progress, unit="step") as shown:
         shown.update(state.step)
         while state.step < plan.steps and not _early(plan, state):
             begun = time.perf_counter()
-            record = _step(task, state, shelf)
+            record = _step(task, state, shelves)
             state.curve.append(record)
             if state.step % plan.every == 0 or state.step == plan.steps:
                 _validate(task, state, held_out, folder)
@@ -101,14 +112,15 @@ def _early(plan: TrainingPlan, state: State) -> bool:
     return state.step - state.best_step >= plan.patience
 
 
-def _step(task: Task, state: State, shelf: Shelf) -> dict[str, Any]:
+def _step(task: Task, state: State, shelves: Shelves) -> dict[str, Any]:
     """One step of the optimiser; returns its record."""
     plan, network, parameters = task.plan, task.network.train(), list(task.network.parameters())
     objective = task.objective.at(state.adjusted)
     drawn = numbers_of_step(state.step, n=len(task.records), batch=plan.batch, seed=task.seed)
     sums = torch.zeros(3, dtype=torch.float64)
     for some in _passes(drawn, plan):
-        lesson = lesson_of(task.model, network, *_records(task, some), read=shelf.reading(some))
+        known = {"read": shelves.states.reading(some), "said": shelves.answers.reading(some)}
+        lesson = lesson_of(task.model, network, *_records(task, some), **known)
         found = losses(network, lesson)
         loss = objective.loss(found.edit, found.drift) * (len(found.edit) / len(drawn))
         gradients = torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)
@@ -157,17 +169,21 @@ def _records(task: Task, drawn: Drawn) -> tuple[list[TrainingRecord], list[str]]
     return records, others
 
 
-def _shelf(task: Task) -> Shelf:
+def _shelves(task: Task) -> Shelves:
     """With room for the first round, where there is a second one."""
-    model, plan, n = task.model, task.plan, len(task.records)
-    again = plan.steps * plan.batch > n and not model.is_encoder_decoder
-    steps = range(n // plan.batch if again else 0)
+    model, network, plan, n = task.model, task.network, task.plan, len(task.records)
+    steps = range(n // plan.batch if plan.steps * plan.batch > n else 0)
     drawn = [numbers_of_step(step, n=n, batch=plan.batch, seed=task.seed) for step in steps]
-    return Shelf(
-        partial(states_entering, model, lowest_layer(model, tuple(task.network.sizes))),
-        lambda some: rows_of(model, pairs_of(*_records(task, some))),
-        [some for of_step in drawn for some in _passes(of_step, plan)],
-        bytes_a_token=model.d_model * model.dtype.itemsize,
+    passes = [some for of_step in drawn for some in _passes(of_step, plan)]
+
+    def rows(some: Drawn) -> list[Ids]:
+        return rows_of(model, pairs_of(*_records(task, some)))
+
+    size = model.d_model * model.dtype.itemsize * sum(map(len, rows(passes[0]))) if passes else 1
+    read = partial(states_entering, model, lowest_layer(model, tuple(network.sizes)))
+    return Shelves(
+        Shelf(read, rows, passes[: 0 if model.is_encoder_decoder else MOST_BYTES // size]),
+        Shelf(partial(network.said, model), lambda some: [task.records[number].prompt for number, _ in some], passes),
     )
 
 
