@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from editing.edit import unedited
+from editing.edit import original_fingerprint, unedited
 from editing.errors import RequestError
 from editing.locate_then_edit.keys import hooked_until
 from tracer.anatomy.hidden import by_token
@@ -61,15 +61,15 @@ def calibrated_on_bundled_facts(model: LanguageModel, layer: int) -> Calibration
 
     Measured once, then remembered by the model object.
     """
-    with unedited(model):
-        key = ("distances of queries", model.fingerprint(), layer)
-        if key not in model.remembered:
-            edits = spread_over_relations(bundled())[:EDITS]
-            prompts = {fact.prompt: paraphrases(fact.prompt, fact.subject)[:PARAPHRASES] for fact in edits}
-            others = []
-            for fact in edits:
-                neighbours = [one.prompt for one in bundled(fact.relation) if one.subject != fact.subject]
-                others += [prompt for prompt in neighbours if prompt not in prompts][:NEIGHBOURS]
+    key = ("distances of queries", original_fingerprint(model), layer)
+    if key not in model.remembered:
+        edits = spread_over_relations(bundled())[:EDITS]
+        prompts = {fact.prompt: paraphrases(fact.prompt, fact.subject)[:PARAPHRASES] for fact in edits}
+        others = []
+        for fact in edits:
+            neighbours = [one.prompt for one in bundled(fact.relation) if one.subject != fact.subject]
+            others += [prompt for prompt in neighbours if prompt not in prompts][:NEIGHBOURS]
+        with unedited(model):
             model.remembered[key] = calibrate(model, layer, prompts, others)
     return model.remembered[key]
 

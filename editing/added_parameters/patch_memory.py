@@ -15,7 +15,7 @@ from torch import Tensor
 from editing.added_parameters.passing import Noted
 from editing.added_parameters.patch_texts import Read, said, written
 from editing.added_parameters.side_branch import wide
-from editing.edit import unedited
+from editing.edit import original_fingerprint, unedited
 from editing.scoring.forced_decoder import ForcedDecoder
 from tracer.anatomy.hidden import by_token
 from tracer.model import LanguageModel
@@ -54,16 +54,14 @@ def memory_of(
         without: subjects whose texts are left out.
         progress: show a bar.
     """
-    with unedited(model):
-        key = ("t-patcher memory", model.fingerprint(), n_rows, seed)
-        if key not in model.remembered:
-            each = round(n_rows * (1 + APART)) // 2
-            with bar(2 * each, "memory", show=progress, unit="row") as steps:
-                found = []
-                for texts in (said(model), written(model, each, seed)):
-                    found.append(_rows(model, texts, each))
-                    steps.update(len(found[-1].rows))
-            model.remembered[key] = found
+    key = ("t-patcher memory", original_fingerprint(model), n_rows, seed)
+    if key not in model.remembered:
+        each, found = round(n_rows * (1 + APART)) // 2, []
+        with unedited(model), bar(2 * each, "memory", show=progress, unit="row") as steps:
+            for texts in (said(model), written(model, each, seed)):
+                found.append(_rows(model, texts, each))
+                steps.update(len(found[-1].rows))
+        model.remembered[key] = found
     kinds = [_about_others(found, without) for found in model.remembered[key]]
     return Memory(*(torch.cat(parts) for parts in zip(*map(_parted, kinds), strict=True)))
 
