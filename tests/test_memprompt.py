@@ -124,8 +124,8 @@ def test_facts_of_one_subject_and_relation_replace_each_other() -> None:
 def test_a_saved_edit_reads_prompts_as_the_first_one_did(model: tracer.LanguageModel, tmp_path, name: str) -> None:
     chosen: dict[str, Any] = {"ike": {"count": 1}, "mello": {"max_rounds": 1, "new_tokens": 4}}.get(name, {})
     if name == "serac":
-        chosen["scope"] = tmp_path / "scope.safetensors"
-        untrained_scope("hashed-words", rank=2, scale=1.0, seed=0).save(chosen["scope"])
+        chosen["checkpoint"] = tmp_path / "scope.safetensors"
+        untrained_scope("hashed-words", rank=2, scale=1.0, seed=0).save(chosen["checkpoint"])
     editor = editor_named(name, model, **chosen)
     weights = states(model)
     with editor.apply(model, [ROME]) as edit:

@@ -194,6 +194,8 @@ def test_a_saved_classifier_is_the_same_one(tmp_path, serac: SERAC) -> None:
 
 
 def test_settings_that_make_no_sense_are_refused() -> None:
+    with pytest.raises(RequestError, match=r"Write scope=load_scope\('file'\), .* --set checkpoint=file"):
+        SERAC(scope="file")
     with pytest.raises(RequestError, match="must name the edit and end in the query"):
         SERAC(context="{query} {edit}")
     with pytest.raises(RequestError, match="learned over vectors"):

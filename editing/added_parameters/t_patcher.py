@@ -2,7 +2,8 @@
 
 A neuron is trained to fire on its query, the MLP's input at the token that predicts the wrong one, to mend
 it there, and to stay silent on a memory of other texts. Sequences of edits add neuron to neuron.
-Nothing of the model is run while training: only the last MLP and the head depend on a neuron (`last_layer`).
+Nothing of the model is run while training: only the last MLP (of an encoder-decoder the decoder's) and the head
+depend on a neuron (`last_layer`).
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ edited one, the edit's own block, and the new fact once more:
     New Fact: {x*} {y*}
     Prompt: {x}
 Without demonstrations only the last block is there: the paper's baseline PROMPT, elsewhere called ICE.
+Of an encoder-decoder the encoder reads all of this; a gap in a prompt is filled in facts and open in the query.
 """
 
 from __future__ import annotations

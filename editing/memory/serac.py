@@ -54,7 +54,10 @@ class SERAC(MemoryEditor, method="serac"):
         if "{edit}" not in self.context or not self.context.endswith("{query}"):
             raise RequestError(f"The context {self.context!r} must name the edit and end in the query: {CONTEXT!r}.")
         if not isinstance(self.scope, Scope | None):
-            raise RequestError(f"scope={self.scope!r} is no classifier. Write scope=load_scope({self.scope!r}).")
+            raise RequestError(
+                f"scope={self.scope!r} is no classifier. Write scope=load_scope({str(self.scope)!r}), on the command "
+                f"line --set checkpoint={self.scope}."
+            )
 
     def fit(
         self,
