@@ -55,6 +55,10 @@ class ScopeTraining:
     patience: int = 200
     held_out: int | None = None
 
+    def ends(self, state: State) -> bool:
+        """Whether patience is at an end."""
+        return state.step - state.best_step >= self.patience
+
     def split(self, facts: ScopedFacts) -> tuple[ScopedFacts, ScopedFacts]:
         """Facts to look at, and facts to learn from.
 
@@ -99,16 +103,15 @@ def train_scope(
     about = {"settings": dataclasses.asdict(settings), "seed": seed, "encoder": encoder, "data": str(facts)}
     where = None if folder is None else Path(folder)
     if where is not None:
-        subjects = {
-            name: sorted({fact.subject for fact in of.facts}) for name, of in (("training", rest), ("held_out", held))
-        }
+        groups = {"training": rest, "held_out": held}
+        subjects = {name: sorted({fact.subject for fact in group.facts}) for name, group in groups.items()}
         check_same_training(where, {"method": "SERAC", **about}, subjects)
         resume(where, state)
     with bar(settings.steps, "scope classifier", show=progress, unit="step") as shown:
         shown.update(state.step)
         if not state.curve:
             _look(state, head, vectors, held)
-        while state.step < settings.steps and state.step - state.best_step < settings.patience:
+        while state.step < settings.steps and not settings.ends(state):
             begun = time.perf_counter()
             _step(state, head, vectors, rest.facts, settings, seed)
             looked = state.step % settings.every == 0 or state.step == settings.steps
@@ -119,10 +122,8 @@ def train_scope(
                 save_state(where, state)
                 _scope(state, encoder, about).save(where / EDITOR)
             shown.update()
-    early = state.step - state.best_step >= settings.patience
-    return dataclasses.replace(
-        _scope(state, encoder, about), result=TrainingResult.of(state, torch.device("cpu"), early=early)
-    )
+    result = TrainingResult.of(state, torch.device("cpu"), early=settings.ends(state))
+    return dataclasses.replace(_scope(state, encoder, about), result=result)
 
 
 def _scope(state: State, encoder: str, about: dict[str, Any]) -> Scope:
