@@ -91,7 +91,7 @@ def check_requests(model: LanguageModel, requests: Sequence[EditRequest]) -> Non
         FactError: a prompt that the tokenizer or the model cannot take.
     """
     seen: dict[tuple[str, str], str] = {}
-    for request in requests:
+    for request in listed(requests):
         if not isinstance(request, EditRequest):
             raise RequestError(f"{request!r} is no EditRequest. Write EditRequest(prompt, subject=..., new=...).")
         known = seen.setdefault((request.prompt, request.subject), request.new.strip())

@@ -10,7 +10,7 @@ import torch
 from conftest import LAYERS, tiny_gpt2
 
 import tracer
-from editing import ROME, CovarianceError, EditFailedError, EditingWarning, EditRequest, RequestError
+from editing import FT, IKE, ROME, CovarianceError, EditFailedError, EditingWarning, EditRequest, RequestError
 from editing.edit import Edit
 from editing.locate_then_edit.complaints import warn_of
 from editing.locate_then_edit.contexts import contexts
@@ -424,5 +424,6 @@ def test_settings_that_mean_nothing_are_refused(settings: dict) -> None:
 
 
 def test_a_request_alone_is_refused_with_what_to_write(toy_model: tracer.LanguageModel) -> None:
-    with pytest.raises(RequestError, match=r"apply\(model, \[request\]\)"):
-        ROME(layer=1).apply(toy_model, REQUEST)  # pyright: ignore[reportArgumentType]
+    for editor in (ROME(layer=1), FT(layer=1), IKE()):
+        with pytest.raises(RequestError, match=r"apply\(model, \[request\]\)"):
+            editor.apply(toy_model, REQUEST)  # pyright: ignore[reportArgumentType]
