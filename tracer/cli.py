@@ -48,8 +48,8 @@ from tracer.options import (
     token_groups,
 )
 from tracer.site import proportional_window
-from tracer.studies import Study
 from tracer.studies import cli as studies
+from tracer.studies.study import saved_average
 
 app = typer.Typer(
     help="Where does a language model keep a fact? Causal tracing, exact and fast.",
@@ -214,7 +214,7 @@ def locate(
     """Say which layer to edit, and how sure that is."""
     with reported():
         if source is not None:
-            found = Study.open(source).average if source.is_dir() else AverageTrace.load(source)
+            found = saved_average(source)
         else:
             opened_model = opened(model, device, dtype)
             found = tracer.average(

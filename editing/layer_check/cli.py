@@ -13,12 +13,11 @@ from editing.layer_check.check import check_by_editing
 from editing.locate_then_edit.rome import ROME
 from editing.options import whole_numbers
 from tracer.console import AsJson, Device, Dtype, Model, Out, Quiet, opened, reported, result, run_folder, show_progress
-from tracer.effect import AverageTrace
 from tracer.facts import bundled, spread_over_relations
 from tracer.facts.readers import read_records
 from tracer.site import proportional_window
 from tracer.storage import write_json
-from tracer.studies import Study
+from tracer.studies.study import saved_average
 
 
 def check_layers(
@@ -47,7 +46,7 @@ def check_layers(
 
     with reported():
         asked = whole_numbers(layers, "--layers", "layers")
-        saved = None if source is None else _saved_average(source)
+        saved = None if source is None else saved_average(source)
         opened_model = opened(model, device, dtype)
         folder = run_folder(out, f"check layers {Path(model).name}")
         progress = show_progress(quiet)
@@ -78,10 +77,6 @@ def check_layers(
         table = check.to_frame().round(3).to_string(index=False)
         record = {**check.record(), "files": [str(image), str(folder / "check.json")]}
         result(record, f"{check.place.describe()}\n{table}\n{check}\n{image}", as_json=as_json)
-
-
-def _saved_average(source: Path) -> AverageTrace:
-    return Study.open(source).average if source.is_dir() else AverageTrace.load(source)
 
 
 def _spread(records: list[dict[str, Any]], n: int) -> list[dict[str, Any]]:

@@ -120,6 +120,17 @@ class Study:
         return f"{self.folder}: {len(self.manifest.facts)} facts, {self.manifest.model['name']}; {counts}"
 
 
+def saved_average(source: str | Path) -> AverageTrace:
+    """The average in a file that `AverageTrace.save` wrote, or that of the study in a folder.
+
+    Raises:
+        FileFormatError: neither is there.
+        StudyError: the study has no traced fact.
+    """
+    source = Path(source)
+    return Study.open(source).average if source.is_dir() else AverageTrace.load(source)
+
+
 def _by_role(result: TraceResult) -> pd.DataFrame:
     records = [
         {"kind": kind, "role": role, "layer": layer, "effect": value}
