@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -90,6 +91,14 @@ def test_the_strongest_edges_are_drawn_as_wide_as_they_are_and_coloured_by_sign(
     assert "The 12 strongest edges" in written(figure) and f"at most {largest:.3g}" in written(figure)
     assert row_labels(axes) == ["head 0", "head 1", "head 2", "head 3", "MLP"]
     figure.draw_without_rendering()
+
+
+def test_the_title_names_the_prompt_also_of_scores_that_were_saved(edges: tracer.EdgeScores, tmp_path: Path) -> None:
+    assert edges.prompt and f"strongest edges: {edges.prompt}" in written(plot_edges(edges))
+    said = dataclasses.replace(edges, prompt="The capital of France is")
+    said.save(tmp_path / "edges.safetensors")
+    kept = tracer.EdgeScores.load(tmp_path / "edges.safetensors")
+    assert "strongest edges: The capital of France is" in written(plot_edges(kept))
 
 
 def test_edges_run_from_earlier_to_later_and_a_key_head_stands_amid_the_heads_it_serves(edges) -> None:

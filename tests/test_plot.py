@@ -1,6 +1,7 @@
 import dataclasses
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import matplotlib
 import numpy as np
@@ -288,6 +289,13 @@ def test_a_figure_is_saved_as_its_suffix_says_in_a_folder_made_for_it(
     assert path == tmp_path / "new" / f"figure{suffix}"
     assert path.read_bytes().startswith(begins)
     assert list(path.parent.iterdir()) == [path]
+
+
+def test_the_words_of_a_vector_figure_are_text_and_not_outlines(tmp_path: Path) -> None:
+    path = save_figure(plot_severed(made_average()), tmp_path / "figure.svg")
+    texts = ["".join(text.itertext()) for text in ElementTree.parse(path).iter("{http://www.w3.org/2000/svg}text")]
+    assert "layer" in texts and "average indirect effect" in texts
+    assert b"/Type3" not in save_figure(plot_severed(made_average()), tmp_path / "figure.pdf").read_bytes()
 
 
 @pytest.mark.parametrize("name", ["figure.jpg", "figure"])

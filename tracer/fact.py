@@ -187,6 +187,13 @@ class TokenizedFact:
         """The token that is traced, if an answer was given."""
         return self.answer_ids[0] if self.answer_ids else None
 
+    @property
+    def text(self) -> str:
+        """The prompt as it was written; of bare token ids, their tokens."""
+        if self.fact:
+            return self.fact.prompt
+        return "".join(token for n, token in enumerate(self.tokens) if n not in self.special).strip()
+
     def __str__(self) -> str:
         begin, end = self.subject_span
         lines = [f"{'':2}{'token':>5}  {'id':>7}  text"]

@@ -79,6 +79,7 @@ class EdgeScores:
         clean, corrupted: the metric in both runs, mean over draws.
         answer_id: the token that the metric is about.
         steps: of the integral.
+        prompt: that they are about, as text.
     """
 
     sources: tuple[Node, ...]
@@ -91,6 +92,7 @@ class EdgeScores:
     metric: Metric
     steps: int
     settings: Settings
+    prompt: str = ""
 
     def top(self, k: int = 10) -> list[tuple[Edge, float]]:
         """The k edges with the largest |score|, largest first, with their scores."""
@@ -120,7 +122,7 @@ class EdgeScores:
 
     def save(self, path: str | Path) -> None:
         """Writes one safetensors file, atomically."""
-        about = {name: getattr(self, name) for name in ("clean", "corrupted", "answer_id", "metric", "steps")}
+        about = {name: getattr(self, name) for name in ("clean", "corrupted", "answer_id", "metric", "steps", "prompt")}
         about |= {
             "kind": "edges",
             "sources": [dataclasses.astuple(node) for node in self.sources],
@@ -145,5 +147,6 @@ class EdgeScores:
                 scores=tensors["scores"].numpy(),
                 exact=tensors["exact"].numpy(),
                 settings=Settings(**about["settings"]),
+                prompt=about.get("prompt", ""),  # files of earlier versions name none
                 **{name: about[name] for name in ("clean", "corrupted", "answer_id", "metric", "steps")},
             )

@@ -89,6 +89,7 @@ def attribute_edges(
         metric=metric,
         steps=steps,
         settings=prepared.settings("eap-ig"),
+        prompt=prepared.fact.text,
     )
     for edge, _ in found.top(exact) if exact else ():
         found.exact[sources.index(edge.source), targets.index(edge.target)] = float(runs.patched(edge).double().mean())

@@ -11,7 +11,7 @@ from matplotlib.ticker import NullLocator
 from tracer.effect import TraceResult
 from tracer.plot.canvas import NotebookFigure, headline
 from tracer.plot.figure_data import agreement, tokens_by_role
-from tracer.plot.labels import chosen_maps, map_words, prompt_text
+from tracer.plot.labels import chosen_maps, map_words
 from tracer.plot.style import ROLE_COLOURS, ROLE_MARKS, STYLE
 
 DECADES = 4  # shown on either side of 0
@@ -48,7 +48,7 @@ def plot_agreement(estimate: TraceResult, exact: TraceResult, *, kind: str | Non
         figure.legend(handles, labels, loc="outside right center", frameon=False, markerscale=1.8)
         about = f"{exact.settings.model}, {exact.settings.samples} noise samples."
         caption = f"Line: equality; both axes logarithmic but near 0. ρ: Spearman's, over n sites. {about}"
-        headline(figure, f"{prompt_text(exact)} → {exact.answer.strip()}", caption)
+        headline(figure, f"{exact.fact.text} → {exact.answer.strip()}", caption)
     return figure
 
 

@@ -54,7 +54,8 @@ def plot_edges(found: EdgeScores, *, most: int = 30) -> Figure:
             f"{found.settings.model}, {found.settings.engine} of {found.steps} steps, "
             f"{found.settings.samples} noise samples."
         )
-        headline(figure, f"The {len(edges)} strongest edges", caption)
+        about = f": {found.prompt}" if found.prompt else ""
+        headline(figure, f"The {len(edges)} strongest edges{about}", caption)
     return figure
 
 

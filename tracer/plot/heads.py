@@ -13,7 +13,7 @@ from matplotlib.patches import Rectangle
 
 from tracer.plot.canvas import colour_bar, headline, label_rows, layer_ticks, panel_title, panels_for
 from tracer.plot.figure_data import head_grids
-from tracer.plot.labels import action, effect_words, prompt_text
+from tracer.plot.labels import action, effect_words
 from tracer.plot.style import NOT_TRACED, STYLE, TWO_SIDED
 from tracer.unit_trace import UnitTrace
 
@@ -47,7 +47,7 @@ def plot_heads(trace: UnitTrace, *, role: str | None = None, token: int | None =
         caption = f"{action(trace.settings).capitalize()} one head at a time. {trace.settings.model}, "
         headline(
             figure,
-            f"{prompt_text(trace)} → {trace.answer.strip()}",
+            f"{trace.fact.text} → {trace.answer.strip()}",
             f"{caption}{trace.settings.samples} noise samples.",
         )
     return figure

@@ -30,7 +30,6 @@ from tracer.plot.labels import (
     map_title,
     map_words,
     metric_words,
-    prompt_text,
     scale_end,
     shown_average,
     shown_values,
@@ -52,7 +51,7 @@ def hover_trace(result: TraceResult) -> go.Figure:
         hover = _trace_hover(result, name, rows)
         words = meaning.replace(" ", "<br>", 1)
         maps[map_title(result, name)] = _heatmap(values[name], name, hover, low, scale_end(values, name), words)
-    headline = f"{escape(prompt_text(result))} → {escape(result.answer.strip())}"
+    headline = f"{escape(result.fact.text)} → {escape(result.answer.strip())}"
     return _layers_named(_figure(maps, rows, headline, trace_caption(result)), result.settings)
 
 
@@ -83,7 +82,7 @@ def hover_heads(trace: UnitTrace) -> go.Figure:
         drawn = _heatmap(grid.T, "state", hover, -most, most, "effect")
         maps[escape(title)] = drawn.update(colorscale=TWO_SIDED, zmid=0)
     rows = [f"head {head}" for head in range(next(iter(grids.values())).shape[1])]
-    headline = f"{escape(prompt_text(trace))} → {escape(trace.answer.strip())}"
+    headline = f"{escape(trace.fact.text)} → {escape(trace.answer.strip())}"
     return _figure(maps, rows, headline, f"{trace.settings.model}, {trace.settings.samples} noise samples.")
 
 

@@ -10,7 +10,6 @@ from tracer.effect import AverageTrace, Estimate, Settings, TraceResult
 from tracer.errors import SiteError
 from tracer.metric import UNITS
 from tracer.site import ALL_KINDS, SEVERABLE, severed_name
-from tracer.unit_trace import UnitTrace
 
 WORDS = {"state": "state", "mlp": "MLP", "attn": "attention", "cross": "cross-attention"}
 METRIC_WORDS = {
@@ -125,13 +124,6 @@ def traced_roles(average: AverageTrace) -> list[int]:
     """Rows of `ROLES` that any map has a value for."""
     known = np.any([~np.isnan(values).all(axis=(0, 2)) for values in average.effects.values()], axis=0)
     return [int(row) for row in np.flatnonzero(known)]
-
-
-def prompt_text(result: TraceResult | UnitTrace) -> str:
-    """The prompt as the user wrote it, or its tokens."""
-    if result.fact.fact:
-        return result.fact.fact.prompt
-    return "".join(text for n, text in enumerate(result.fact.tokens) if n not in result.fact.special).strip()
 
 
 def trace_caption(result: TraceResult) -> str:

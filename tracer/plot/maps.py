@@ -28,7 +28,6 @@ from tracer.plot.labels import (
     map_family,
     map_title,
     map_words,
-    prompt_text,
     scale_end,
     shown_average,
     shown_values,
@@ -65,7 +64,7 @@ def plot_trace(result: TraceResult, *, kind: str | None = None) -> Figure:
                 axes.axhline(result.fact.n_encoder - 0.5, color="black", linewidth=0.8)
             colour_bar(axes, mesh, meaning)
         label_rows(panels, labels, grey=result.fact.special)
-        headline(figure, f"{prompt_text(result)} → {result.answer.strip()}", trace_caption(result))
+        headline(figure, f"{result.fact.text} → {result.answer.strip()}", trace_caption(result))
     return figure
 
 

@@ -32,4 +32,5 @@ STYLE: Any = {
     "figure.titlesize": 11.0,
     "text.parse_math": False,  # a token may hold dollar signs
     "pdf.fonttype": 42,
+    "svg.fonttype": "none",  # words stay words: to search, to edit, to read aloud
 }

@@ -127,7 +127,7 @@ def average_of(results: Sequence[TraceResult], skipped: Sequence[tuple[str, str]
         if not alike or set(result.restored) != set(first.restored):
             raise FactError("These traces were made with different models, noise, windows or maps; average alike ones.")
     return AverageTrace(
-        prompts=tuple(result.fact.fact.prompt if result.fact.fact else "".join(result.tokens) for result in results),
+        prompts=tuple(result.fact.text for result in results),
         skipped=tuple(skipped),
         clean=np.array([result.clean for result in results]),
         corrupted=np.array([result.corrupted for result in results]),

@@ -18,7 +18,7 @@ from tracer.effect import TraceResult
 from tracer.errors import FileFormatError, StudyError
 from tracer.fact import ROLES
 from tracer.plot import COLOURS
-from tracer.plot.labels import METRIC_WORDS, chosen_maps, map_family, map_words, prompt_text, token_labels
+from tracer.plot.labels import METRIC_WORDS, chosen_maps, map_family, map_words, token_labels
 from tracer.storage import atomic_path, to_json
 from tracer.studies.study import Study
 from tracer.studies.table import bootstrap
@@ -94,7 +94,7 @@ def _fact(study: Study, number: int, trace: TraceResult, kinds: Sequence[str], s
     effects, errors = trace.indirect_effect, trace.standard_error
     return {
         "number": number,
-        "prompt": prompt_text(trace),
+        "prompt": trace.fact.text,
         "subject": study.manifest.facts[number].fact.subject,
         "relation": study.manifest.facts[number].fact.relation,
         "answer": trace.answer.strip(),
