@@ -136,6 +136,15 @@ def test_more_facts_may_be_asked_for_later_and_end_the_same_fewer_not(model, who
         again(model, tmp_path, most=3)
 
 
+@pytest.mark.parametrize("fewer", [{"most": 2}, {"until_ci": 100.0}])
+def test_a_run_refused_for_asking_fewer_facts_changes_no_byte(model, whole, tmp_path, monkeypatch, fewer) -> None:
+    again(model, tmp_path)
+    monkeypatch.setattr(running, "software", lambda: {**whole.manifest.versions[0], "torch": "99"})
+    with pytest.raises(StudyError, match="already holds"):
+        again(model, tmp_path, **fewer)
+    assert contents(tmp_path) == contents(whole.folder)
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
@@ -200,8 +209,16 @@ def test_until_ci_stops_at_the_end_of_a_round_and_only_there(model, tmp_path, me
 def test_a_study_of_nothing_known_says_so(model, tmp_path) -> None:
     study = run_study(model, [WRONG], tmp_path, plan=PLAN)
     assert study.n == 0
-    with pytest.raises(StudyError, match="no traced fact.*known_only=False"):
+    with pytest.raises(StudyError, match="no traced fact.*1 facts were left out.*known_only=False"):
         _ = study.average
+
+
+def test_a_study_whose_facts_lack_what_was_asked_for_says_that_and_not_that_they_are_unknown(model, tmp_path) -> None:
+    plan = dataclasses.replace(PLAN, groups=((99,),))
+    study = run_study(model, FACTS, tmp_path, plan=plan, known_only=False)
+    with pytest.raises(StudyError, match="10 facts were left out, e.g. .* not 99.*ask for what these have") as raised:
+        _ = study.average
+    assert "known_only" not in str(raised.value)
 
 
 def test_damaged_manifests_are_refused(whole: Study, tmp_path) -> None:

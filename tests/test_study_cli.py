@@ -52,6 +52,17 @@ def test_another_setting_in_the_same_folder_is_one_line_and_code_2(run) -> None:
     assert "StudyError" in said.stderr and "settings.plan.seed: 1 there, 5 now" in said.stderr
 
 
+def test_a_study_that_traced_nothing_is_an_error_that_says_why(run) -> None:
+    folder, arguments, _ = run
+    nowhere = command(*arguments[:-1], folder.parent / "nowhere", "--all-facts", "--groups", "99")
+    assert nowhere.exit_code == 2 and "average.csv" not in nowhere.stdout
+    assert "5 facts were left out" in nowhere.stderr and "not 99" in nowhere.stderr
+    assert "--all-facts" not in nowhere.stderr
+    (folder.parent / "unknown.jsonl").write_text(json.dumps(dataclasses.asdict(WRONG)))
+    unknown = command("study", folder.parent / "unknown.jsonl", *arguments[2:-1], folder.parent / "unknown")
+    assert unknown.exit_code == 2 and "--all-facts" in unknown.stderr
+
+
 def test_paired_compare_locate_and_report_read_the_folder(run, tmp_path: Path) -> None:
     folder, _, _ = run
     tests = command(

@@ -29,6 +29,8 @@ from tracer.severed import Severed
 from tracer.site import KINDS, Direction, Kind
 from tracer.storage import plain
 
+_PREDICTS = "the model predicts"  # how the reason begins for which `known_only` leaves a fact out
+
 
 def average(
     model: LanguageModel,
@@ -106,10 +108,7 @@ def average(
         traces = _Traces(model, plan, folder, steps)
         skipped = traces.of(facts, wanted, known_only=known_only)
     if not traces.n:
-        raise FactError(
-            f"The model predicts none of these {len(facts)} facts, e.g. {skipped[0][0]!r}: {skipped[0][1]}. "
-            f"Give facts it knows, or known_only=False."
-        )
+        raise FactError(why_none(skipped))
     return average_of(traces.finish(), skipped)
 
 
@@ -156,7 +155,19 @@ def usable(model: LanguageModel, fact: Fact, plan: Plan, known_only: bool) -> tu
     if predicted == wanted:
         return tokenized, ""
     said, meant = ("".join(visible(model.tokenizer, ids)) for ids in (predicted, wanted))
-    return None, f"the model predicts {said!r}, not {meant!r}"
+    return None, f"{_PREDICTS} {said!r}, not {meant!r}"
+
+
+def why_none(skipped: Sequence[tuple[str, str]]) -> str:
+    """Why no fact was traced, and what to do about it; `skipped` are prompts and reasons."""
+    if not skipped:
+        return "None was reached yet: run it again."
+    unknown = [(prompt, reason) for prompt, reason in skipped if reason.startswith(_PREDICTS)]
+    prompt, reason = (unknown or list(skipped))[0]
+    said = f"{len(skipped)} facts were left out, e.g. {prompt!r}: {reason.rstrip('.')}."
+    if unknown:
+        return f"{said} Give facts the model knows, or known_only=False (tracer study --all-facts)."
+    return f"{said} Give other facts, or ask for what these have."
 
 
 class _Traces:

@@ -113,9 +113,9 @@ def study(
             source=source,
             progress=show_progress(quiet),
         )
-        if found.n:
-            with atomic_path(found.folder / "average.csv") as path:
-                average_frame(found.average).to_csv(path, index=False)
+        table = average_frame(found.average)  # or the error that says why nothing was traced
+        with atomic_path(found.folder / "average.csv") as path:
+            table.to_csv(path, index=False)
         result(_record(found), _summary(found), as_json=as_json)
 
 
@@ -173,19 +173,15 @@ def report(
 def _record(found: Study) -> dict[str, Any]:
     about: dict[str, Any] = {"folder": str(found.folder), "facts": found.manifest.counts()}
     about["left_out"] = [[entry.fact.prompt, entry.reason] for entry in found.left_out]
-    if found.n:
-        peaks = {kind: found.average.peak(kind) for kind in found.average.effects}
-        about["total_effect"] = vars(found.average.total_effect)
-        about["peaks"] = {kind: {"role": role, "layer": at, **vars(aie)} for kind, (role, at, aie) in peaks.items()}
+    peaks = {kind: found.average.peak(kind) for kind in found.average.effects}
+    about["total_effect"] = vars(found.average.total_effect)
+    about["peaks"] = {kind: {"role": role, "layer": at, **vars(aie)} for kind, (role, at, aie) in peaks.items()}
     return about
 
 
 def _summary(found: Study) -> str:
     """What was found, in a few lines."""
-    lines = [str(found)]
-    if not found.n:
-        return f"{lines[0]}\nThe model predicts none of them; --all-facts traces them all the same."
-    lines.append(f"ATE {found.average.total_effect}")
+    lines = [str(found), f"ATE {found.average.total_effect}"]
     for kind in found.average.effects:
         role, at, aie = found.average.peak(kind)
         lines.append(f"{kind:>19}: AIE {aie} at layer {at}, {role}")

@@ -89,17 +89,16 @@ def run_study(
     size = round_size or settings.get("round") or ROUND
     decided = {"plan": plan_record(plan), "known_only": known_only, "round": size, "threads": threads}
     manifest = _manifest_of(model, facts, decided, source)
+    manifest.stop = stop = {"most": most, "until_ci": until_ci}
     if before is not None:
         before.check_same(manifest, out)
         manifest = before
-        _note_software(manifest)
-    manifest.stop = {"most": most, "until_ci": until_ci}
     model.torch.eval()  # dropout would make every pass another one
     recipe = Recipe.of(model, plan, threads)
     with torch_threads(threads), workers_of(backend, workers, recipe, model) as team:
         total = len(facts) if most is None else min(most, len(facts))
         with bar(total, "tracing facts", show=progress, unit="fact") as steps:
-            _Run(model, plan, manifest, out, team, steps).to_the_end()
+            _Run(model, plan, manifest, stop, out, team, steps).to_the_end()
     return Study.open(out)
 
 
@@ -125,17 +124,28 @@ def torch_threads(n: int) -> Iterator[None]:
 
 
 class _Run:
-    """One run of a study: examines facts, has them traced, and keeps files and manifest up to date."""
+    """One run of a study: examines facts, has them traced, and keeps files and manifest up to date.
+
+    What is new with this run enters the manifest late, other software when it traces and `stop` at its end: a run
+    that is refused because the folder holds more leaves the manifest as it was.
+    """
 
     def __init__(
-        self, model: LanguageModel, plan: Plan, manifest: Manifest, out: Path, team: Workers, steps: Any
+        self,
+        model: LanguageModel,
+        plan: Plan,
+        manifest: Manifest,
+        stop: dict[str, Any],
+        out: Path,
+        team: Workers,
+        steps: Any,
     ) -> None:
         self.model, self.plan, self.manifest, self.team, self.steps = model, plan, manifest, team, steps
-        self.folder = out
+        self.folder, self.stop = out, stop
         self.known_only: bool = manifest.settings["known_only"]
         self.size: int = manifest.settings["round"]
-        self.most: int | None = manifest.stop["most"]
-        self.until_ci: float | None = manifest.stop["until_ci"]
+        self.most: int | None = stop["most"]
+        self.until_ci: float | None = stop["until_ci"]
 
     def to_the_end(self) -> None:
         """Round after round, until the facts or the wish for more of them end."""
@@ -156,6 +166,8 @@ class _Run:
                 f"{self.folder} already holds {len(beyond)} facts more than this run would trace. Ask for at least "
                 f"as many facts as before, or give this study a folder of its own (--out)."
             )
+        _note_software(self.manifest)
+        self.manifest.stop = self.stop
         self.manifest.save(self.folder)
 
     def _rounds(self) -> Iterator[dict[int, TokenizedFact]]:
@@ -193,6 +205,9 @@ class _Run:
         batches = batches_of(self.model, facts, self.plan)
         missing = [batch for batch in batches if not all(map(self._is_there, batch))]
         self.steps.update(len(facts) - sum(map(len, missing)))
+        if missing:
+            _note_software(self.manifest)
+            self.manifest.save(self.folder)
         for at, found in self.team.traced([[facts[number] for number in batch] for batch in missing]):
             for number, result in zip(missing[at], found, strict=True):
                 self._keep(number, result)

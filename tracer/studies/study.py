@@ -13,7 +13,7 @@ import pandas as pd
 from tracer.effect import AverageTrace, TraceResult
 from tracer.errors import StudyError
 from tracer.fact import ROLES
-from tracer.studies.averaging import average_of
+from tracer.studies.averaging import average_of, why_none
 from tracer.studies.manifest import Entry, Manifest
 
 
@@ -75,12 +75,10 @@ class Study:
             StudyError: no fact is traced.
         """
         results = [result for _, result in self.traces()]
+        skipped = [(entry.fact.prompt, entry.reason) for entry in self.left_out]
         if not results:
-            because = f" The first was left out because {self.left_out[0].reason}." if self.left_out else ""
-            raise StudyError(
-                f"{self.folder} has no traced fact.{because} Give facts the model knows, or known_only=False."
-            )
-        return average_of(results, [(entry.fact.prompt, entry.reason) for entry in self.left_out])
+            raise StudyError(f"{self.folder} has no traced fact. {why_none(skipped)}")
+        return average_of(results, skipped)
 
     def facts_frame(self) -> pd.DataFrame:
         """One row a fact of the list: fact (its number), prompt, subject, answer, relation, status, reason."""
