@@ -79,7 +79,7 @@ def test_a_study_holds_a_file_for_each_fact_and_says_what_became_of_all(whole: S
 
 
 def test_its_average_is_that_of_the_same_facts_traced_one_by_one(model, whole: Study) -> None:
-    noise = GaussianNoise().measured(model, [fact.subject for fact in [*FACTS, WRONG]])
+    noise = GaussianNoise().measured(model, [*FACTS, WRONG])
     options = {"kinds": PLAN.kinds, "severed": PLAN.severed, "window": 2, "samples": 3, "corruption": noise}
     alone = [tracer.trace(model, fact, **options).by_role("mlp") for fact in FACTS]
     np.testing.assert_allclose(whole.average.effects["mlp"], alone, atol=1e-5)

@@ -37,7 +37,7 @@ def trace(
     window: int = 10,
     samples: int = 10,
     seed: int = 1,
-    corruption: Corruption | None = None,
+    corruption: Corruption | str | None = None,
     roles: Sequence[str] | None = None,
     engine: EngineName = "sweep",
     published_draws: bool = False,
@@ -61,8 +61,8 @@ def trace(
         window: layers restored together around each MLP or attention (the paper uses 10 of GPT-2 XL's 48).
         samples: noise draws; all runs of a fact share them.
         seed: of the draws.
-        corruption: what corrupts the subject (`tracer.corrupt`); default `GaussianNoise(3)`, its sigma
-            measured over the subjects of the bundled facts.
+        corruption: what corrupts the subject (`tracer.corrupt`), or its name there, such as "replace"; default
+            `GaussianNoise(3)`. What it needs (sigma, say) is measured over the bundled facts.
         roles: trace tokens of these roles only; the other cells are NaN. Default: all tokens.
         engine: "sweep", or "passes" for the definition.
         published_draws: hold severed sub-layers at values of other draws than the run they are put into,

@@ -7,8 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from tracer.corrupt import CORRUPTIONS, Corruption
-from tracer.errors import FactError
+from tracer.corrupt import CORRUPTIONS
 from tracer.groups import Group
 from tracer.metric import METRICS
 from tracer.severed import Severed
@@ -38,13 +37,6 @@ DirectionOption = Annotated[Any, typer.Option("--direction", parser=str, metavar
 EngineOption = Annotated[
     Any, typer.Option("--engine", parser=str, metavar="NAME", help="sweep (fast, exact) or passes (the definition).")
 ]
-
-
-def corruption_named(name: str) -> Corruption:
-    """The corruption of this name with its default settings; FactError for one that does not exist."""
-    if name not in CORRUPTIONS:
-        raise FactError(f"There is no corruption {name!r}. Choose from {', '.join(CORRUPTIONS)}.")
-    return CORRUPTIONS[name]
 
 
 def names(listed: str) -> Any:

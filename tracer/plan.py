@@ -8,7 +8,7 @@ from numbers import Integral
 from typing import Any, TypedDict, get_args
 
 from tracer.anatomy import SubLayer
-from tracer.corrupt import Corruption
+from tracer.corrupt import Corruption, corruption_of
 from tracer.engine import EngineName
 from tracer.errors import SiteError
 from tracer.fact import TokenizedFact, check_roles
@@ -25,7 +25,7 @@ class RunOptions(TypedDict, total=False):
 
     samples: int
     seed: int
-    corruption: Corruption | None
+    corruption: Corruption | str | None
     metric: str
     direction: Direction
     engine: EngineName
@@ -45,7 +45,7 @@ class Plan:
     window: int = 10
     samples: int = 10
     seed: int = 1
-    corruption: Corruption | None = None
+    corruption: Corruption | str | None = None
     roles: Sequence[str] | None = None
     engine: EngineName = "sweep"
     published_draws: bool = False
@@ -64,6 +64,8 @@ class Plan:
         self._check_numbers()
         if self.engine not in get_args(EngineName):
             raise SiteError(f'There is no engine {self.engine!r}. Write engine="sweep" or engine="passes".')
+        if self.corruption is not None:
+            object.__setattr__(self, "corruption", corruption_of(self.corruption))
         metric_named(self.metric)
         if self.whole_answer and self.metric not in JOINT:
             raise SiteError(
@@ -95,7 +97,7 @@ class Plan:
         """Everything that a number depends on, for JSON."""
         skipped = ("corruption", "max_bytes", "severed")
         plain = {field.name: getattr(self, field.name) for field in fields(self) if field.name not in skipped}
-        corruption = None if self.corruption is None else self.corruption.label()
+        corruption = None if self.corruption is None else corruption_of(self.corruption).label()
         return {**plain, "severed": [cut.name for cut in self.cuts], "corruption": corruption}
 
     def engine_for(self, model: LanguageModel) -> EngineName:

@@ -7,7 +7,7 @@ replacing the subject by another one keeps it there (Zhang & Nanda 2024).
 """
 
 from tracer.corrupt.ablation import MeanAblation, ResampleAblation, ZeroAblation
-from tracer.corrupt.choice import CORRUPTIONS, measured_corruption
+from tracer.corrupt.choice import CORRUPTIONS, corruption_of, measured_corruption
 from tracer.corrupt.draws import Corruption, Draws
 from tracer.corrupt.embeddings import embedding_sigma, embeddings, subject_embeddings
 from tracer.corrupt.noise import GaussianNoise, Noise, StudentNoise, UniformNoise
@@ -25,6 +25,7 @@ __all__ = [
     "StudentNoise",
     "UniformNoise",
     "ZeroAblation",
+    "corruption_of",
     "embedding_sigma",
     "embeddings",
     "measured_corruption",

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from tracer.corrupt.draws import Corruption, Draws
-from tracer.corrupt.embeddings import subject_embeddings, subjects_or_bundled
+from tracer.corrupt.embeddings import studied_subjects, subject_embeddings
 from tracer.errors import FactError
-from tracer.fact import TokenizedFact
+from tracer.fact import Fact, TokenizedFact
 from tracer.model import LanguageModel
 
 
@@ -28,11 +28,11 @@ class ResampleAblation(Corruption):
 
     rows: Tensor | None = dataclasses.field(default=None, compare=False, repr=False)
 
-    def measured(self, model: LanguageModel, subjects: Sequence[str] | None = None) -> Self:
+    def measured(self, model: LanguageModel, facts: Sequence[Fact] | None = None) -> Self:
         """With the embeddings of the subjects' tokens."""
         if self.rows is not None:
             return self
-        return dataclasses.replace(self, rows=subject_embeddings(model, subjects_or_bundled(subjects)))
+        return dataclasses.replace(self, rows=subject_embeddings(model, studied_subjects(facts)))
 
     def drawn(self, model: LanguageModel, facts: Sequence[TokenizedFact], samples: int, seed: int) -> Draws:
         """The same draws for every fact."""
@@ -51,11 +51,11 @@ class MeanAblation(Corruption):
 
     mean: Tensor | None = dataclasses.field(default=None, compare=False, repr=False)
 
-    def measured(self, model: LanguageModel, subjects: Sequence[str] | None = None) -> Self:
+    def measured(self, model: LanguageModel, facts: Sequence[Fact] | None = None) -> Self:
         """With the mean over the subjects' tokens."""
         if self.mean is not None:
             return self
-        return dataclasses.replace(self, mean=subject_embeddings(model, subjects_or_bundled(subjects)).mean(0))
+        return dataclasses.replace(self, mean=subject_embeddings(model, studied_subjects(facts)).mean(0))
 
     def drawn(self, model: LanguageModel, facts: Sequence[TokenizedFact], samples: int, seed: int) -> Draws:
         """The mean, in every sample."""
@@ -76,5 +76,5 @@ class ZeroAblation(Corruption):
 
 def _needed(measured: Tensor | None, corruption: object) -> Tensor:
     if measured is None:
-        raise FactError(f"{type(corruption).__name__} was not measured yet: write .measured(model, subjects).")
+        raise FactError(f"{type(corruption).__name__} was not measured yet: write .measured(model, facts).")
     return measured

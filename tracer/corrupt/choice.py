@@ -8,6 +8,8 @@ from tracer.corrupt.ablation import MeanAblation, ResampleAblation, ZeroAblation
 from tracer.corrupt.draws import Corruption
 from tracer.corrupt.noise import GaussianNoise, StudentNoise, UniformNoise
 from tracer.corrupt.replacement import ReplaceSubject
+from tracer.errors import FactError
+from tracer.fact import Fact
 from tracer.model import LanguageModel
 
 CORRUPTIONS: dict[str, Corruption] = {
@@ -22,11 +24,30 @@ CORRUPTIONS: dict[str, Corruption] = {
 }
 
 
-def measured_corruption(
-    model: LanguageModel, corruption: Corruption | None, subjects: Sequence[str] | None = None
-) -> Corruption:
-    """`corruption`, by default normal noise of 3 sigma, with what it needs measured over `subjects`.
+def corruption_of(corruption: Corruption | str | None) -> Corruption:
+    """This corruption, the one of this name with its default settings, or normal noise of 3 sigma.
 
-    Those default to the subjects of the bundled facts.
+    Raises:
+        FactError: there is none of that name, or it is something else.
     """
-    return (corruption or GaussianNoise()).measured(model, subjects)
+    if corruption is None:
+        return GaussianNoise()
+    if isinstance(corruption, Corruption):
+        return corruption
+    if isinstance(corruption, str) and corruption in CORRUPTIONS:
+        return CORRUPTIONS[corruption]
+    raise FactError(
+        f"There is no corruption {corruption!r}. Choose from {', '.join(CORRUPTIONS)}, or write a value such as "
+        f"tracer.corrupt.GaussianNoise(scale=3)."
+    )
+
+
+def measured_corruption(
+    model: LanguageModel, corruption: Corruption | str | None, facts: Sequence[Fact] | None = None
+) -> Corruption:
+    """What `corruption_of` says, with what it needs measured over the facts studied, by default the bundled ones.
+
+    Raises:
+        FactError: as `corruption_of`, or a model without a tokenizer.
+    """
+    return corruption_of(corruption).measured(model, facts)

@@ -10,7 +10,7 @@ from typing import Any, Self
 
 from torch import Tensor
 
-from tracer.fact import TokenizedFact
+from tracer.fact import Fact, TokenizedFact
 from tracer.model import LanguageModel
 
 
@@ -53,8 +53,8 @@ class Draws:
 class Corruption(ABC):
     """What corrupts a subject. Small frozen values that say what they need; `measured` fills it in."""
 
-    def measured(self, model: LanguageModel, subjects: Sequence[str] | None = None) -> Self:
-        """The same with all that it takes from the model; `subjects` default to those of the bundled facts."""
+    def measured(self, model: LanguageModel, facts: Sequence[Fact] | None = None) -> Self:
+        """The same with all that it takes from the model and the facts studied; these default to the bundled ones."""
         return self
 
     @abstractmethod

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from tracer.errors import FactError
+from tracer.fact import Fact
 from tracer.facts import bundled
 from tracer.model import LanguageModel
 
@@ -35,6 +36,6 @@ def embedding_sigma(model: LanguageModel, subjects: Iterable[str]) -> float:
     return float(subject_embeddings(model, subjects).std())
 
 
-def subjects_or_bundled(subjects: Sequence[str] | None) -> Sequence[str]:
-    """These subjects, or those of the bundled facts."""
-    return [fact.subject for fact in bundled()] if subjects is None else subjects
+def studied_subjects(facts: Sequence[Fact] | None) -> list[str]:
+    """The subjects of these facts, or of the bundled ones."""
+    return [fact.subject for fact in (bundled() if facts is None else facts)]

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from tracer.corrupt.draws import Corruption, Draws
-from tracer.corrupt.embeddings import embedding_sigma, subject_embeddings, subjects_or_bundled
+from tracer.corrupt.embeddings import embedding_sigma, studied_subjects, subject_embeddings
 from tracer.errors import FactError
-from tracer.fact import TokenizedFact
+from tracer.fact import Fact, TokenizedFact
 from tracer.model import LanguageModel
 
 
@@ -53,11 +53,11 @@ class Noise(Corruption):
     def _standard(self, random: np.random.RandomState, shape: tuple[int, ...]) -> np.ndarray:
         """Numbers of mean 0 and standard deviation 1."""
 
-    def measured(self, model: LanguageModel, subjects: Sequence[str] | None = None) -> Self:
+    def measured(self, model: LanguageModel, facts: Sequence[Fact] | None = None) -> Self:
         """With sigma measured on the model, unless it was given."""
         if self.sigma is not None:
             return self
-        return dataclasses.replace(self, sigma=embedding_sigma(model, subjects_or_bundled(subjects)))
+        return dataclasses.replace(self, sigma=embedding_sigma(model, studied_subjects(facts)))
 
     def drawn(self, model: LanguageModel, facts: Sequence[TokenizedFact], samples: int, seed: int) -> Draws:
         """The same draws for every fact."""
@@ -86,15 +86,15 @@ class GaussianNoise(Noise):
         if not self.full:
             return super().draws(samples=samples, n_subject=n_subject, d_model=d_model, seed=seed)
         if self.factor is None:
-            raise FactError("GaussianNoise(full=True) has no covariance yet: write .measured(model, subjects).")
+            raise FactError("GaussianNoise(full=True) has no covariance yet: write .measured(model, facts).")
         normal = torch.from_numpy(np.random.RandomState(seed).randn(samples, n_subject, d_model))
         return self.scale * normal @ self.factor.T
 
-    def measured(self, model: LanguageModel, subjects: Sequence[str] | None = None) -> Self:
+    def measured(self, model: LanguageModel, facts: Sequence[Fact] | None = None) -> Self:
         """With sigma, or the covariance, measured on the model."""
         if not self.full or self.factor is not None:
-            return super().measured(model, subjects)
-        rows = subject_embeddings(model, subjects_or_bundled(subjects))
+            return super().measured(model, facts)
+        rows = subject_embeddings(model, studied_subjects(facts))
         covariance = torch.cov(rows.T)
         ridge = 1e-6 * covariance.trace() / len(covariance)  # fewer subject tokens than coordinates: singular without
         factor = torch.linalg.cholesky(covariance + ridge * torch.eye(len(covariance), dtype=torch.float64))

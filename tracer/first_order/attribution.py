@@ -47,7 +47,7 @@ def attribute(
     window: int = 10,
     samples: int = 10,
     seed: int = 1,
-    corruption: Corruption | None = None,
+    corruption: Corruption | str | None = None,
     method: Method = "atp",
 ) -> TraceResult:
     """The map that `tracer.trace` would give, to first order, at the cost of about three forward passes.

@@ -43,7 +43,7 @@ def attribute_edges(
     metric: Metric = "probability",
     samples: int = 10,
     seed: int = 1,
-    corruption: Corruption | None = None,
+    corruption: Corruption | str | None = None,
 ) -> EdgeScores:
     """Scores every edge between heads and MLPs, from `steps` forward and backward passes.
 
@@ -104,7 +104,7 @@ def path_patch(
     metric: Metric = "probability",
     samples: int = 10,
     seed: int = 1,
-    corruption: Corruption | None = None,
+    corruption: Corruption | str | None = None,
 ) -> np.ndarray:
     """What restoring each of these edges alone does to the metric, [edge, sample]; arguments as `attribute_edges`.
 

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from tracer.answer import probability
-from tracer.corrupt import GaussianNoise
+from tracer.corrupt import Corruption
 from tracer.effect import Settings, fact_from
 from tracer.errors import AnatomyError, SiteError
 from tracer.fact import Fact, TokenizedFact
@@ -105,7 +105,7 @@ def attribute_queries_and_keys(
     method: Method = "qk-fix",
     samples: int = 10,
     seed: int = 1,
-    corruption: GaussianNoise | None = None,
+    corruption: Corruption | str | None = None,
 ) -> QueryKeyMaps:
     """Estimates what restoring each head's query or key at each token would do, after position rotation.
 

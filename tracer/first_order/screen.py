@@ -102,7 +102,7 @@ def screen(
     window: int = 10,
     samples: int = 10,
     seed: int = 1,
-    corruption: Corruption | None = None,
+    corruption: Corruption | str | None = None,
     method: Method = "atp",
     progress: bool | None = None,
 ) -> Screening:

@@ -42,7 +42,7 @@ def average(
     window: int = 10,
     samples: int = 10,
     seed: int = 1,
-    corruption: Corruption | None = None,
+    corruption: Corruption | str | None = None,
     roles: Sequence[str] | None = None,
     known_only: bool = True,
     most: int | None = None,
@@ -59,7 +59,7 @@ def average(
 
     Args:
         model: from `tracer.load`.
-        facts: at least one; sigma is measured over their subjects unless `corruption` gives it.
+        facts: at least one; what the corruption needs (sigma, say) is measured over them unless it is given.
         kinds: as in `tracer.trace`, as are severed, groups, window, samples, seed, corruption, roles and engine.
         severed: see there.
         groups: see there.
@@ -93,7 +93,7 @@ def average(
         window=window,
         samples=samples,
         seed=seed,
-        corruption=measured_corruption(model, corruption, [fact.subject for fact in facts]),
+        corruption=measured_corruption(model, corruption, facts),
         roles=roles,
         engine=engine,
         published_draws=published_draws,

@@ -8,11 +8,10 @@ runs of one study write the same bytes.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import platform
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -20,6 +19,7 @@ from typing import Any, Literal
 
 from tracer.errors import FileFormatError, StudyError
 from tracer.fact import Fact
+from tracer.facts.digest import facts_digest
 from tracer.plan import Plan
 from tracer.storage import to_json, write_json
 
@@ -65,7 +65,7 @@ class Manifest:
     @property
     def data(self) -> str:
         """sha256 over the facts, in their order."""
-        return data_digest([entry.fact for entry in self.facts])
+        return facts_digest([entry.fact for entry in self.facts])
 
     def numbers(self, *statuses: Status) -> list[int]:
         """Of the facts with one of these statuses."""
@@ -127,11 +127,6 @@ class Manifest:
         if manifest.data != digest:
             raise FileFormatError(f"The facts in {path} are not those it was made with. Run the study again.")
         return manifest
-
-
-def data_digest(facts: Sequence[Fact]) -> str:
-    """sha256 over facts as JSON."""
-    return hashlib.sha256(to_json([dataclasses.asdict(fact) for fact in facts]).encode()).hexdigest()
 
 
 def plan_record(plan: Plan) -> dict[str, Any]:

@@ -17,8 +17,9 @@ from tracer.studies.study import Study
 def merge(studies: Sequence[Study], out: str | Path) -> Study:
     """Writes a new study that has the facts of all, each once (the first study that traced it gives its trace).
 
-    Noise is scaled by the subjects of a study's own facts unless it was given: studies to be merged need
-    the same, e.g. `Plan(corruption=GaussianNoise(sigma=0.1))`.
+    Noise is scaled by a study's own facts, and subjects are replaced by those of its own facts, unless these are
+    given: studies to be merged need the same, e.g. `Plan(corruption=GaussianNoise(sigma=0.1))` or
+    `Plan(corruption=ReplaceSubject(facts=all_of_them))`.
 
     Raises:
         StudyError: no studies, other models or settings, or a folder that is there already.

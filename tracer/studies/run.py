@@ -54,7 +54,7 @@ def run_study(
 
     Args:
         model: from `tracer.load`.
-        facts: at least one; what the corruption needs (sigma, say) is measured over all their subjects.
+        facts: at least one; what the corruption needs (sigma, say) is measured over all of them.
         out: holds manifest.json and a safetensors file for each fact traced.
         plan: what to trace and how; default `tracer.Plan()`, the paper's settings.
         known_only: leave out facts whose answer is not the model's own prediction; the manifest lists them.
@@ -83,8 +83,7 @@ def run_study(
     before = Manifest.load(out) if (out / NAME).is_file() else None
     settings: dict[str, Any] = {} if before is None else before.settings
     plan = plan or Plan()
-    subjects = [fact.subject for fact in facts]
-    plan = dataclasses.replace(plan, corruption=measured_corruption(model, plan.corruption, subjects))
+    plan = dataclasses.replace(plan, corruption=measured_corruption(model, plan.corruption, facts))
     threads = int(threads or settings.get("threads") or max(1, torch.get_num_threads() // max(1, workers)))
     size = round_size or settings.get("round") or ROUND
     decided = {"plan": plan_record(plan), "known_only": known_only, "round": size, "threads": threads}
