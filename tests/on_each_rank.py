@@ -67,6 +67,7 @@ def on_this_rank(folder: Path, rank: int) -> None:
         "refused": [
             refused(writable, model, weight),
             refused(tracer.attribute_edges, model, FACT),
+            refused(tracer.attribute_neurons, model, FACT),
             refused(tracer.attribute_queries_and_keys, model, FACT),
             refused(tracer.run_study, model, FACTS, folder / "other", plan=PLAN, workers=2),
         ],

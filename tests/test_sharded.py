@@ -72,10 +72,11 @@ def test_only_the_first_process_writes_and_a_continued_study_ends_alike(folders)
 
 def test_what_needs_a_whole_matrix_says_so(folders) -> None:
     for folder in folders.values():
-        edit, edges, queries, workers = about(folder, 1)["refused"]
+        edit, edges, neurons, queries, workers = about(folder, 1)["refused"]
         assert "BaseModelError" in edit and "is cut over several processes. Load the model in one" in edit
-        assert "AnatomyError: Edges look inside attention" in edges
-        assert "AnatomyError: Queries and keys look inside attention" in queries
+        assert "AnatomyError: Edges are inside sub-layers" in edges
+        assert "AnatomyError: Neurons to attribute are inside sub-layers" in neurons
+        assert "AnatomyError: Queries and keys are inside sub-layers" in queries
         assert "StudyError" in workers and "workers=0" in workers
 
 

@@ -313,6 +313,7 @@ REFUSED: dict[str, Callable[[tracer.LanguageModel], object]] = {
     "trace_heads": lambda model: tracer.trace_heads(model, FACT),
     "trace_neurons": lambda model: tracer.trace_neurons(model, FACT, [(0, 0)]),
     "attribute": lambda model: tracer.attribute(model, FACT),
+    "attribute_neurons": lambda model: tracer.attribute_neurons(model, FACT),
     "attribute_edges": lambda model: tracer.attribute_edges(model, FACT),
     "attribute_queries_and_keys": lambda model: tracer.attribute_queries_and_keys(model, FACT),
 }

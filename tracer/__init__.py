@@ -21,6 +21,7 @@ from tracer.errors import (
 from tracer.fact import ROLES, Fact, TokenizedFact
 from tracer.first_order.attribution import attribute
 from tracer.first_order.edges import Edge, EdgeScores, attribute_edges, path_patch
+from tracer.first_order.neurons import NeuronScores, attribute_neurons
 from tracer.first_order.query_key import QueryKeyMaps, attribute_queries_and_keys
 from tracer.first_order.screen import Screening, screen
 from tracer.model import LanguageModel, load
@@ -74,6 +75,7 @@ __all__ = [
     "MissingPackageError",
     "ModelSourceError",
     "Names",
+    "NeuronScores",
     "NumericsError",
     "OutOfMemoryError",
     "PairedTest",
@@ -95,6 +97,7 @@ __all__ = [
     "UnitTrace",
     "attribute",
     "attribute_edges",
+    "attribute_neurons",
     "attribute_queries_and_keys",
     "average",
     "average_frame",

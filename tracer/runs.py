@@ -44,7 +44,7 @@ class Runs:
         self.cuts = [cut.at(facts[0]) for cut in plan.cuts]
         for cut in self.cuts:
             cut.layers_in(model.n_layers)
-        self.others = [_other_id(fact) for fact in facts] if plan.metric == "logit_difference" else None
+        self.others = [other_id(fact) for fact in facts] if plan.metric == "logit_difference" else None
         self.length = plan.answer_length(facts[0])
         draws = corruption.drawn(model, facts, 2 * plan.samples if plan.published_draws else plan.samples, plan.seed)
         rows = [(*fact.token_ids, *fact.answer_ids[: self.length - 1]) for fact in facts]
@@ -165,7 +165,8 @@ def settings_of(model: LanguageModel, plan: Plan, corruption: Corruption, engine
     )
 
 
-def _other_id(fact: TokenizedFact) -> int:
+def other_id(fact: TokenizedFact) -> int:
+    """The first token of the fact's alternative answer; FactError without one."""
     if not fact.other_ids:
         said = repr(fact.fact.prompt) if fact.fact else "This prompt"
         raise FactError(f'{said} has no alternative answer to compare with: write Fact(..., other=" London").')

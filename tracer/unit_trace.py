@@ -157,7 +157,8 @@ def trace_neurons(
     Args:
         model: from `tracer.load`.
         fact: as in `tracer.trace`.
-        chosen: (layer, neuron), at least one.
+        chosen: (layer, neuron), at least one; the likeliest of all are in
+            `tracer.attribute_neurons(model, fact).top(20)`.
         roles: at which tokens; None: at all of them.
         **options: samples, seed, corruption, metric, direction and engine, as in `tracer.trace`.
 
@@ -166,7 +167,7 @@ def trace_neurons(
         FactError, SiteError, NumericsError: as `tracer.trace`; no neuron, or one that is not there.
     """
     if not chosen:
-        raise SiteError("No neurons to trace: give chosen=[(layer, neuron), ...].")
+        raise SiteError("No neurons to trace: give [(layer, neuron), ...], or attribute_neurons(model, fact).top(20).")
     return _trace(model, fact, neurons(model, chosen), list(chosen), Plan(roles=roles, **options))
 
 

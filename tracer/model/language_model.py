@@ -201,11 +201,11 @@ class LanguageModel:
             raise FactError(f"The text has {n_tokens} tokens; {self.name} takes {self.context_length}. Shorten it.")
 
     def check_whole(self, wanted: str) -> None:
-        """Raises AnatomyError where this process holds only slices of the attention's matrices; `wanted` uses them."""
+        """Raises AnatomyError where this process holds only slices of the matrices; `wanted` uses them whole."""
         if self.is_sharded:
             raise AnatomyError(
-                f"{wanted} look inside attention, and of its heads this process has but a part. Load the model without "
-                f"tensor_parallel; tracer.trace, trace_heads and attribute work with it."
+                f"{wanted} are inside sub-layers, of whose matrices this process has but a part. Load the model "
+                f"without tensor_parallel; tracer.trace, trace_heads, trace_neurons and attribute work with it."
             )
 
     def check_decoder_only(self, wanted: str) -> None:
