@@ -16,8 +16,9 @@ from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
+from warnings import warn
 
-from tracer.errors import FileFormatError, StudyError
+from tracer.errors import FileFormatError, StudyError, TracerWarning
 from tracer.fact import Fact
 from tracer.facts.digest import facts_digest
 from tracer.plan import Plan
@@ -78,6 +79,20 @@ class Manifest:
     def mark(self, number: int, status: Status, reason: str = "") -> None:
         """Says what became of a fact."""
         self.facts[number] = dataclasses.replace(self.facts[number], status=status, reason=reason)
+
+    def note_software(self, now: dict[str, str]) -> None:
+        """Adds this software if the study knows it not yet, and warns that rounding may differ."""
+        if now in self.versions:
+            return
+        before = self.versions[-1]
+        changed = [f"{name} {before.get(name)} -> {now[name]}" for name in now if before.get(name) != now[name]]
+        warn(
+            f"This study was begun with other software ({', '.join(changed)}); the last digits of its later traces may "
+            f"differ. The manifest lists both.",
+            TracerWarning,
+            stacklevel=2,
+        )
+        self.versions.append(now)
 
     def check_same(self, now: Manifest, folder: Path) -> None:
         """Raises StudyError where `now` would give other numbers than those in `folder`."""

@@ -14,12 +14,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from warnings import warn
 
 import torch
 
 from tracer.corrupt import measured_corruption
-from tracer.errors import FactError, FileFormatError, StudyError, TracerWarning
+from tracer.errors import FactError, FileFormatError, StudyError
 from tracer.fact import Fact, TokenizedFact
 from tracer.model import LanguageModel
 from tracer.model.ranks import folder_here
@@ -165,7 +164,7 @@ class _Run:
                 f"{self.folder} already holds {len(beyond)} facts more than this run would trace. Ask for at least "
                 f"as many facts as before, or give this study a folder of its own (--out)."
             )
-        _note_software(self.manifest)
+        self.manifest.note_software(software())
         self.manifest.stop = self.stop
         self.manifest.save(self.folder)
 
@@ -205,7 +204,7 @@ class _Run:
         missing = [batch for batch in batches if not all(map(self._is_there, batch))]
         self.steps.update(len(facts) - sum(map(len, missing)))
         if missing:
-            _note_software(self.manifest)
+            self.manifest.note_software(software())
             self.manifest.save(self.folder)
         for at, found in self.team.traced([[facts[number] for number in batch] for batch in missing]):
             for number, result in zip(missing[at], found, strict=True):
@@ -243,19 +242,3 @@ def _narrow(study: Study, until_ci: float) -> bool:
         return False
     peaks = [study.average.peak(kind)[2] for kind in study.average.effects]
     return all(1.96 * estimate.standard_error < until_ci for estimate in peaks)
-
-
-def _note_software(manifest: Manifest) -> None:
-    """Adds this software to the manifest if it is another one, and warns that rounding may differ."""
-    now = software()
-    if now in manifest.versions:
-        return
-    changed = [f"{name} {manifest.versions[-1].get(name)} -> {now[name]}" for name in now
-               if manifest.versions[-1].get(name) != now[name]]  # fmt: skip
-    warn(
-        f"This study was begun with other software ({', '.join(changed)}); the last digits of its later traces may "
-        f"differ. The manifest lists both.",
-        TracerWarning,
-        stacklevel=3,
-    )
-    manifest.versions.append(now)
