@@ -11,9 +11,10 @@ import typer
 from editing.editors import EDITORS, check_name, editor_named
 from editing.errors import EvaluationError
 from editing.evaluation.benchmarks import PROTOCOLS, read_benchmark
+from editing.evaluation.choices import read_choices
 from editing.evaluation.examination import Questions
 from editing.evaluation.fluency import read_snippets
-from editing.evaluation.run import Evaluation
+from editing.evaluation.records import Evaluation
 from editing.evaluation.run import evaluate as run_evaluation
 from editing.evaluation.sequential import CHECKPOINTS, SequentialPlan
 from editing.evaluation.summary import edit_seconds
@@ -23,7 +24,7 @@ from tracer.console import AsJson, Device, Dtype, Model, Out, Quiet, opened, rep
 
 
 def evaluate(
-    data: Annotated[Path, typer.Option(help="A CounterFact (also flat) or zsRE file, also gzipped.")],
+    data: Annotated[Path, typer.Option(help="A CounterFact (also flat), zsRE or KnowEdit file, also gzipped.")],
     editor: Annotated[str, typer.Option(help=f"{', '.join(EDITORS)}.")] = "r-rome",
     n: Annotated[int | None, typer.Option(min=1, help="Records; default: all.")] = None,
     evenly: Annotated[
@@ -47,6 +48,14 @@ def evaluate(
         bool, typer.Option("--stop", help="Stop a sequence there, back at the last good checkpoint.")
     ] = False,
     free: Annotated[bool, typer.Option("--free/--no-free", help="Also greedy answers (gen_exact).")] = True,
+    text: Annotated[bool, typer.Option("--text", help="Also perplexity of a fixed text, against before.")] = False,
+    known_hops: Annotated[
+        bool,
+        typer.Option("--known-hops", help="One-hop questions whose second hop the model knows, also by themselves."),
+    ] = False,
+    choices: Annotated[Path | None, typer.Option(help="PIQA file: another task, as a side effect.")] = None,
+    choices_a_case: Annotated[int, typer.Option(min=1, help="Of its questions, asked with each case.")] = 5,
+    groups: Annotated[str | None, typer.Option(help="Kinds of prompts asked, comma-separated; default: all.")] = None,
     writing: Annotated[bool, typer.Option("--writing", help="Also sampled texts: fluency, consistency. Slow.")] = False,
     snippets: Annotated[Path | None, typer.Option(help="Attribute snippets, for consistency.")] = None,
     seed: Annotated[int, typer.Option(help="Of edits and sampled texts.")] = 0,
@@ -62,6 +71,8 @@ def evaluate(
         check_name(editor)
         chosen = _settings(settings or [])
         cases = read_benchmark(data, n=n, evenly=evenly, protocol=benchmark)
+        cases = cases.only(groups.split(",")) if groups else cases
+        cases = cases.asking(read_choices(choices), choices_a_case) if choices else cases
         where = run_folder(out, f"evaluate {protocol} {editor} {cases.name} {Path(model).name}")
         opened_model = opened(model, device, dtype)
         found = run_evaluation(
@@ -75,7 +86,12 @@ def evaluate(
                 checkpoints=whole_numbers(checkpoints, "--checkpoints"), step=step, factor=factor, stop=stop
             ),
             questions=Questions(
-                free=free, writing=writing, snippets=read_snippets(snippets) if snippets else None, seed=seed
+                free=free,
+                text=text,
+                known_hops=known_hops,
+                writing=writing,
+                snippets=read_snippets(snippets) if snippets else None,
+                seed=seed,
             ),
             seed=seed,
             progress=show_progress(quiet),

@@ -36,8 +36,9 @@ def manifest(
     protocol: dict[str, Any],
     *,
     conflicts: Sequence[str] = (),
+    known_hops: Sequence[int] = (),
 ) -> dict[str, Any]:
-    """An evaluation as JSON values."""
+    """An evaluation as JSON values; of `known_hops`, how many questions passed and how many there are."""
     model, questions = examination.model, examination.questions
     about = {
         "kind": "evaluation",
@@ -55,15 +56,19 @@ def manifest(
             "target": benchmark.target,
             "template": "raw",
             "file_sha256": benchmark.sha256,
+            "slice": benchmark.slice,
             "cases": len(cases),
             "cases_sha256": digest([dataclasses.asdict(case) for case in cases]),
             "left_out": dict(benchmark.left_out),
             "conflicts": list(conflicts),
+            "known_hops": list(known_hops),
         },
         "protocol": protocol,
         "questions": {
             "free": questions.free,
             "kl": questions.kl,
+            "text": questions.text,
+            "known_hops": questions.known_hops,
             "writing": questions.writing,
             "snippets": digest(sorted(questions.snippets.items())) if questions.snippets else None,
             "seed": questions.seed,

@@ -15,7 +15,7 @@ import pandas as pd
 
 from editing.errors import EvaluationError
 from editing.evaluation.case import CaseScores
-from editing.evaluation.metrics import IN_NATS
+from editing.evaluation.metrics import GENERAL_TEXT, UNSCALED
 from editing.evaluation.sequential import Checkpoint
 from tracer.effect import Estimate
 from tracer.effect.resample import percentile_interval, resampled_means
@@ -51,9 +51,13 @@ def summary(cases: Sequence[CaseScores], *, editable_only: bool = False) -> pd.D
 
 
 def batch_summary(batches: Mapping[int, Sequence[CaseScores]], *, editable_only: bool = False) -> pd.DataFrame:
-    """`summary` of every batch size, in a column `size` in front."""
+    """`summary` of every batch size, in a column `size` in front.
+
+    What is read of the model and not of a case is one number a batch, so its n is 1.
+    """
+    once = {"half_width": np.nan, "n": 1}
     rows = [
-        {"size": size, **row}
+        {"size": size, **row, **(once if row["score"] in GENERAL_TEXT else {})}
         for size, cases in sorted(batches.items())
         for row in summary(cases, editable_only=editable_only).to_dict("records")
     ]
@@ -141,8 +145,8 @@ def harmonic_mean(values: Sequence[float]) -> float:
 
 
 def scale(score: str) -> float:
-    """Shares and word entropies are shown times 100, nats as they are."""
-    return 1.0 if score.endswith(IN_NATS) else 100.0
+    """Shares and word entropies are shown times 100, nats and ratios as they are."""
+    return 1.0 if score.endswith(UNSCALED) else 100.0
 
 
 def _estimates(metrics: Sequence[Mapping[str, float]]) -> dict[str, Estimate]:
