@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from planted import RECORD, Dictated, Planted, Refuses
+from planted import RECORD, Planted, Refuses
 
 import tracer
 from editing import EditRequest
@@ -133,15 +133,18 @@ def test_a_recalled_relation_becomes_the_second_hop(relation: str, new: str, hop
     assert recalled(relation, new) == hop
 
 
-def test_the_filter_keeps_exactly_the_questions_whose_hop_the_model_answers(toy_model, tmp_path: Path) -> None:
-    known = EditRequest("French, spoken in", "French", "Paris")
+def test_the_filter_keeps_exactly_the_questions_whose_hop_the_model_answers(tmp_path: Path) -> None:
+    class Knows(Base):
+        def __init__(self) -> None:
+            pass
+
+        def texts(self, prompts):
+            return {prompt: " paris and Lyon." if prompt == "French, spoken in" else " nobody." for prompt in prompts}
+
     unknown = {**HOP, "Recalled Relation": "(French, written by, Voltaire)"}
     records = [{**RECORD, "portability": HOP}, {**RECORD, "case_id": 4, "portability": unknown}]
     cases = cases_of(tmp_path, *records)
-    stub = Dictated().apply(toy_model, [known])
-    toy_model.edits.remove(stub)  # the model itself, as far as the evaluation can tell
-    found, passed, asked = with_known_hops(Base(toy_model), cases)
-    stub.handles[0].remove()
+    found, passed, asked = with_known_hops(Knows(), cases)
     assert (passed, asked) == (1, 2)
     assert [len(groups_of(case)["one_hop_known"].asks) for case in found] == [1, 0]
     assert [groups_of(case)["one_hop"] for case in found] == [groups_of(case)["one_hop"] for case in cases]
@@ -188,13 +191,14 @@ def test_an_editor_that_changes_nothing_leaves_every_side_effect_and_the_text(to
 
 
 def test_an_editor_that_always_answers_the_new_object_gives_it_up_everywhere(toy_model: tracer.LanguageModel) -> None:
-    new = EditRequest("The capital of France is", "France", "French")
+    new = EditRequest("The country of Rome is", "Rome", "Germany")  # one token, as are Italy and Japan
     case = Case("1", new, (
-        Group("subject_replace", (Ask("The capital of Gaul is", "French"),)),
-        Group("one_hop", (Ask("People of the capital of France eat", "Paris"),)),
-        Group("distracting_neighborhood", (Ask("The capital of Spain is", "Paris", "French"),), stays=True),
+        Group("subject_replace", (Ask("The country of the Eternal City is", "Germany"),)),
+        Group("one_hop", (Ask("The country north of that of Rome is", "Italy"),)),
+        Group("distracting_neighborhood", (Ask("Rome is in Germany. Tokyo is in", "Japan", "Germany"),), stays=True),
     ))  # fmt: skip
-    (found,) = scored(toy_model, Planted({"French": 1e3}), with_choices([case], [Ask("Say", "Paris", "French")], 1))
+    cases = with_choices([case], [Ask("The country of", "Japan", "Germany")], 1)
+    (found,) = scored(toy_model, Planted({"Germany": 1e3}), cases)
     assert found.after["subject_replace_token_acc"] == 1 and found.after["one_hop_token_acc"] == 0
     assert found.after["distracting_NS"] == found.after["distracting_neighborhood_agreement"] == 0
     assert found.after["other_task_accuracy"] == 0

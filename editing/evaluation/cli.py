@@ -51,7 +51,7 @@ def evaluate(
     text: Annotated[bool, typer.Option("--text", help="Also perplexity of a fixed text, against before.")] = False,
     known_hops: Annotated[
         bool,
-        typer.Option("--known-hops", help="One-hop questions whose second hop the model knows, also by themselves."),
+        typer.Option("--known-hops", help="Also by themselves: one-hop questions whose second hop the model knows."),
     ] = False,
     choices: Annotated[Path | None, typer.Option(help="PIQA file: another task, as a side effect.")] = None,
     choices_a_case: Annotated[int, typer.Option(min=1, help="Of its questions, asked with each case.")] = 5,
