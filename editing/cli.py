@@ -10,7 +10,7 @@ import typer
 
 from editing.edit import Edit, load_edit
 from editing.errors import RequestError
-from editing.evaluation.cli import evaluate
+from editing.evaluation.cli import evaluate, explain_metric
 from editing.layer_check.cli import check_layers
 from editing.locate_then_edit.rome import ROME
 from editing.merged import merge, unmerge
@@ -46,6 +46,7 @@ app = typer.Typer(
 )
 app.command("check-layers")(check_layers)
 app.command()(evaluate)
+app.command("explain-metric")(explain_metric)
 app.command()(train)
 New = Annotated[str, typer.Option(help="The new continuation.")]
 Layer = Annotated[int | None, typer.Option(help="The MLP to write to; default: located by tracing.")]

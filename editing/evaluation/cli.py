@@ -12,6 +12,7 @@ from editing.editors import EDITORS, check_name, editor_named
 from editing.errors import EvaluationError
 from editing.evaluation.benchmarks import PROTOCOLS, read_benchmark
 from editing.evaluation.choices import read_choices
+from editing.evaluation.definitions import DEFINITIONS, definition
 from editing.evaluation.examination import Questions
 from editing.evaluation.fluency import read_snippets
 from editing.evaluation.records import Evaluation
@@ -100,6 +101,19 @@ def evaluate(
         record = {"folder": str(where), "scores": found.table.to_dict("records"), "files": paths}
         record["not_editable"] = found.not_editable
         result(record, _told(found, paths), as_json=as_json)
+
+
+def explain_metric(
+    name: Annotated[str | None, typer.Argument(help="A metric as tables name it; none: all names.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say what a metric means: formula, prompts, unit and source."""
+    with reported():
+        if name is None:
+            result({"metrics": list(DEFINITIONS)}, "\n".join(DEFINITIONS), as_json=as_json)
+        else:
+            found = definition(name)
+            result(vars(found), str(found), as_json=as_json)
 
 
 def _told(found: Evaluation, paths: list[str]) -> str:
