@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from editing.editors import EDITORS, check_name, editor_named
-from editing.errors import EvaluationError
 from editing.evaluation.benchmarks import PROTOCOLS, read_benchmark
 from editing.evaluation.choices import read_choices
 from editing.evaluation.definitions import DEFINITIONS, definition
@@ -20,7 +18,7 @@ from editing.evaluation.run import evaluate as run_evaluation
 from editing.evaluation.sequential import CHECKPOINTS, SequentialPlan
 from editing.evaluation.summary import edit_seconds
 from editing.evaluation.tables import readable
-from editing.options import whole_numbers
+from editing.options import named_values, whole_numbers
 from tracer.console import AsJson, Device, Dtype, Model, Out, Quiet, opened, reported, result, run_folder, show_progress
 
 
@@ -70,7 +68,7 @@ def evaluate(
     """Score an editor on a benchmark; stopped or killed, the same command goes on where it was."""
     with reported():
         check_name(editor)
-        chosen = _settings(settings or [])
+        chosen = named_values(settings or [])
         cases = read_benchmark(data, n=n, evenly=evenly, protocol=benchmark)
         cases = cases.only(groups.split(",")) if groups else cases
         cases = cases.asking(read_choices(choices), choices_a_case) if choices else cases
@@ -129,21 +127,3 @@ def _told(found: Evaluation, paths: list[str]) -> str:
     if n:
         lines.append(f"{median:.2f} s an edit ({low:.2f} to {high:.2f}, n={n})")
     return "\n".join([*lines, *paths])
-
-
-def _settings(given: list[str]) -> dict[str, Any]:
-    """NAME=VALUE pairs; a value is JSON where it can be read so, else text."""
-    found: dict[str, Any] = {}
-    for one in given:
-        name, equals, value = one.partition("=")
-        if not equals or not name:
-            raise EvaluationError(f"--set {one!r} says no value. Write --set {one or 'clamp'}=2.")
-        try:
-            found[name] = _frozen(json.loads(value))
-        except ValueError:
-            found[name] = value
-    return found
-
-
-def _frozen(value: Any) -> Any:
-    return tuple(map(_frozen, value)) if isinstance(value, list) else value

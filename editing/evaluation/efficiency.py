@@ -20,7 +20,7 @@ import numpy as np
 from editing.edit import Edit
 from editing.editors import Editor
 from editing.errors import EvaluationError
-from editing.evaluation.making import FAILURES, now
+from editing.evaluation.making import FAILURES, now, spared
 from editing.evaluation.peak import PeakMemory
 from editing.request import EditRequest
 from editing.scoring.generation import complete
@@ -89,7 +89,7 @@ def measure_efficiency(
             except FAILURES as error:
                 last = error
                 continue
-            seconds.append(now(model) - begun)
+            seconds.append(now(model) - begun + spared(edit))
         peaks.append(peak.bytes)
         edit.undo()
         kept = edit

@@ -25,7 +25,7 @@ from editing.evaluation.fluency import WORDS
 from tracer.storage import to_json, write_json
 from tracer.studies.manifest import software
 
-NAME = "manifest.json"
+MANIFEST = "manifest.json"
 
 
 def manifest(
@@ -95,22 +95,34 @@ def continued_manifest(folder: Path, now: dict[str, Any]) -> dict[str, Any]:
     Raises:
         EvaluationError: the folder holds something else.
     """
-    path = folder / NAME
-    if path.is_file():
-        try:
-            there = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise EvaluationError(f"{path} is damaged ({error}). Give this evaluation a folder of its own.") from error
-        different = [key for key in now if key != "versions" and there.get(key) != now[key]]
-        if different:
-            said = "; ".join(f"{key}: {_short(there.get(key), now[key])}" for key in different)
-            raise EvaluationError(
-                f"{folder} holds another evaluation ({said}). Go on with what it was made with, or write another --out."
-            )
+    path = folder / MANIFEST
+    there = read_same(path, now, but=("versions",))
+    if there is not None:
         versions = there["versions"]
         now = {**now, "versions": versions if now["versions"][0] in versions else versions + now["versions"]}
     write_json(path, now)
     return now
+
+
+def read_same(path: Path, now: dict[str, Any], *, but: Sequence[str] = ()) -> dict[str, Any] | None:
+    """What a file of an earlier run says, None where there is none; apart from `but` it must say what holds now.
+
+    Raises:
+        EvaluationError: it says something else, or is damaged.
+    """
+    if not path.is_file():
+        return None
+    try:
+        there = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise EvaluationError(f"{path} is damaged ({error}). Give this evaluation a folder of its own.") from error
+    different = [key for key in now if key not in but and there.get(key) != now[key]]
+    if different:
+        said = "; ".join(f"{key}: {_short(there.get(key), now[key])}" for key in different)
+        raise EvaluationError(
+            f"{path.parent} holds another evaluation ({said}). Go on with what made it, or write another --out."
+        )
+    return there
 
 
 def digest(value: Any) -> str:

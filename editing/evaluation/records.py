@@ -22,7 +22,7 @@ from editing.errors import EvaluationError
 from editing.evaluation.alarms import GeneralText
 from editing.evaluation.case import CaseScores
 from editing.evaluation.lines import Lines
-from editing.evaluation.manifest import NAME
+from editing.evaluation.manifest import MANIFEST
 from editing.evaluation.sequential import Checkpoint
 from editing.evaluation.summary import batch_summary, sequential_summary, summary
 from editing.evaluation.tables import as_latex, as_markdown, readable
@@ -68,14 +68,11 @@ class Evaluation:
         cases = self.cases or (self.checkpoints[-1].scores if self.checkpoints else self.batches[max(self.batches)])
         return sum(not case.editable for case in cases)
 
-    def save(self) -> list[Path]:
-        """Writes table.csv, table.md, table.tex and scores.png; returns their paths.
+    def save(self, *, figure: bool = True) -> list[Path]:
+        """Writes table.csv, table.md, table.tex and, unless told not to, scores.png; returns their paths.
 
         Where some cases could not be edited a second table, of the others alone, follows the first.
         """
-        from editing.evaluation.plot import plot_curves, plot_single
-        from tracer.plot import save_figure
-
         table, shown = self.table, [readable(self.table)]
         if self.not_editable and not self.checkpoints:
             shown.append(readable(self._table(editable_only=True)))
@@ -90,9 +87,15 @@ class Evaluation:
         for path, text in zip(paths, texts, strict=True):
             with atomic_path(path) as temporary:
                 temporary.write_text(text, encoding="utf-8")
+        return [*paths, self._figure()] if figure else paths
+
+    def _figure(self) -> Path:
+        from editing.evaluation.plot import plot_curves, plot_single
+        from tracer.plot import save_figure
+
         title = f"{self.about['editor']['name']} on {self.about['data']['benchmark']}"
-        figure = plot_single(table, title=title) if self.cases else plot_curves(table, title=title)
-        return [*paths, save_figure(figure, self.folder / "scores.png")]
+        draw = plot_single if self.cases else plot_curves
+        return save_figure(draw(self.table, title=title), self.folder / "scores.png")
 
 
 def read_evaluation(folder: str | Path) -> Evaluation:
@@ -103,9 +106,9 @@ def read_evaluation(folder: str | Path) -> Evaluation:
         FileFormatError: a file is damaged or of another version.
     """
     folder = Path(folder)
-    path = folder / NAME
+    path = folder / MANIFEST
     if not path.is_file():
-        raise EvaluationError(f"{folder} holds no evaluation: there is no {NAME}.")
+        raise EvaluationError(f"{folder} holds no evaluation: there is no {MANIFEST}.")
     with of_this_version(path, "an evaluation"):
         about = json.loads(path.read_text(encoding="utf-8"))
         name = about["protocol"]["name"]

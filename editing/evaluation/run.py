@@ -18,7 +18,7 @@ from editing.evaluation.lines import Lines
 from editing.evaluation.manifest import continued_manifest, manifest
 from editing.evaluation.records import Evaluation, read_batches, read_cases, read_checkpoints
 from editing.evaluation.sequential import Checkpoint, SequentialPlan, sequential_edits
-from editing.evaluation.single import single_edits
+from editing.evaluation.single import begin_of_chunk, single_edits
 from tracer.model import LanguageModel
 
 Protocol = Literal["single", "batch", "sequential"]
@@ -85,11 +85,13 @@ def _single(
     examination: Examination, editor: Editor, cases: Sequence[Case], folder: Path, seed: int, progress: bool | None
 ) -> Iterator[CaseScores]:
     lines, known = Lines(folder / "cases.jsonl"), read_cases(folder)
-    yield from (known[case.id] for case in cases if case.id in known)
-    missing = [case for case in cases if case.id not in known]
-    for scores in single_edits(examination, editor, missing, seed=seed, progress=progress):
-        lines.append([vars(scores)])
-        yield scores
+    done = next((at for at, case in enumerate(cases) if case.id not in known), len(cases))
+    again = begin_of_chunk(done)  # cases computed together are so again: then bits agree
+    yield from (known[case.id] for case in cases[:done])
+    for scores in single_edits(examination, editor, cases[again:], seed=seed, progress=progress):
+        if scores.case_id not in known:
+            lines.append([vars(scores)])
+            yield scores
 
 
 def _batches(

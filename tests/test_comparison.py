@@ -1,0 +1,215 @@
+"""Several editors into one folder: what is there, what planted editors score, and that a killed run ends the same."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from planted import RECORD, Dictated, Planted, RankOne
+
+from editing.comparison import ComparisonPlan, Entrant, compare, entrants, read_comparison, read_settings
+from editing.editors import EDITORS
+from editing.errors import EvaluationError, RequestError
+from editing.evaluation import Questions, SequentialPlan, read_benchmark
+from editing.evaluation.benchmarks import Benchmark
+
+SUBJECTS = ("Angela Merkel", "Max Planck", "Karl Marx", "Otto Hahn")
+QUICK = ComparisonPlan(questions=Questions(free=False), costs=False)
+TIMES = re.compile(r'"(seconds|\w+_seconds)": [^,}]+')
+
+
+def records(n: int = 4) -> list[dict]:
+    found = []
+    for number, subject in enumerate(SUBJECTS[:n]):
+        rewrite = {**RECORD["requested_rewrite"], "subject": subject}
+        found.append(
+            {**RECORD, "case_id": number, "requested_rewrite": rewrite, "paraphrase_prompts": [f"{subject} speaks"]}
+        )
+    return found
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> dict[str, Benchmark]:
+    path = tmp_path / "counterfact.json"
+    path.write_text(json.dumps(records()), encoding="utf-8")
+    return {"counterfact": read_benchmark(path)}
+
+
+@pytest.fixture
+def planted(monkeypatch: pytest.MonkeyPatch) -> dict[str, list]:
+    """Planted editors among those by name, and what they were made for."""
+    made: dict[str, list] = {}
+
+    def named(name: str, kind):
+        def make(model, layer, **settings):
+            made.setdefault(name, []).append(kind(**settings))
+            return made[name][-1]
+
+        monkeypatch.setitem(EDITORS, name, make)
+
+    named("says-new", Dictated)
+    named("changes-nothing", Planted)
+    named("forgets", lambda: Dictated(memory=1))
+    named("rank-one", RankOne)
+    return made
+
+
+def asked(*names: str) -> list[Entrant]:
+    return entrants(names)
+
+
+def test_an_editor_is_evaluated_by_every_protocol_and_made_once(toy_model, data, planted, tmp_path: Path) -> None:
+    plan = ComparisonPlan(
+        protocols=("single", "batch", "sequential"), sizes=(1, 2), questions=Questions(free=False), costs=False
+    )
+    found = compare(toy_model, asked("changes-nothing", "rank-one"), data, tmp_path / "run", plan=plan, progress=False)
+    assert [key[1:] for key in found.evaluations] == [
+        (protocol, editor) for protocol in ("batch", "sequential", "single") for editor in planted
+    ]
+    assert found.editors == ["changes-nothing", "rank-one"]
+    assert {name: len(editors) for name, editors in planted.items()} == {"changes-nothing": 1, "rank-one": 1}
+    again = compare(toy_model, asked("changes-nothing", "rank-one"), data, tmp_path / "run", plan=plan, progress=False)
+    assert {name: len(editors) for name, editors in planted.items()} == {"changes-nothing": 1, "rank-one": 1}
+    assert again.evaluations.keys() == found.evaluations.keys()
+
+
+def test_planted_editors_get_exactly_the_planted_scores(toy_model, data, planted, tmp_path: Path) -> None:
+    names = ("says-new", "changes-nothing", "forgets")
+    plan = ComparisonPlan(
+        protocols=("single", "sequential"),
+        sequence=SequentialPlan(factor=1e9),
+        questions=Questions(free=False),
+        costs=False,
+    )
+    found = compare(toy_model, asked(*names), data, tmp_path / "run", plan=plan, progress=False)
+    for name in ("says-new", "changes-nothing"):
+        for case in found.evaluations["counterfact", "single", name].cases:
+            assert case.after["reliability_tf_exact"] == float(name == "says-new")
+            assert case.after["locality_agreement"] == 1
+    retained = {name: found.evaluations["counterfact", "sequential", name].checkpoints[-1] for name in names}
+    kept = {name: point.retention("reliability_tf_exact") for name, point in retained.items()}
+    assert kept == {"says-new": 1, "changes-nothing": 0, "forgets": 1 / 4}
+    assert retained["forgets"].last("reliability_tf_exact") == 1
+
+
+def test_the_unedited_model_is_asked_once_for_all_editors(toy_model, data, planted, tmp_path: Path) -> None:
+    plan = ComparisonPlan(questions=Questions(free=False, kl=False), costs=False)
+    base = tmp_path / "run" / "base" / "base_scores.jsonl"
+    compare(toy_model, asked("rank-one"), data, tmp_path / "run", plan=plan, progress=False)
+    before = base.read_bytes()
+    compare(toy_model, asked("rank-one", "says-new"), data, tmp_path / "run", plan=plan, progress=False)
+    assert base.read_bytes() == before and len(before.splitlines()) == 4 * 2 + 4 * 2 + 2
+
+
+def contents(folder: Path) -> dict[str, str]:
+    """Every file that holds numbers, without times."""
+    paths = [path for path in sorted(folder.rglob("*")) if path.suffix in (".json", ".jsonl", ".csv")]
+    return {str(path.relative_to(folder)): TIMES.sub("", path.read_text("utf-8")) for path in paths}
+
+
+def test_a_run_that_is_ended_anywhere_goes_on_and_ends_with_the_same_bytes(
+    toy_model, data, planted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = ComparisonPlan(
+        protocols=("single", "batch", "sequential"), sizes=(1, 3), questions=Questions(free=False), costs=False
+    )
+
+    def run(name: str) -> None:
+        compare(toy_model, asked("rank-one", "changes-nothing"), data, tmp_path / name, plan=plan, progress=False)
+
+    run("whole")
+    for lines in (2, 4, 8, 13):  # among single edits, batches and steps of a sequence
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            stopped_after(lines, patch)
+            run(f"ended {lines}")
+        assert toy_model.edits == []
+        run(f"ended {lines}")
+        assert contents(tmp_path / f"ended {lines}") == contents(tmp_path / "whole")
+
+
+def stopped_after(lines: int, patch: pytest.MonkeyPatch) -> None:
+    """Ends the run when it writes its n-th group of records, a part of which is on disk already."""
+    from editing.evaluation.lines import Lines
+
+    written, append = [], Lines.append
+
+    def stop(self, rows) -> None:
+        written.append(1)
+        if len(written) == lines:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("ab") as file:
+                file.write(b'{"half": ')
+            raise KeyboardInterrupt
+        append(self, rows)
+
+    patch.setattr(Lines, "append", stop)
+
+
+def test_an_editor_that_cannot_be_made_is_left_out_with_its_reason(toy_model, data, planted, tmp_path: Path) -> None:
+    found = compare(toy_model, asked("rome", "rank-one"), data, tmp_path / "run", plan=QUICK, progress=False)
+    assert found.editors == ["rank-one"]
+    (left_out,) = found.about["left_out"]
+    assert left_out["editor"] == "rome" and "Which layer" in left_out["reason"]
+    with_layer = entrants(["rome", "rank-one"], layer=1)
+    monkey = compare(toy_model, with_layer[1:], data, tmp_path / "run", plan=QUICK, progress=False)
+    assert [one["editor"] for one in monkey.about["left_out"]] == ["rome"]
+
+
+def test_a_folder_refuses_another_model_or_other_settings(toy_model, data, planted, tmp_path: Path) -> None:
+    compare(toy_model, asked("rank-one"), data, tmp_path / "run", plan=QUICK, progress=False)
+    other = entrants(["rank-one"], tables={"rank-one": {"scale": 0.2}})
+    with pytest.raises(EvaluationError, match=r"settings \{\} there, .*0.2.* now"):
+        compare(toy_model, other, data, tmp_path / "run", plan=QUICK, progress=False)
+    less = {"counterfact": data["counterfact"].only(["rewrite"])}
+    with pytest.raises(EvaluationError, match="cases_sha256"):
+        compare(toy_model, asked("rank-one"), less, tmp_path / "run", plan=QUICK, progress=False)
+    toy_model.torch.get_parameter(toy_model.anatomy.value_weight_name(0)).data.mul_(1.1)
+    with pytest.raises(EvaluationError, match="fingerprint"):
+        compare(toy_model, asked("rank-one"), data, tmp_path / "run", plan=QUICK, progress=False)
+
+
+def test_batches_larger_than_the_data_are_refused_before_anything_runs(toy_model, data, planted, tmp_path) -> None:
+    plan = ComparisonPlan(protocols=("batch",), sizes=(1, 100))
+    with pytest.raises(EvaluationError, match="4 cases without conflicts"):
+        compare(toy_model, asked("rank-one"), data, tmp_path / "run", plan=plan, progress=False)
+    assert planted == {} and not (tmp_path / "run").exists()
+
+
+def test_costs_are_measured_once_before_the_edits_are_scored(toy_model, data, planted, tmp_path: Path) -> None:
+    plan = ComparisonPlan(questions=Questions(free=False))
+    for _ in range(2):
+        found = compare(toy_model, asked("rank-one"), data, tmp_path / "run", plan=plan, progress=False)
+    assert len(planted["rank-one"]) == 1
+    cost = found.costs["rank-one"]
+    assert cost["edits"] == 3 and cost["edit_seconds"] > 0 and cost["persistent_bytes"] > 1000
+
+
+def test_settings_are_tables_of_editors_or_of_new_names(tmp_path: Path) -> None:
+    path = tmp_path / "settings.toml"
+    path.write_text('[memit]\nlayers = [0, 2]\n[gentle]\neditor = "rome"\nlayer = 1\nclamp = 0.5\n', encoding="utf-8")
+    tables = read_settings(path)
+    memit, gentle, rome, ike = entrants(["memit", "gentle", "rome", "ike"], layer=3, tables=tables)
+    assert (memit.layer, memit.settings) == (None, {"layers": (0, 2)})
+    assert (gentle.editor, gentle.layer, gentle.settings) == ("rome", 1, {"clamp": 0.5})
+    assert (rome.layer, ike.layer) == (3, None)
+    assert [one.label for one in entrants(["all"], tables=tables)] == [*EDITORS, "gentle"]
+
+
+@pytest.mark.parametrize(
+    ("names", "tables", "error", "said"),
+    [
+        (["memory"], {}, RequestError, "no editor 'memory'"),
+        (["rome", "rome"], {}, EvaluationError, "name each once"),
+        (["rome"], {"mine": {"clamp": 1}}, EvaluationError, "say no editor"),
+    ],
+)
+def test_entrants_that_cannot_be_are_refused(names, tables, error, said: str) -> None:
+    with pytest.raises(error, match=said):
+        entrants(names, tables=tables)
+
+
+def test_a_folder_without_a_comparison_says_how_to_make_one(tmp_path: Path) -> None:
+    with pytest.raises(EvaluationError, match="`editing compare` makes one"):
+        read_comparison(tmp_path)
