@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from editing.comparison.cli import compare, recommend
 from editing.edit import Edit, load_edit
 from editing.errors import RequestError
 from editing.evaluation.cli import evaluate, explain_metric
@@ -45,8 +46,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command("check-layers")(check_layers)
+app.command()(compare)
 app.command()(evaluate)
 app.command("explain-metric")(explain_metric)
+app.command()(recommend)
 app.command()(train)
 New = Annotated[str, typer.Option(help="The new continuation.")]
 Layer = Annotated[int | None, typer.Option(help="The MLP to write to; default: located by tracing.")]

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -208,6 +211,35 @@ def test_settings_are_tables_of_editors_or_of_new_names(tmp_path: Path) -> None:
 def test_entrants_that_cannot_be_are_refused(names, tables, error, said: str) -> None:
     with pytest.raises(error, match=said):
         entrants(names, tables=tables)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="kill -9")
+def test_the_command_ended_by_kill_9_goes_on_and_ends_with_the_same_bytes(model_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "counterfact.json").write_text(json.dumps(records()), encoding="utf-8")
+    (tmp_path / "settings.toml").write_text('[gentle]\neditor = "ft"\nsteps = 2\n', encoding="utf-8")
+    command = ["compare", "--data", tmp_path / "counterfact.json", "--editors", "memprompt,gentle,mend,rome"]
+    command += ["--settings", tmp_path / "settings.toml", "--protocols", "single,batch", "--batch", "2", "--no-free"]
+    command += ["--no-costs", "--quiet", "--model", model_folder]
+
+    def started(name: str) -> subprocess.Popen:
+        line = [sys.executable, "-m", "editing", *command, "--out", tmp_path / name]
+        return subprocess.Popen([str(word) for word in line], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    running = started("killed")
+    first = tmp_path / "killed" / "runs" / "counterfact" / "single" / "memprompt" / "cases.jsonl"
+    until = time.monotonic() + 120
+    while not first.is_file() and time.monotonic() < until and running.poll() is None:
+        time.sleep(0.005)
+    running.kill()
+    running.communicate()
+    assert not (tmp_path / "killed" / "table.csv").exists()
+    for name in ("killed", "whole"):
+        again = started(name)
+        told, complaints = again.communicate(timeout=240)
+        assert again.returncode == 0, complaints
+        assert "mend" in told and "Which layer" in told  # both left out, with their reasons
+    assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
+    assert (tmp_path / "whole" / "report.html").stat().st_size > 50_000
 
 
 def test_a_folder_without_a_comparison_says_how_to_make_one(tmp_path: Path) -> None:

@@ -3,5 +3,24 @@
 from editing.comparison.compare import ComparisonPlan, compare
 from editing.comparison.entrant import Entrant, entrants, read_settings
 from editing.comparison.folder import Comparison, read_comparison
+from editing.comparison.properties import PROPERTIES, Property
+from editing.comparison.recommend import Ranked, Recommendation, recommend
+from editing.comparison.saved import save_comparison
+from editing.comparison.tables import scores_frame
 
-__all__ = ["Comparison", "ComparisonPlan", "Entrant", "compare", "entrants", "read_comparison", "read_settings"]
+__all__ = [
+    "PROPERTIES",
+    "Comparison",
+    "ComparisonPlan",
+    "Entrant",
+    "Property",
+    "Ranked",
+    "Recommendation",
+    "compare",
+    "entrants",
+    "read_comparison",
+    "read_settings",
+    "recommend",
+    "save_comparison",
+    "scores_frame",
+]

@@ -171,22 +171,28 @@ def _case(
     return Case(label, request, groups, samples, topic)
 
 
-def _protocol(path: str | Path, records: Sequence[Record], chosen: str | None) -> str:
-    """The protocol asked for if the file's fields fit it, else the one that they tell."""
-    fields = set(records[0]) if records and isinstance(records[0], Mapping) else set()
-    whole = "requested_rewrite" in fields and isinstance(records[0]["requested_rewrite"], Mapping)  # MQuAKE: a list
+def fitting_protocols(records: Sequence[Record]) -> list[str]:
+    """The protocols that records with these fields can be read by, the file's own first."""
+    first = records[0] if records and isinstance(records[0], Mapping) else {}
+    fields = set(first)
+    whole = isinstance(first.get("requested_rewrite"), Mapping)  # MQuAKE has a list there
     follows = fields & FOLLOWING  # answers to these build on the false answer
-    fitting = [
+    return [
         *(["counterfact"] if whole else []),
         *(["counterfact-flat"] if {"locality_prompt", "target_new"} <= fields else []),
         *(["zsre"] if {"src", "answers", "loc"} <= fields and not follows else []),
         *(["zsre-survey"] if {"src", "alt"} <= fields and ("loc" in fields or follows) else []),
         *(["knowedit"] if {"target_new", "portability", "locality"} <= fields else []),
     ]
-    if not fitting or chosen not in (None, *fitting):
-        known = ", ".join(PROTOCOLS)
-        asked = f"does not fit {chosen!r}" if chosen else "is of no known format"
-        raise EvaluationError(
-            f"{path} {asked}: its records have {', '.join(sorted(fields)) or 'no fields'}. Known protocols: {known}."
-        )
-    return chosen or fitting[0]
+
+
+def _protocol(path: str | Path, records: Sequence[Record], chosen: str | None) -> str:
+    """The protocol asked for if the file's fields fit it, else the one that they tell."""
+    fitting = fitting_protocols(records)
+    if fitting and chosen in (None, *fitting):
+        return chosen or fitting[0]
+    fields = sorted(records[0]) if records and isinstance(records[0], Mapping) else []
+    asked = f"does not fit {chosen!r}" if chosen else "is of no known format"
+    raise EvaluationError(
+        f"{path} {asked}: its records have {', '.join(fields) or 'no fields'}. Known protocols: {', '.join(PROTOCOLS)}."
+    )

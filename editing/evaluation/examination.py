@@ -20,6 +20,8 @@ from editing.scoring.generation import answers, seeded_samples
 from editing.scoring.scores import Pair, target_scores
 from tracer.model import LanguageModel
 
+MOST_RATIO = 1e12  # of perplexities; JSON has no infinity, and a lost model must not look like one not asked
+
 
 @dataclass(frozen=True, kw_only=True)
 class Questions:
@@ -97,7 +99,7 @@ class Examination:
         if self._alarm is None:
             return {}
         found = self._alarm.read(warn=False)
-        return dict(zip(GENERAL_TEXT, (found.ratio, found.kl), strict=True))
+        return dict(zip(GENERAL_TEXT, (min(found.ratio, MOST_RATIO), found.kl), strict=True))
 
     def _writing(self, case: Case) -> dict[str, float]:
         """Fluency and consistency of one case."""

@@ -51,9 +51,10 @@ class Evaluation:
     @property
     def table(self) -> pd.DataFrame:
         """The summary of its protocol."""
-        return self._table(editable_only=False)
+        return self.summarised(editable_only=False)
 
-    def _table(self, *, editable_only: bool) -> pd.DataFrame:
+    def summarised(self, *, editable_only: bool) -> pd.DataFrame:
+        """The same, with or without cases that could not be edited; of a sequence always with them."""
         if self.batches:
             return batch_summary(self.batches, editable_only=editable_only)
         return (
@@ -75,7 +76,7 @@ class Evaluation:
         """
         table, shown = self.table, [readable(self.table)]
         if self.not_editable and not self.checkpoints:
-            shown.append(readable(self._table(editable_only=True)))
+            shown.append(readable(self.summarised(editable_only=True)))
         paths = [self.folder / f"table.{kind}" for kind in ("csv", "md", "tex")]
         data = self.about["data"]
         numbers = table.assign(data_sha256=data["file_sha256"], slice=data["slice"]).to_csv(index=False)
