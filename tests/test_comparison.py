@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 from planted import RECORD, Dictated, Planted, RankOne
+from typer.testing import CliRunner
 
+from editing.cli import app
 from editing.comparison import ComparisonPlan, Entrant, compare, entrants, read_comparison, read_settings
 from editing.editors import EDITORS
 from editing.errors import EvaluationError, RequestError
@@ -217,29 +219,23 @@ def test_entrants_that_cannot_be_are_refused(names, tables, error, said: str) ->
 def test_the_command_ended_by_kill_9_goes_on_and_ends_with_the_same_bytes(model_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "counterfact.json").write_text(json.dumps(records()), encoding="utf-8")
     (tmp_path / "settings.toml").write_text('[gentle]\neditor = "ft"\nsteps = 2\n', encoding="utf-8")
-    command = ["compare", "--data", tmp_path / "counterfact.json", "--editors", "memprompt,gentle,mend,rome"]
-    command += ["--settings", tmp_path / "settings.toml", "--protocols", "single,batch", "--batch", "2", "--no-free"]
-    command += ["--no-costs", "--quiet", "--model", model_folder]
-
-    def started(name: str) -> subprocess.Popen:
-        line = [sys.executable, "-m", "editing", *command, "--out", tmp_path / name]
-        return subprocess.Popen([str(word) for word in line], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-    running = started("killed")
-    first = tmp_path / "killed" / "runs" / "counterfact" / "single" / "memprompt" / "cases.jsonl"
+    command = ["compare", "--data", tmp_path / "counterfact.json", "--editors", "gentle,mend,rome", "--no-free"]
+    command += ["--settings", tmp_path / "settings.toml", "--protocols", "single,batch", "--batch", "2", "--no-costs"]
+    words = [str(word) for word in [*command, "--quiet", "--model", model_folder, "--out"]]
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    running = subprocess.Popen([sys.executable, "-m", "editing.cli", *words, str(killed)], stderr=subprocess.DEVNULL)
     until = time.monotonic() + 120
-    while not first.is_file() and time.monotonic() < until and running.poll() is None:
+    while not list(killed.rglob("cases.jsonl")) and time.monotonic() < until and running.poll() is None:
         time.sleep(0.005)
     running.kill()
-    running.communicate()
-    assert not (tmp_path / "killed" / "table.csv").exists()
-    for name in ("killed", "whole"):
-        again = started(name)
-        told, complaints = again.communicate(timeout=240)
-        assert again.returncode == 0, complaints
-        assert "mend" in told and "Which layer" in told  # both left out, with their reasons
-    assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
-    assert (tmp_path / "whole" / "report.html").stat().st_size > 50_000
+    running.wait()
+    assert list(killed.rglob("cases.jsonl")) and not (killed / "table.csv").exists()
+    for folder in (killed, whole):
+        told = CliRunner().invoke(app, [*words, str(folder)])
+        assert told.exit_code == 0, told.output
+        assert "mend" in told.stdout and "Which layer" in told.stdout  # both left out, with their reasons
+    assert contents(killed) == contents(whole)
+    assert (whole / "report.html").stat().st_size > 50_000
 
 
 def test_a_folder_without_a_comparison_says_how_to_make_one(tmp_path: Path) -> None:

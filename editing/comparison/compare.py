@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ import torch
 from editing.comparison.entrant import Entrant
 from editing.comparison.folder import ABOUT, Comparison, read_comparison, run_folder_of
 from editing.editors import Editor, family
-from editing.errors import EvaluationError
+from editing.errors import EditingWarning, EvaluationError
 from editing.evaluation.batch import without_conflicts
 from editing.evaluation.benchmarks import Benchmark
 from editing.evaluation.efficiency import measure_efficiency
@@ -100,7 +101,8 @@ def compare(
     about = _begun(folder, model)
     todo = {entrant.label: _tasks(entrant, data, folder, plan) for entrant in entrants}
     edits = sum(task.edits for tasks in todo.values() for task in tasks)
-    with bar(edits, "comparison", show=progress, unit="edit") as steps:
+    with bar(edits, "comparison", show=progress, unit="edit") as steps, warnings.catch_warnings():
+        warnings.simplefilter("ignore", EditingWarning)  # that an edit is weak, its scores say
         run = _Run(model, data, folder, plan, about, steps, progress)
         for entrant in entrants:
             run.entrant(entrant, todo[entrant.label])
