@@ -175,6 +175,13 @@ def test_a_folder_refuses_another_model_or_other_settings(toy_model, data, plant
         compare(toy_model, asked("rank-one"), data, tmp_path / "run", plan=QUICK, progress=False)
 
 
+def test_a_folder_refuses_an_editor_with_other_settings_on_other_data(toy_model, data, planted, tmp_path) -> None:
+    compare(toy_model, asked("rank-one"), data, tmp_path / "run", plan=QUICK, progress=False)
+    other = entrants(["rank-one"], tables={"rank-one": {"scale": 0.2}})
+    with pytest.raises(EvaluationError, match="scale"):
+        compare(toy_model, other, {"other": data["counterfact"]}, tmp_path / "run", plan=QUICK, progress=False)
+
+
 def test_batches_larger_than_the_data_are_refused_before_anything_runs(toy_model, data, planted, tmp_path) -> None:
     plan = ComparisonPlan(protocols=("batch",), sizes=(1, 100))
     with pytest.raises(EvaluationError, match="4 cases without conflicts"):

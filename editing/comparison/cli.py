@@ -8,10 +8,10 @@ from typing import Annotated, Any
 
 import typer
 
-from editing.comparison.compare import ComparisonPlan
 from editing.comparison.compare import compare as run_comparison
 from editing.comparison.entrant import entrants, read_settings
 from editing.comparison.folder import Comparison, read_comparison
+from editing.comparison.plan import ComparisonPlan
 from editing.comparison.properties import PROPERTIES
 from editing.comparison.recommend import Recommendation
 from editing.comparison.recommend import recommend as rank
@@ -21,6 +21,7 @@ from editing.errors import EvaluationError
 from editing.evaluation.benchmarks import PROTOCOLS, Benchmark, fitting_protocols, read_benchmark
 from editing.evaluation.choices import read_choices
 from editing.evaluation.examination import Questions
+from editing.evaluation.mquake_run import is_mquake, read_hops
 from editing.evaluation.sequential import CHECKPOINTS, SequentialPlan
 from editing.evaluation.tables import as_markdown
 from editing.options import named_values, whole_numbers
@@ -31,7 +32,7 @@ Folder = Annotated[Path, typer.Argument(help="The folder of a comparison.")]
 
 
 def compare(
-    data: Annotated[list[Path], typer.Option(help="CounterFact, zsRE or KnowEdit file, also gzipped; repeatable.")],
+    data: Annotated[list[Path], typer.Option(help="CounterFact, zsRE, KnowEdit or MQuAKE file; repeatable.")],
     editors: Annotated[
         str, typer.Option(help=f"all, or some of {', '.join(EDITORS)} and tables of --settings.")
     ] = "all",
@@ -49,6 +50,7 @@ def compare(
     batch: Annotated[str, typer.Option(help="Sizes of batches, comma-separated.")] = "1,10,100",
     step: Annotated[int, typer.Option(min=1, help="Edits of a sequence written together.")] = 1,
     checkpoints: Annotated[str, typer.Option(help="Of a sequence, comma-separated.")] = ",".join(map(str, CHECKPOINTS)),
+    together: Annotated[int, typer.Option(min=1, help="Cases of MQuAKE whose edits live together.")] = 1,
     groups: Annotated[str | None, typer.Option(help="Kinds of prompts asked, comma-separated; default: all.")] = None,
     choices: Annotated[Path | None, typer.Option(help="PIQA file: another task, as a side effect.")] = None,
     choices_a_case: Annotated[int, typer.Option(min=1, help="Of its questions, asked with each case.")] = 5,
@@ -72,10 +74,18 @@ def compare(
     with reported():
         tables = _with_settings(read_settings(settings) if settings else {}, given or [])
         takes_part = entrants([name for name in editors.split(",") if name], layer=layer, tables=tables)
-        files = _benchmarks(data, benchmark, n=n, evenly=evenly)
-        files = {name: one.only(groups.split(",")) for name, one in files.items()} if groups else files
         asked = read_choices(choices) if choices else ()
-        files = {name: one.asking(asked, choices_a_case) for name, one in files.items()} if asked else files
+        files: dict[str, Any] = {}
+        for path in data:
+            name = path.name.split(".json")[0]
+            if name in files:
+                raise EvaluationError(f"Two files are called {name}. Rename one: tables name them so.")
+            if is_mquake(path):
+                files[name] = read_hops(path, n=n, together=together)
+                continue
+            one = _benchmark(path, benchmark, n=n, evenly=evenly)
+            one = one.only(groups.split(",")) if groups else one
+            files[name] = one.asking(asked, choices_a_case) if asked else one
         plan = ComparisonPlan(
             protocols=_protocols(protocols),
             sizes=whole_numbers(batch, "--batch"),
@@ -134,18 +144,12 @@ def _told(found: Comparison, tables: Sequence[Any], paths: Sequence[Path]) -> st
     return "\n".join([*lines, *map(str, paths)])
 
 
-def _benchmarks(paths: Sequence[Path], protocol: str | None, **options: Any) -> dict[str, Benchmark]:
-    """The files by name; `protocol` is for those that it fits."""
+def _benchmark(path: Path, protocol: str | None, **options: Any) -> Benchmark:
+    """The cases of a file; `protocol` is for those that it fits."""
     if protocol not in (None, *PROTOCOLS):
         raise EvaluationError(f"There is no protocol {protocol!r} of files. Choose from {', '.join(PROTOCOLS)}.")
-    found = {}
-    for path in paths:
-        name = path.name.split(".json")[0]
-        if name in found:
-            raise EvaluationError(f"Two files are called {name}. Rename one: tables name them so.")
-        fits = protocol in fitting_protocols(read_records(path))
-        found[name] = read_benchmark(path, protocol=protocol if fits else None, **options)
-    return found
+    fits = protocol in fitting_protocols(read_records(path))
+    return read_benchmark(path, protocol=protocol if fits else None, **options)
 
 
 def _with_settings(tables: dict[str, dict[str, Any]], given: Sequence[str]) -> dict[str, dict[str, Any]]:

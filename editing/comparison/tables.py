@@ -30,7 +30,7 @@ SCORES = (
     *(metric_name(group, "token_acc") for group in ("subject_aliasing", "reasoning", "logical_generalization")),
     *(metric_name(group, "agree") for group in ("other_relation", "distracting_neighborhood")),
     *(metric_name(group, "agree") for group in ("relation_specificity", "forgetfulness")),
-    *("other_task_accuracy", "fluency", "consistency", "perplexity_ratio", "edit_wise", "multi_hop"),
+    *("other_task_accuracy", "fluency", "consistency", "perplexity_ratio", "edit_wise", "instance_wise", "multi_hop"),
 )
 WHOLE = tuple(
     metric_name(group, statistic)

@@ -22,6 +22,7 @@ from editing.evaluation.benchmarks import Benchmark
 from editing.evaluation.case import Case
 from editing.evaluation.examination import Examination
 from editing.evaluation.fluency import WORDS
+from tracer.model import LanguageModel
 from tracer.storage import to_json, write_json
 from tracer.studies.manifest import software
 
@@ -43,13 +44,7 @@ def manifest(
     about = {
         "kind": "evaluation",
         "format": 1,
-        "model": {
-            "name": model.name,
-            "fingerprint": examination.base.fingerprint,
-            "dtype": str(model.dtype).removeprefix("torch."),
-            "device": model.device.type,
-            "threads": torch.get_num_threads(),
-        },
+        "model": model_record(model, examination.base.fingerprint),
         "editor": editor_record(editor),
         "data": {
             "benchmark": benchmark.name,
@@ -58,7 +53,7 @@ def manifest(
             "file_sha256": benchmark.sha256,
             "slice": benchmark.slice,
             "cases": len(cases),
-            "cases_sha256": digest([dataclasses.asdict(case) for case in cases]),
+            "cases_sha256": cases_digest(cases),
             "left_out": dict(benchmark.left_out),
             "conflicts": list(conflicts),
             "known_hops": list(known_hops),
@@ -78,6 +73,17 @@ def manifest(
         "versions": [software()],
     }
     return json.loads(to_json(about))
+
+
+def model_record(model: LanguageModel, fingerprint: str) -> dict[str, Any]:
+    """What numbers depend on of the model, unedited."""
+    return {
+        "name": model.name,
+        "fingerprint": fingerprint,
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "device": model.device.type,
+        "threads": torch.get_num_threads(),
+    }
 
 
 def editor_record(editor: Editor) -> dict[str, Any]:
@@ -123,6 +129,11 @@ def read_same(path: Path, now: dict[str, Any], *, but: Sequence[str] = ()) -> di
             f"{path.parent} holds another evaluation ({said}). Go on with what made it, or write another --out."
         )
     return there
+
+
+def cases_digest(cases: Sequence[Any]) -> str:
+    """sha256 of everything that is asked."""
+    return digest([dataclasses.asdict(case) for case in cases])
 
 
 def digest(value: Any) -> str:
