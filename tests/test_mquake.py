@@ -180,7 +180,7 @@ def test_cases_in_a_folder_are_kept_a_record_each_and_not_asked_again(model, tmp
     expected = list(multi_hop_scores(model, Planted(), benchmark.cases, group=2, progress=False))
     for found, by_hand in zip(first.cases, expected, strict=True):
         assert found.after["edit_wise"] == by_hand.edit_wise and found.after["multi_hop"] == by_hand.multi_hop
-        assert found.before.get("multi_hop", math.nan) == pytest.approx(by_hand.base, nan_ok=True)
+        assert found.before.get("multi_hop", math.nan) == pytest.approx(float(by_hand.base), nan_ok=True)
     assert "instance_wise" not in first.cases[2].after
     again = evaluate_hops(model, Refuses(), benchmark, tmp_path / "other", progress=False)
     assert {case.diagnostics["not_editable"] for case in again.cases} == {"no subject"}

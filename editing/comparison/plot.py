@@ -44,7 +44,7 @@ def plot_properties(comparison: Comparison) -> Figure:
         figure = NotebookFigure(figsize=(1.5 + 1.45 * columns, height * rows), layout="constrained")
         panels = figure.subplots(rows, columns, squeeze=False, sharey=True)
         for panel, name in zip(panels.ravel(), names, strict=False):
-            _dots(panel, table[table["property"] == name].set_index("editor").reindex(editors), colours)
+            _dots(panel, table.loc[table["property"] == name].set_index("editor").reindex(editors), colours)
             panel.set_title(name.replace("-", " "))
         for panel in panels.ravel()[len(names) :]:
             panel.set_visible(False)
@@ -65,8 +65,8 @@ def plot_course(comparison: Comparison, frame: pd.DataFrame, data: str, protocol
         data: name of a data file.
         protocol: "batch" or "sequential".
     """
-    rows = frame[(frame["data"] == data) & (frame["protocol"] == protocol) & (frame["cases"] == "all")]
-    rows = rows[rows["when"] == "after"]
+    rows = frame.loc[(frame["data"] == data) & (frame["protocol"] == protocol) & (frame["cases"] == "all")]
+    rows = rows.loc[rows["when"] == "after"]
     names = [name for name in COURSE if name in set(rows["score"])]
     there = [editor for editor in _by_family(comparison) if editor in set(rows["editor"])]
     families = list(dict.fromkeys(map(comparison.family, there)))
@@ -79,7 +79,7 @@ def plot_course(comparison: Comparison, frame: pd.DataFrame, data: str, protocol
         for name, line in zip(names, panels, strict=True):
             for family, panel in zip(families, line, strict=True):
                 editors = [editor for editor in there if comparison.family(editor) == family]
-                _curves(panel, rows[rows["score"] == name], editors, colours, marks)
+                _curves(panel, rows.loc[rows["score"] == name], editors, colours, marks)
             _course_axis(line[0], name)
         for family, column in zip(families, panels.T, strict=True):
             column[0].set_title(family)
@@ -95,8 +95,8 @@ def plot_costs(comparison: Comparison) -> Figure | None:
     table = profile(comparison)
     wide = table.pivot(index="editor", columns="property", values="value")
     names = [name for name in QUALITY if name in wide]
-    quality = wide[names].mean(axis=1, skipna=False).dropna()
-    seconds = {editor: _seconds(comparison, editor) for editor in quality.index}
+    quality = {str(editor): float(np.mean(row)) for editor, row in zip(wide.index, wide[names].to_numpy(), strict=True)}
+    seconds = {editor: _seconds(comparison, editor) for editor, value in quality.items() if not np.isnan(value)}
     known = {editor: value for editor, value in seconds.items() if value > 0}
     if not known:
         return None
@@ -106,7 +106,7 @@ def plot_costs(comparison: Comparison) -> Figure | None:
         axes = figure.subplots()
         axes.set(xscale="log", xlabel="seconds an edit (median)", ylabel="quality, per cent")
         axes.set_title(f"quality: mean of {', '.join(names)}", loc="left", fontsize=8)
-        places = {editor: (value, float(quality[editor])) for editor, value in known.items()}
+        places = {editor: (value, quality[editor]) for editor, value in known.items()}
         for editor, (x, y) in places.items():
             axes.plot(x, y, marks[editor], color=colours[editor], markersize=5)
         axes.margins(x=0.18, y=0.08)
@@ -133,7 +133,7 @@ def _curves(
     panel: Axes, rows: pd.DataFrame, editors: Sequence[str], colours: dict[str, tuple], marks: dict[str, str]
 ) -> None:
     for number, editor in enumerate(editors):
-        line, colour = rows[rows["editor"] == editor].sort_values("edits"), colours[editor]
+        line, colour = rows.loc[rows["editor"] == editor].sort_values(by="edits"), colours[editor]
         dashes = LINES[number * len(LINES) // max(len(editors), 2 * len(LINES))]
         half = line["half_width"].fillna(0)
         panel.plot(line["edits"], line["mean"], marks[editor], linestyle=dashes, color=colour, markersize=3.2,

@@ -64,7 +64,7 @@ def scores_frame(comparison: Comparison) -> pd.DataFrame:
     """
     frames = [_rows(key, evaluation) for key, evaluation in comparison.evaluations.items()]
     columns = ["editor", "data", "protocol", "edits", "when", "cases", "score", "mean", "half_width", "n", "last"]
-    return pd.concat(frames, ignore_index=True)[[*columns, "data_sha256", "slice"]]
+    return pd.concat(frames, ignore_index=True).loc[:, [*columns, "data_sha256", "slice"]]
 
 
 def case_records(comparison: Comparison) -> Iterator[dict[str, Any]]:
@@ -78,9 +78,10 @@ def case_records(comparison: Comparison) -> Iterator[dict[str, Any]]:
 def shown_tables(comparison: Comparison) -> list[ShownTable]:
     """Scores, then whole answers, of each data file and protocol; then costs."""
     frame = scores_frame(comparison)
-    frame = frame[frame["cases"] == "all"]
+    frame = frame.loc[frame["cases"] == "all"]
     found = []
-    for (data, protocol), rows in frame.groupby(["data", "protocol"], sort=False):
+    for data, protocol in dict.fromkeys(key[:2] for key in comparison.evaluations):
+        rows = frame.loc[(frame["data"] == data) & (frame["protocol"] == protocol)]
         evaluations = {key: one for key, one in comparison.evaluations.items() if key[:2] == (data, protocol)}
         about = next(iter(evaluations.values())).about["data"]
         source = (
@@ -124,12 +125,12 @@ def _rows(key: Key, evaluation: Evaluation) -> pd.DataFrame:
 def _wide(rows: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame | None:
     """Editors (and numbers of edits) down, scores across, n last; the unedited model first where it was asked."""
     there = [name for name in names if name in set(rows.loc[rows["when"] == "after", "score"])]
-    chosen = rows[rows["score"].isin(there)]
+    chosen = rows.loc[[score in there for score in rows["score"]]]
     if not there:
         return None
-    before = chosen[(chosen["when"] == "before") & (chosen["editor"] == chosen["editor"].iloc[0])]
-    whole = pd.concat([before.assign(editor=UNEDITED), chosen[chosen["when"] == "after"]])
-    keys = ["editor", "edits"] if rows["edits"].nunique() > 1 else ["editor"]
+    before = chosen.loc[(chosen["when"] == "before") & (chosen["editor"] == list(chosen["editor"])[0])]
+    whole = pd.concat([before.assign(editor=UNEDITED), chosen.loc[chosen["when"] == "after"]])
+    keys = ["editor", "edits"] if len(set(rows["edits"])) > 1 else ["editor"]
     whole = whole.assign(
         cell=[shown(mean, half) for mean, half in zip(whole["mean"], whole["half_width"], strict=True)]
     )

@@ -67,7 +67,7 @@ def evaluate(
     settings: dict[str, Any] = {"name": protocol, "seed": seed}
     settings |= dataclasses.asdict(plan) if protocol == "sequential" else {}
     conflicts = [f"case {case.id} {reason}" for case, reason in left_out]
-    known_hops: tuple[int, ...] = ()
+    known_hops: Sequence[int] = ()
     if questions.known_hops:
         cases, *known_hops = with_known_hops(examination.base, cases)
     about = manifest(examination, editor, benchmark, cases, settings, conflicts=conflicts, known_hops=known_hops)
