@@ -55,7 +55,7 @@ def point(edits: int, cases: Sequence[Mapping[str, Any]], fixed: Sequence[Mappin
     """The record of one checkpoint."""
     text = {"perplexity": 10.0 * ratio, "ratio": ratio, "kl": 0.1, "collapsed": ratio > 1.5}
     return {"edits": edits, "step": 1, "scores": list(cases), "fixed": list(fixed), "text": text,
-            "relative_change": {"w": 0.1}, "stopped": False}  # fmt: skip
+            "relative_change": {"w": 0.1, "was zero": None}, "stopped": False}  # fmt: skip
 
 
 def _evaluation(where: Path, protocol: str, name: str, records: Sequence[Mapping[str, Any]]) -> None:

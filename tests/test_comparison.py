@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from planted import RECORD, Dictated, Planted, RankOne
+from planted import RECORD, Copies, Dictated, Planted, RankOne
 from typer.testing import CliRunner
 
 from editing.cli import app
@@ -58,6 +58,7 @@ def planted(monkeypatch: pytest.MonkeyPatch) -> dict[str, list]:
     named("changes-nothing", Planted)
     named("forgets", lambda: Dictated(memory=1))
     named("rank-one", RankOne)
+    named("copies", Copies)
     return made
 
 
@@ -81,7 +82,7 @@ def test_an_editor_is_evaluated_by_every_protocol_and_made_once(toy_model, data,
 
 
 def test_planted_editors_get_exactly_the_planted_scores(toy_model, data, planted, tmp_path: Path) -> None:
-    names = ("says-new", "changes-nothing", "forgets")
+    names = ("says-new", "changes-nothing", "forgets", "copies")
     plan = ComparisonPlan(
         protocols=("single", "sequential"),
         sequence=SequentialPlan(factor=1e9),
@@ -93,9 +94,12 @@ def test_planted_editors_get_exactly_the_planted_scores(toy_model, data, planted
         for case in found.evaluations["counterfact", "single", name].cases:
             assert case.after["reliability_tf_exact"] == float(name == "says-new")
             assert case.after["locality_agreement"] == 1
+    for case in found.evaluations["counterfact", "single", "copies"].cases:
+        assert case.after["reliability_token_acc"] == case.after["generalization_token_acc"] == 0
+        assert case.after["specificity_accuracy"] == 0 and case.after["locality_agreement"] == 0
     retained = {name: found.evaluations["counterfact", "sequential", name].checkpoints[-1] for name in names}
     kept = {name: point.retention("reliability_tf_exact") for name, point in retained.items()}
-    assert kept == {"says-new": 1, "changes-nothing": 0, "forgets": 1 / 4}
+    assert kept == {"says-new": 1, "changes-nothing": 0, "forgets": 1 / 4, "copies": 0}
     assert retained["forgets"].last("reliability_tf_exact") == 1
 
 

@@ -42,7 +42,7 @@ def every_group() -> Case:
 
 def test_every_metric_that_a_run_emits_is_explained(toy_model: tracer.LanguageModel) -> None:
     cases, editor = [every_group()], RankOne(scale=1e-3)
-    questions = Questions(text=True, writing=True, snippets={("P103", "Q150"): ["French is spoken"]})
+    questions = Questions(text=2, writing=True, snippets={("P103", "Q150"): ["French is spoken"]})
     single = summary(list(single_edits(Examination(toy_model, questions), editor, cases, progress=False)))
     batch = batch_summary(dict(batch_edits(Examination(toy_model, questions), editor, cases, [1], progress=False)))
     plan, quick = SequentialPlan(factor=1e9), Questions(free=False)
@@ -58,7 +58,7 @@ def test_a_batch_reads_the_text_once_and_says_so(toy_model: tracer.LanguageModel
     cases = [
         Case(request.subject, request, (Group("rewrite", (Ask(request.prompt, "Rome"),)),)) for request in requests
     ]
-    examination = Examination(toy_model, Questions(text=True, free=False))
+    examination = Examination(toy_model, Questions(text=2, free=False))
     table = batch_summary(dict(batch_edits(examination, RankOne(), cases, [2], progress=False)))
     rows = table[(table["when"] == "after")].set_index("score")
     assert (rows.loc["perplexity_ratio", "n"], rows.loc["reliability_nll", "n"]) == (1, 2)

@@ -184,7 +184,7 @@ def test_an_editor_that_changes_nothing_leaves_every_side_effect_and_the_text(to
     ))  # fmt: skip
     cases = with_choices([case], [Ask("The city of", "Paris", "Rome")], 1)
     for editor in (Planted(), Refuses()):
-        (found,) = scored(toy_model, editor, cases, text=True)
+        (found,) = scored(toy_model, editor, cases, text=2)
         assert found.after["other_relation_agreement"] == 1 and found.after["perplexity_ratio"] == pytest.approx(1)
         assert found.after["text_kl"] == pytest.approx(0, abs=1e-9)
         assert found.after["other_task_accuracy"] == found.before["other_task_accuracy"]

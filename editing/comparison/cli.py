@@ -11,7 +11,7 @@ import typer
 from editing.comparison.compare import compare as run_comparison
 from editing.comparison.entrant import entrants, read_settings
 from editing.comparison.folder import Comparison, read_comparison
-from editing.comparison.plan import ComparisonPlan
+from editing.comparison.plan import TEXT, ComparisonPlan
 from editing.comparison.properties import PROPERTIES
 from editing.comparison.recommend import Recommendation
 from editing.comparison.recommend import recommend as rank
@@ -56,7 +56,7 @@ def compare(
     choices_a_case: Annotated[int, typer.Option(min=1, help="Of its questions, asked with each case.")] = 5,
     free: Annotated[bool, typer.Option("--free/--no-free", help="Also greedy answers (gen_exact).")] = True,
     kl: Annotated[bool, typer.Option("--kl/--no-kl", help="Also KL where nothing should change.")] = True,
-    text: Annotated[bool, typer.Option("--text/--no-text", help="Also perplexity of a fixed text.")] = True,
+    text: Annotated[int, typer.Option(min=0, help="Passages of a fixed text read after each edit: perplexity.")] = TEXT,
     known_hops: Annotated[
         bool, typer.Option("--known-hops", help="Also by themselves: one-hop questions whose second hop is known.")
     ] = False,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import time
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from editing.comparison.entrant import Entrant
 from editing.comparison.folder import ABOUT, Comparison, read_comparison
 from editing.comparison.plan import ASKED, ComparisonPlan, Data, Task, check_sizes, entry, tasks
 from editing.editors import Editor, family
-from editing.errors import EditingWarning, EvaluationError
+from editing.errors import EditingWarning
 from editing.evaluation.benchmarks import Benchmark
 from editing.evaluation.efficiency import measure_efficiency
 from editing.evaluation.making import FAILURES
@@ -84,7 +85,7 @@ class _Run:
 
     def entrant(self, entrant: Entrant, tasks: Sequence[Task]) -> None:
         """Runs what is missing of one editor, and notes what failed."""
-        label, editors = entrant.label, self.about["editors"]
+        label, editors, begun = entrant.label, self.about["editors"], time.monotonic()
         editors[label] = {"family": "", **editors.get(label, {}), **entry(entrant)}
         self.about["left_out"] = [one for one in self.about["left_out"] if one["editor"] != label]
         if tasks or (self.plan.costs and not self._costs_known(entrant)):
@@ -97,6 +98,7 @@ class _Run:
             except FAILURES as error:
                 self._left_out(label, error)
                 self.steps.update(sum(task.edits for task in tasks))
+            editors[label]["run_seconds"] = editors[label].get("run_seconds", 0) + time.monotonic() - begun
         write_json(self.folder / ABOUT, self.about)
 
     def _made(self, entrant: Entrant) -> Editor:
@@ -110,9 +112,10 @@ class _Run:
         make = functools.partial(entrant.made, self.model)
         try:
             editor, found = measure_efficiency(self.model, make, requests, prompts=prompts, seed=self.plan.seed)
-        except EvaluationError as error:
+        except FAILURES as error:
+            editor = entrant.made(self.model)  # or this one says why not
             self._left_out(entrant.label, error, what="costs")
-            return entrant.made(self.model)
+            return editor
         about = {"entry": entry(entrant), "data": label, "data_sha256": benchmark.sha256}
         write_json(self._costs_path(entrant), {**dataclasses.asdict(found), **about})
         return editor

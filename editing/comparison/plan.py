@@ -27,6 +27,7 @@ from editing.evaluation.sequential import SequentialPlan
 from tracer.storage import to_json
 
 ASKED = "asked.json"
+TEXT = 3  # passages read after each edit; all would cost more than the case itself
 LAST = "table.tex"  # of what an evaluation writes
 Data = Mapping[str, Benchmark | HopBenchmark]
 
@@ -47,7 +48,7 @@ class ComparisonPlan:
     protocols: tuple[Protocol, ...] = ("single",)
     sizes: tuple[int, ...] = SIZES
     sequence: SequentialPlan = SequentialPlan()
-    questions: Questions = Questions(text=True)
+    questions: Questions = Questions(text=TEXT)
     costs: bool = True
     seed: int = 0
 

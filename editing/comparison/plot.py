@@ -13,7 +13,6 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
 from editing.comparison.folder import Comparison
-from editing.comparison.profile import profile
 from editing.evaluation.summary import edit_seconds
 from tracer.plot import STYLE, NotebookFigure
 
@@ -32,9 +31,8 @@ LINES = ("-", (0, (4, 1.5)), (0, (1.5, 1.2)))  # the later editors of a large fa
 MOST_PANELS = 5  # in a row
 
 
-def plot_properties(comparison: Comparison) -> Figure:
-    """A panel for each property, a row for each editor, with 95 % intervals; 100 is best."""
-    table = profile(comparison)
+def plot_properties(comparison: Comparison, table: pd.DataFrame) -> Figure:
+    """A panel for each property, a row for each editor, with 95 % intervals; 100 is best. `table`: from `profile`."""
     names, editors = list(dict.fromkeys(table["property"])), _by_family(comparison)
     colours, _ = _looks(comparison)
     columns = min(MOST_PANELS, len(names))
@@ -90,9 +88,13 @@ def plot_course(comparison: Comparison, frame: pd.DataFrame, data: str, protocol
     return figure
 
 
-def plot_costs(comparison: Comparison) -> Figure | None:
-    """Quality against seconds an edit; quality is the mean of the measured ones of `QUALITY`. None without times."""
-    table = profile(comparison)
+def plot_costs(comparison: Comparison, table: pd.DataFrame) -> Figure | None:
+    """Quality against seconds an edit; quality is the mean of the measured ones of `QUALITY`. None without times.
+
+    Args:
+        comparison: whose editors are drawn.
+        table: from `profile`.
+    """
     wide = table.pivot(index="editor", columns="property", values="value")
     names = [name for name in QUALITY if name in wide]
     quality = {str(editor): float(np.mean(row)) for editor, row in zip(wide.index, wide[names].to_numpy(), strict=True)}

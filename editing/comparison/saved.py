@@ -6,6 +6,7 @@ from pathlib import Path
 
 from editing.comparison.folder import Comparison
 from editing.comparison.plot import plot_costs, plot_course, plot_properties
+from editing.comparison.profile import profile
 from editing.comparison.report import save_comparison_report
 from editing.comparison.tables import ShownTable, case_records, latex, markdown, scores_frame, shown_tables
 from tracer.plot import save_figure
@@ -14,8 +15,8 @@ from tracer.storage import atomic_path, to_json
 
 def save_comparison(comparison: Comparison) -> tuple[list[Path], list[ShownTable]]:
     """Writes records.jsonl, table.csv, table.md, table.tex, figures and report.html; returns paths and tables."""
-    folder, tables = comparison.folder, shown_tables(comparison)
-    frame = scores_frame(comparison)
+    folder, frame, properties = comparison.folder, scores_frame(comparison), profile(comparison)
+    tables = shown_tables(comparison, frame)
     texts = {
         "records.jsonl": "".join(f"{to_json(record)}\n" for record in case_records(comparison)),
         "table.csv": frame.to_csv(index=False),
@@ -25,7 +26,7 @@ def save_comparison(comparison: Comparison) -> tuple[list[Path], list[ShownTable
     for name, text in texts.items():
         with atomic_path(folder / name) as temporary:
             temporary.write_text(text, encoding="utf-8")
-    figures = {"properties": plot_properties(comparison), "costs": plot_costs(comparison)}
+    figures = {"properties": plot_properties(comparison, properties), "costs": plot_costs(comparison, properties)}
     for data in dict.fromkeys(frame["data"]):
         for protocol in ("batch", "sequential"):
             figures[f"{protocol} {data}"] = plot_course(comparison, frame, data, protocol)

@@ -75,9 +75,8 @@ def case_records(comparison: Comparison) -> Iterator[dict[str, Any]]:
             yield {**about, **vars(case)}
 
 
-def shown_tables(comparison: Comparison) -> list[ShownTable]:
-    """Scores, then whole answers, of each data file and protocol; then costs."""
-    frame = scores_frame(comparison)
+def shown_tables(comparison: Comparison, frame: pd.DataFrame) -> list[ShownTable]:
+    """Scores, then whole answers, of each data file and protocol; then costs. `frame`: from `scores_frame`."""
     frame = frame.loc[frame["cases"] == "all"]
     found = []
     for data, protocol in dict.fromkeys(key[:2] for key in comparison.evaluations):
@@ -153,7 +152,8 @@ def _per_editor(evaluations: dict[Key, Evaluation]) -> pd.DataFrame:
 
 
 def _costs(comparison: Comparison) -> ShownTable:
-    names = ["edit_seconds", "one_off_seconds", "peak_bytes", "persistent_bytes", "latency_ratio"]
+    names = ["edit_seconds", "one_off_seconds", "peak_bytes", "absolute_peak_bytes", "persistent_bytes"]
+    names += ["latency_ratio"]
     rows = [
         [editor, *(_number(cost[name]) for name in names), str(cost["edits"])]
         for editor, cost in comparison.costs.items()

@@ -47,7 +47,7 @@ def evaluate(
         bool, typer.Option("--stop", help="Stop a sequence there, back at the last good checkpoint.")
     ] = False,
     free: Annotated[bool, typer.Option("--free/--no-free", help="Also greedy answers (gen_exact).")] = True,
-    text: Annotated[bool, typer.Option("--text", help="Also perplexity of a fixed text, against before.")] = False,
+    text: Annotated[int, typer.Option(min=0, help="Passages of a fixed text read after each edit: perplexity.")] = 0,
     known_hops: Annotated[
         bool,
         typer.Option("--known-hops", help="Also by themselves: one-hop questions whose second hop the model knows."),

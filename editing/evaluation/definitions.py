@@ -157,6 +157,7 @@ DEFINITIONS: Mapping[str, Definition] = {
         HERE,
     ),
     ("peak_bytes", "most memory during an edit, less that before it", "nothing", "bytes", HERE),
+    ("absolute_peak_bytes", "most memory during an edit, the model included", "nothing", "bytes", HERE),
     ("persistent_bytes", "size of the saved edit of one fact", "nothing", "bytes", HERE),
     ("latency_ratio", "median over repeats of seconds edited / seconds unedited, equal prompts and new tokens",
      "edited prompts and neighbours, answered greedily", "ratio", HERE),

@@ -39,6 +39,7 @@ class Efficiency:
         edit_seconds: median of the edits after the first.
         one_off_seconds: before the first edit could be made.
         peak_bytes: the largest of these edits.
+        absolute_peak_bytes: the same with the model and everything else.
         persistent_bytes: of one saved edit; None where it cannot be saved.
         latency_ratio: of answers while one edit is applied.
         edits: that were made.
@@ -48,6 +49,7 @@ class Efficiency:
     edit_seconds: float
     one_off_seconds: float
     peak_bytes: int
+    absolute_peak_bytes: int
     persistent_bytes: int | None
     latency_ratio: float
     edits: int
@@ -90,7 +92,7 @@ def measure_efficiency(
                 last = error
                 continue
             seconds.append(now(model) - begun + spared(edit))
-        peaks.append(peak.bytes)
+        peaks.append(peak)
         edit.undo()
         kept = edit
     if kept is None or len(seconds) < 2:
@@ -99,11 +101,12 @@ def measure_efficiency(
     return editor, Efficiency(
         edit_seconds=median,
         one_off_seconds=making + max(0.0, seconds[0] - median),
-        peak_bytes=max(peaks[1:]),
+        peak_bytes=max(one.bytes for one in peaks[1:]),
+        absolute_peak_bytes=max(one.absolute for one in peaks[1:]),
         persistent_bytes=_saved_bytes(kept),
         latency_ratio=latency_ratio(model, kept, [kept.requests[-1].prompt, *prompts]),
         edits=len(seconds) - 1,
-        memory=peak.kind,
+        memory=peaks[0].kind,
     )
 
 

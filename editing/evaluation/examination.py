@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from editing.evaluation.alarms import CollapseAlarm
+from editing.evaluation.alarms import PASSAGES, CollapseAlarm
 from editing.evaluation.base import Base
 from editing.evaluation.case import Case
 from editing.evaluation.fluency import Snippets, TfIdf, consistency, fluency
@@ -30,7 +30,8 @@ class Questions:
     Attributes:
         free: greedy answers to prompts that should change, for gen_exact and gen_contains.
         kl: how far distributions of prompts that should stay have moved.
-        text: perplexity of a fixed text against that before, and KL; sequences have it at each checkpoint anyway.
+        text: how many passages of the fixed text are read after each edit, for perplexity against before and KL;
+            sequences read all of them at each checkpoint anyway.
         known_hops: one-hop questions whose second hop the unedited model knows, also as a group of their own.
         writing: sampled texts, for fluency (and consistency, where there are snippets); the slowest part.
         snippets: reference texts by (relation, id of the object).
@@ -39,7 +40,7 @@ class Questions:
 
     free: bool = True
     kl: bool = True
-    text: bool = False
+    text: int = 0
     known_hops: bool = False
     writing: bool = False
     snippets: Snippets | None = None
@@ -60,7 +61,7 @@ class Examination:
         self.model, self.questions = model, questions or Questions()
         self.base = Base(model, folder, max_bytes=max_bytes)
         snippets = self.questions.snippets
-        self._alarm = CollapseAlarm(model) if self.questions.text else None
+        self._alarm = CollapseAlarm(model, passages=PASSAGES[: self.questions.text]) if self.questions.text else None
         self._weights = TfIdf.fitted([text for texts in snippets.values() for text in texts]) if snippets else None
 
     def before(self, cases: Sequence[Case]) -> list[dict[str, float]]:

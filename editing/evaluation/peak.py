@@ -20,13 +20,14 @@ class PeakMemory:
 
     Attributes:
         bytes: at most in use during the block, less what was in use when it began.
+        absolute: at most in use during the block.
         kind: "cuda" or "resident set".
     """
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.kind = "cuda" if device.type == "cuda" else "resident set"
-        self.bytes = 0
+        self.bytes = self.absolute = 0
 
     def __enter__(self) -> PeakMemory:
         if self.kind == "cuda":
@@ -41,7 +42,7 @@ class PeakMemory:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         most = torch.cuda.max_memory_allocated(self.device) if self.kind == "cuda" else _resident("VmHWM")
-        self.bytes = max(0, most - self._before)
+        self.bytes, self.absolute = max(0, most - self._before), most
 
 
 def _forget_peak() -> None:

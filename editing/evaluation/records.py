@@ -147,7 +147,8 @@ def _checkpoint(record: dict[str, Any]) -> Checkpoint:
     scores, fixed = (tuple(map(case_scores, record[name])) for name in ("scores", "fixed"))
     numbers = {name: _number(record["text"][name]) for name in ("perplexity", "ratio", "kl")}
     text = GeneralText(**numbers, collapsed=record["text"]["collapsed"])
-    return Checkpoint(**{**record, "scores": scores, "fixed": fixed, "text": text})
+    changes = {name: _number(value) for name, value in record["relative_change"].items()}
+    return Checkpoint(**{**record, "scores": scores, "fixed": fixed, "text": text, "relative_change": changes})
 
 
 def _number(value: float | None) -> float:

@@ -60,7 +60,7 @@ def evaluate(
     folder = Path(folder)
     questions = questions or Questions()
     if protocol == "sequential":  # which reads the text at each checkpoint
-        questions = dataclasses.replace(questions, text=False)
+        questions = dataclasses.replace(questions, text=0)
     examination = Examination(model, questions, folder=base_folder or folder)
     cases, left_out = (list(benchmark.cases), []) if protocol == "single" else without_conflicts(benchmark.cases)
     plan = dataclasses.replace(plan or SequentialPlan(), seed=seed)

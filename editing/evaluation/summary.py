@@ -7,6 +7,7 @@ of efficacy, paraphrase and specificity accuracy (zsRE).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -68,7 +69,7 @@ def sequential_summary(checkpoints: Sequence[Checkpoint]) -> pd.DataFrame:
     """A row for each checkpoint and score: edits, score, mean, half_width, n, last.
 
     `mean` is the retention, `last` the mean over the last step; metrics of the fixed set, perplexity_ratio,
-    text_kl and the largest relative_change stand beside them.
+    text_kl and the largest relative_change (but that of a weight that was zero) stand beside them.
     """
     rows = []
     for point in checkpoints:
@@ -79,7 +80,7 @@ def sequential_summary(checkpoints: Sequence[Checkpoint]) -> pd.DataFrame:
         model = {
             "perplexity_ratio": point.text.ratio,
             "text_kl": point.text.kl,
-            "relative_change": max(point.relative_change.values(), default=0.0),
+            "relative_change": max(filter(math.isfinite, point.relative_change.values()), default=0.0),
         }
         rows += [{"edits": point.edits, "score": name, "mean": value, "n": 1} for name, value in model.items()]
     return pd.DataFrame(rows, columns=pd.Index(["edits", "score", "mean", "half_width", "n", "last"]))
