@@ -12,6 +12,8 @@ from tracer.storage import write_json
 
 DATA = {"benchmark": "counterfact", "target": "target_new", "slice": "first 4 of 9", "file_sha256": "ab" * 32,
         "conflicts": [], "cases": 4}  # fmt: skip
+COST = {"edit_seconds": 1.0, "one_off_seconds": 100.0, "peak_bytes": 10**6, "absolute_peak_bytes": 10**9,
+        "persistent_bytes": None, "latency_ratio": 1.0, "edits": 3, "memory": "resident set"}  # fmt: skip
 MODEL = {"name": "tiny", "fingerprint": "f" * 64, "dtype": "float32", "device": "cpu", "threads": 1}
 
 

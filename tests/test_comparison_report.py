@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from compared import DATA, planted_comparison, point, scores
+from compared import COST, DATA, planted_comparison, point, scores
 from test_report import Elements, in_browser
 
 from editing.comparison import Comparison, recommend, save_comparison
@@ -28,10 +28,8 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Comparison:
     single = {"copies": of(0.0, 1.0), "good": of(0.9, 0.8), "shouts": of(1.0, 0.0)}
     batches = {name: {1: records[:1], 4: records} for name, records in single.items()}
     points = {name: [point(2, of(0.5, 1, 2), [], ratio=1.2), point(4, of(0.4, 1), [], ratio=3.0)] for name in single}
-    cost = {"edit_seconds": 1.0, "one_off_seconds": 20.0, "peak_bytes": 10**7, "absolute_peak_bytes": 10**9, "persistent_bytes": 4096,
-            "latency_ratio": 1.1, "edits": 3, "memory": "resident set"}  # fmt: skip
     families = {"copies": "memory", "good": "locate then edit", "shouts": "locate then edit"}
-    costs = dict.fromkeys(single, cost)
+    costs = dict.fromkeys(single, COST)
     folder = tmp_path_factory.mktemp("comparison")
     return planted_comparison(folder, single, batches=batches, points=points, costs=costs, families=families)
 

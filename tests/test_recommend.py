@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from compared import planted_comparison, point, scores
+from compared import COST, planted_comparison, point, scores
 from typer.testing import CliRunner
 
 from editing.cli import app
@@ -78,9 +78,7 @@ def test_costs_are_on_fixed_scales(tmp_path: Path) -> None:
     assert [time.on_scale(seconds) for seconds in (0.001, 0.01, 1, 100, 1e4)] == pytest.approx([1, 1, 0.5, 0, 0])
     assert (storage.on_scale(1e6), latency.on_scale(10**0.5)) == pytest.approx((0.5, 0.5))
     slow = [scores(at, {"reliability_token_acc": 1.0}, seconds=value) for at, value in enumerate((9, 9, 1, 1, 1, 10))]
-    cost = {"edit_seconds": 1, "one_off_seconds": 100.0, "peak_bytes": 10**6, "absolute_peak_bytes": 10**9, "persistent_bytes": None,
-            "latency_ratio": 1.0, "edits": 3, "memory": "cuda"}  # fmt: skip
-    table = profile(planted_comparison(tmp_path, {"slow": slow}, costs={"slow": cost}), resamples=200)
+    table = profile(planted_comparison(tmp_path, {"slow": slow}, costs={"slow": COST}), resamples=200)
     values = table.set_index("property")["value"]
     assert values["time"] == pytest.approx(50)  # the first two edits warm up; the median of 1, 1, 1, 10 is 1
     assert (values["preparation"], values["memory"], values["latency"]) == pytest.approx((50, 100, 100))
