@@ -75,7 +75,7 @@ def report_data(comparison: Comparison, tables: Sequence[ShownTable]) -> dict[st
             for table in tables
         ],
         "figures": [
-            {"title": f"{title} {path.stem.removeprefix(name)[1:]}".strip(), "data": _picture(path)}
+            {"title": title + path.stem.removeprefix(name).replace("_", ": ", 1), "data": _picture(path)}
             for name, title in FIGURES.items()
             for path in sorted((comparison.folder / "figures").glob(f"{name}*.png"))
         ],
