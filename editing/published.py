@@ -59,7 +59,7 @@ def flat(record: Record) -> Published:
         prompt=record["prompt"],
         subject=record["subject"],
         new=record["target_new"].strip(),
-        true=record["ground_truth"].strip(),
+        true=record.get("ground_truth", "").strip() or None,
         paraphrases=(record["rephrase_prompt"],),
         neighbours=((record["locality_prompt"], record["locality_ground_truth"].strip()),),
     )
