@@ -166,6 +166,20 @@ def test_an_editor_that_cannot_be_made_is_left_out_with_its_reason(toy_model, da
     assert [one["editor"] for one in monkey.about["left_out"]] == ["rome"]
 
 
+def test_an_editor_that_leaves_something_behind_stops_the_comparison(toy_model, data, planted, tmp_path) -> None:
+    class Leaves(Planted):
+        def apply(self, model, requests, *, seed=0, progress=None):
+            model.anatomy.head.register_forward_hook(lambda *_: None)
+            return super().apply(model, requests)
+
+    planted["rank-one"] = []
+    names = entrants(["leaves", "rank-one"], tables={"leaves": {"editor": "changes-nothing"}})
+    EDITORS["changes-nothing"] = lambda model, layer: Leaves()  # pyright: ignore[reportIndexIssue]
+    with pytest.raises(EvaluationError, match="leaves did not leave .* as it was.*left 4 hooks.*Run the others"):
+        compare(toy_model, names, data, tmp_path / "run", plan=QUICK, progress=False)
+    assert planted["rank-one"] == []
+
+
 def test_a_folder_refuses_another_model_or_other_settings(toy_model, data, planted, tmp_path: Path) -> None:
     compare(toy_model, asked("rank-one"), data, tmp_path / "run", plan=QUICK, progress=False)
     other = entrants(["rank-one"], tables={"rank-one": {"scale": 0.2}})

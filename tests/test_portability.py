@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 from planted import RECORD, Planted, Refuses
+from typer.testing import CliRunner
 
 import tracer
 from editing import EditRequest
+from editing.cli import app
 from editing.errors import EvaluationError
 from editing.evaluation import Ask, Case, CaseScores, Examination, Group, Questions, read_benchmark, single_edits
 from editing.evaluation.base import Base
@@ -202,6 +204,25 @@ def test_an_editor_that_always_answers_the_new_object_gives_it_up_everywhere(toy
     assert found.after["subject_replace_token_acc"] == 1 and found.after["one_hop_token_acc"] == 0
     assert found.after["distracting_NS"] == found.after["distracting_neighborhood_agreement"] == 0
     assert found.after["other_task_accuracy"] == 0
+
+
+@pytest.mark.filterwarnings("ignore::editing.errors.EditingWarning")  # one step is too few
+def test_the_command_asks_for_choices_text_and_chosen_groups(model_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "data.json").write_text(json.dumps([{**RECORD, "portability": HOP}]), encoding="utf-8")
+    choice = {"goal": "boil an egg", "sol1": "in water", "sol2": "in sand", "label": 0}
+    (tmp_path / "piqa.jsonl").write_text(json.dumps(choice), encoding="utf-8")
+    command = ["evaluate", "--data", tmp_path / "data.json", "--editor", "ft", "--set", "steps=1", "--no-free"]
+    command += ["--groups", "rewrite,one_hop", "--choices", tmp_path / "piqa.jsonl", "--text", "1", "--known-hops"]
+    command += ["--model", model_folder, "--out", tmp_path / "run", "--quiet", "--json"]
+    told = CliRunner().invoke(app, list(map(str, command)))
+    assert told.exit_code == 0, told.output
+    record = json.loads(told.stdout)
+    scores = {one["score"] for one in record["scores"] if one["when"] == "after"}
+    assert {"ES", "one_hop_token_acc", "other_task_accuracy", "perplexity_ratio"} <= scores
+    assert not {"PS", "NS"} & scores
+    about = json.loads((tmp_path / "run" / "manifest.json").read_text("utf-8"))
+    assert about["data"]["known_hops"] == [0, 1] and about["questions"]["text"] == 1
+    assert "first 1 of 1 records" in (tmp_path / "run" / "table.md").read_text("utf-8")
 
 
 def test_groups_can_be_chosen(tmp_path: Path) -> None:

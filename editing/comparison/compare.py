@@ -20,10 +20,10 @@ from editing.comparison.entrant import Entrant
 from editing.comparison.folder import ABOUT, Comparison, read_comparison
 from editing.comparison.plan import ASKED, ComparisonPlan, Data, Task, check_sizes, entry, tasks
 from editing.editors import Editor, family
-from editing.errors import EditingWarning
+from editing.errors import EditingWarning, EvaluationError
 from editing.evaluation.benchmarks import Benchmark
 from editing.evaluation.efficiency import measure_efficiency
-from editing.evaluation.making import FAILURES
+from editing.evaluation.making import FAILURES, hook_count
 from editing.evaluation.manifest import model_record, read_same
 from editing.evaluation.mquake_run import HopBenchmark, evaluate_hops
 from editing.evaluation.records import Evaluation
@@ -56,7 +56,7 @@ def compare(
 
     Raises:
         EvaluationError: the folder holds another model's comparison or one of other settings, a batch is larger
-            than its data, or no editor could be evaluated.
+            than its data, no editor could be evaluated, or one left something on the model.
     """
     folder, plan = Path(folder), plan or ComparisonPlan()
     check_sizes(data, plan)
@@ -65,7 +65,7 @@ def compare(
     edits = sum(task.edits for tasks in todo.values() for task in tasks)
     with bar(edits, "comparison", show=progress, unit="edit") as steps, warnings.catch_warnings():
         warnings.simplefilter("ignore", EditingWarning)  # that an edit is weak, its scores say
-        run = _Run(model, data, folder, plan, about, steps, progress)
+        run = _Run(model, data, folder, plan, about, steps, progress, hook_count(model))
         for entrant in entrants:
             run.entrant(entrant, todo[entrant.label])
     return read_comparison(folder)
@@ -82,6 +82,7 @@ class _Run:
     about: dict[str, Any]
     steps: Any
     progress: bool | None
+    hooks: int
 
     def entrant(self, entrant: Entrant, tasks: Sequence[Task]) -> None:
         """Runs what is missing of one editor, and notes what failed."""
@@ -98,6 +99,7 @@ class _Run:
             except FAILURES as error:
                 self._left_out(label, error)
                 self.steps.update(sum(task.edits for task in tasks))
+            self._check_unedited(label)
             editors[label]["run_seconds"] = editors[label].get("run_seconds", 0) + time.monotonic() - begun
         write_json(self.folder / ABOUT, self.about)
 
@@ -145,6 +147,16 @@ class _Run:
             base_folder=self.folder / "base",
             **options,
         )
+
+    def _check_unedited(self, label: str) -> None:
+        """Stops the comparison where an editor left something behind: the others would be given another model."""
+        same = self.model.fingerprint() == self.about["model"]["fingerprint"]
+        if self.model.edits or not same or hook_count(self.model) != self.hooks:
+            reasons = "; ".join(one["reason"] for one in self.about["left_out"] if one["editor"] == label)
+            raise EvaluationError(
+                f"{label} did not leave {self.model.name} as it was, so nothing can be compared after it. {reasons} "
+                f"Run the others without it, into the same folder."
+            )
 
     def _left_out(self, label: str, error: Exception, *, what: str = "everything") -> None:
         self.about["left_out"].append({"editor": label, "what": what, "reason": str(error)})
