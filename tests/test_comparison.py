@@ -161,9 +161,20 @@ def test_an_editor_that_cannot_be_made_is_left_out_with_its_reason(toy_model, da
     assert found.editors == ["rank-one"]
     (left_out,) = found.about["left_out"]
     assert left_out["editor"] == "rome" and "Which layer" in left_out["reason"]
-    with_layer = entrants(["rome", "rank-one"], layer=1)
-    monkey = compare(toy_model, with_layer[1:], data, tmp_path / "run", plan=QUICK, progress=False)
-    assert [one["editor"] for one in monkey.about["left_out"]] == ["rome"]
+    again = compare(toy_model, asked("rank-one"), data, tmp_path / "run", plan=QUICK, progress=False)
+    assert [one["editor"] for one in again.about["left_out"]] == ["rome"]
+
+
+def test_an_editor_that_crashes_is_left_out_and_the_others_go_on(toy_model, data, planted, tmp_path: Path) -> None:
+    class Greedy(Planted):
+        def apply(self, model, requests, *, seed=0, progress=None):
+            raise RuntimeError("out of memory")
+
+    names = entrants(["greedy", "rank-one"], tables={"greedy": {"editor": "changes-nothing"}})
+    EDITORS["changes-nothing"] = lambda model, layer: Greedy()  # pyright: ignore[reportIndexIssue]
+    found = compare(toy_model, names, data, tmp_path / "run", plan=QUICK, progress=False)
+    assert found.editors == ["rank-one"]
+    assert found.about["left_out"] == [{"editor": "greedy", "what": "counterfact, single", "reason": "out of memory"}]
 
 
 def test_an_editor_that_leaves_something_behind_stops_the_comparison(toy_model, data, planted, tmp_path) -> None:

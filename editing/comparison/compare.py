@@ -32,6 +32,7 @@ from tracer.model import LanguageModel
 from tracer.progress import bar
 from tracer.storage import write_json
 
+CRASHES = (*FAILURES, RuntimeError)  # the last one is PyTorch's, also for want of memory
 REQUESTS = 12  # tried to find those whose costs are measured
 
 
@@ -96,7 +97,7 @@ class _Run:
                 editors[label]["family"] = family(editor)
                 for task in tasks:
                     self._evaluate(entrant, editor, task)
-            except FAILURES as error:
+            except CRASHES as error:
                 self._left_out(label, error)
                 self.steps.update(sum(task.edits for task in tasks))
             self._check_unedited(label)
@@ -114,7 +115,7 @@ class _Run:
         make = functools.partial(entrant.made, self.model)
         try:
             editor, found = measure_efficiency(self.model, make, requests, prompts=prompts, seed=self.plan.seed)
-        except FAILURES as error:
+        except CRASHES as error:
             editor = entrant.made(self.model)  # or this one says why not
             self._left_out(entrant.label, error, what="costs")
             return editor
@@ -127,7 +128,7 @@ class _Run:
         write_json(task.where / ASKED, task.asked)  # not before: an editor that cannot be made asks nothing
         try:
             self._evaluation(editor, task).save(figure=False)
-        except FAILURES as error:
+        except CRASHES as error:
             self._left_out(entrant.label, error, what=f"{task.data}, {task.protocol}")
         self.steps.update(task.edits)
 
