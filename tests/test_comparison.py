@@ -19,6 +19,7 @@ from editing.editors import EDITORS
 from editing.errors import EvaluationError, RequestError
 from editing.evaluation import Questions, SequentialPlan, read_benchmark
 from editing.evaluation.benchmarks import Benchmark
+from tracer.storage import cache_folder
 
 SUBJECTS = ("Angela Merkel", "Max Planck", "Karl Marx", "Otto Hahn")
 QUICK = ComparisonPlan(questions=Questions(free=False), costs=False)
@@ -225,6 +226,23 @@ def test_costs_are_measured_once_before_the_edits_are_scored(toy_model, data, pl
     assert len(planted["rank-one"]) == 1
     cost = found.costs["rank-one"]
     assert cost["edits"] == 3 and cost["edit_seconds"] > 0 and cost["persistent_bytes"] > 1000
+
+
+@pytest.mark.parametrize("cold", [True, False])
+def test_cold_costs_are_those_of_an_empty_cache(toy_model, data, planted, tmp_path: Path, cold: bool) -> None:
+    caches, before = [], cache_folder()
+
+    class Looks(RankOne):
+        def apply(self, model, requests, *, seed=0, progress=None):
+            caches.append(cache_folder())
+            return super().apply(model, requests)
+
+    names = entrants(["looks"], tables={"looks": {"editor": "rank-one"}})
+    EDITORS["rank-one"] = lambda model, layer: Looks()  # pyright: ignore[reportIndexIssue]
+    plan = ComparisonPlan(questions=Questions(free=False), cold=cold)
+    compare(toy_model, names, data, tmp_path / "run", plan=plan, progress=False)
+    assert [cache == before for cache in caches] == [not cold] * 4  # singles are made by `each`
+    assert cache_folder() == before
 
 
 def test_settings_are_tables_of_editors_or_of_new_names(tmp_path: Path) -> None:

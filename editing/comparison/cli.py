@@ -62,6 +62,9 @@ def compare(
     ] = False,
     writing: Annotated[bool, typer.Option("--writing", help="Also sampled texts: fluency. Slow.")] = False,
     costs: Annotated[bool, typer.Option("--costs/--no-costs", help="Also time, memory and bytes.")] = True,
+    cold: Annotated[
+        bool, typer.Option("--cold", help="Measure costs with an empty cache: each editor makes its own statistics.")
+    ] = False,
     seed: Annotated[int, typer.Option(help="Of edits and sampled texts.")] = 0,
     model: Model = "gemma-3-270m",
     device: Device = None,
@@ -92,6 +95,7 @@ def compare(
             sequence=SequentialPlan(checkpoints=whole_numbers(checkpoints, "--checkpoints"), step=step),
             questions=Questions(free=free, kl=kl, text=text, known_hops=known_hops, writing=writing, seed=seed),
             costs=costs,
+            cold=cold,
             seed=seed,
         )
         where = run_folder(out, f"compare {Path(model).name}")
@@ -170,8 +174,11 @@ def _protocols(listed: str) -> tuple[Any, ...]:
 
 
 def _weights(listed: str) -> dict[str, float]:
-    found = named_values([one.strip() for one in listed.split(",") if one.strip()], "--weights")
-    wrong = [name for name, value in found.items() if isinstance(value, bool) or not isinstance(value, int | float)]
-    if wrong:
-        raise EvaluationError(f"The weight of {wrong[0]} is {found[wrong[0]]!r}, no number. Write {wrong[0]}=1.")
+    found = {}
+    for one in filter(None, map(str.strip, listed.split(","))):
+        name, _, weight = one.partition("=")
+        try:
+            found[name.strip()] = float(weight)
+        except ValueError as error:
+            raise EvaluationError(f"--weights {one!r}: {weight!r} is no number. Write {name}=1.") from error
     return found

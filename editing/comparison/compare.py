@@ -6,6 +6,7 @@ made or fails is left out with its reason, and the others go on. Later calls may
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -22,7 +23,7 @@ from editing.comparison.plan import ASKED, ComparisonPlan, Data, Task, check_siz
 from editing.editors import Editor, family
 from editing.errors import EditingWarning, EvaluationError
 from editing.evaluation.benchmarks import Benchmark
-from editing.evaluation.efficiency import measure_efficiency
+from editing.evaluation.efficiency import empty_cache, measure_efficiency
 from editing.evaluation.making import FAILURES, hook_count
 from editing.evaluation.manifest import model_record, read_same
 from editing.evaluation.mquake_run import HopBenchmark, evaluate_hops
@@ -114,12 +115,13 @@ class _Run:
         prompts = [request.prompt for request in requests[:3]]
         make = functools.partial(entrant.made, self.model)
         try:
-            editor, found = measure_efficiency(self.model, make, requests, prompts=prompts, seed=self.plan.seed)
+            with empty_cache() if self.plan.cold else contextlib.nullcontext():
+                editor, found = measure_efficiency(self.model, make, requests, prompts=prompts, seed=self.plan.seed)
         except CRASHES as error:
             editor = entrant.made(self.model)  # or this one says why not
             self._left_out(entrant.label, error, what="costs")
             return editor
-        about = {"entry": entry(entrant), "data": label, "data_sha256": benchmark.sha256}
+        about = {"entry": entry(entrant), "data": label, "data_sha256": benchmark.sha256, "cold": self.plan.cold}
         write_json(self._costs_path(entrant), {**dataclasses.asdict(found), **about})
         return editor
 

@@ -90,5 +90,6 @@ def read_comparison(folder: str | Path) -> Comparison:
         left_out = "; ".join(f"{one['editor']}: {one['reason']}" for one in about["left_out"])
         raise EvaluationError(f"{folder}: nothing was evaluated. {left_out}".strip())
     ordered = dict(sorted(found.items(), key=lambda item: (*item[0][:2], order[item[0][2]])))
-    costs = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted((folder / "costs").glob("*"))}
+    files = {label: folder / "costs" / f"{label}.json" for label in order}
+    costs = {label: json.loads(path.read_text(encoding="utf-8")) for label, path in files.items() if path.is_file()}
     return Comparison(folder, about, ordered, costs)

@@ -42,6 +42,8 @@ class ComparisonPlan:
         sequence: how edits follow each other.
         questions: what is asked beside the teacher-forced scores.
         costs: also measure time, memory and bytes of a few edits.
+        cold: measure them with an empty cache, so that one-off costs hold the statistics each editor needs; else
+            an editor finds what earlier ones have left there.
         seed: of the edits.
     """
 
@@ -50,6 +52,7 @@ class ComparisonPlan:
     sequence: SequentialPlan = SequentialPlan()
     questions: Questions = Questions(text=TEXT)
     costs: bool = True
+    cold: bool = False
     seed: int = 0
 
 

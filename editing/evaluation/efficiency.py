@@ -10,8 +10,10 @@ latency      seconds of the same answers, edited / unedited
 
 from __future__ import annotations
 
+import os
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +28,7 @@ from editing.request import EditRequest
 from editing.scoring.generation import complete
 from tracer.model import LanguageModel
 
+CACHE = "LOCATE_THEN_EDIT_CACHE"  # where `tracer.storage.cache_folder` looks
 EDITS = 3  # after the first one
 REPEATS = 5
 NEW_TOKENS = 16
@@ -108,6 +111,20 @@ def measure_efficiency(
         edits=len(seconds) - 1,
         memory=peaks[0].kind,
     )
+
+
+@contextmanager
+def empty_cache() -> Iterator[None]:
+    """The cache of statistics and values is empty while the block runs; what the block puts there goes with it."""
+    before = os.environ.get(CACHE)
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ[CACHE] = folder
+        try:
+            yield
+        finally:
+            del os.environ[CACHE]
+            if before is not None:
+                os.environ[CACHE] = before
 
 
 def latency_ratio(
