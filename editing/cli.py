@@ -8,9 +8,10 @@ from typing import Annotated, Any
 
 import typer
 
+from editing.comparison.cli import compare, recommend
 from editing.edit import Edit, load_edit
 from editing.errors import RequestError
-from editing.evaluation.cli import evaluate
+from editing.evaluation.cli import evaluate, explain_metric
 from editing.layer_check.cli import check_layers
 from editing.locate_then_edit.rome import ROME
 from editing.merged import merge, unmerge
@@ -45,7 +46,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command("check-layers")(check_layers)
+app.command()(compare)
 app.command()(evaluate)
+app.command("explain-metric")(explain_metric)
+app.command()(recommend)
 app.command()(train)
 New = Annotated[str, typer.Option(help="The new continuation.")]
 Layer = Annotated[int | None, typer.Option(help="The MLP to write to; default: located by tracing.")]

@@ -175,3 +175,14 @@ EDITORS: Mapping[str, Callable[..., Editor]] = {
     "mello": partial(_remembering, MeLLo),
     "serac": _scoping,
 }
+
+
+def needs_layer(name: str) -> bool:
+    """Whether an editor cannot be made without a layer: others find their own."""
+    return getattr(EDITORS[name], "func", None) in (_one_layer, _several_layers)
+
+
+def family(editor: Editor) -> str:
+    """The editor's family in words: the folder that it stands in."""
+    package, _, module = type(editor).__module__.partition(".")
+    return module.split(".")[0].replace("_", " ") if package == "editing" else "others"

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from editing.errors import RequestError
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from editing.errors import EvaluationError, RequestError
 
 
 def whole_numbers(listed: str, option: str, what: str = "whole numbers") -> tuple[int, ...]:
@@ -15,3 +19,26 @@ def whole_numbers(listed: str, option: str, what: str = "whole numbers") -> tupl
         return tuple(int(number) for number in listed.split(",") if number.strip())
     except ValueError as error:
         raise RequestError(f"{option} {listed!r} is no list of {what}. Write e.g. {option} 0,2,4.") from error
+
+
+def named_values(given: Sequence[str], option: str = "--set") -> dict[str, Any]:
+    """NAME=VALUE pairs; a value is JSON where it can be read so, else text.
+
+    Raises:
+        EvaluationError: one without a name or a value.
+    """
+    found: dict[str, Any] = {}
+    for one in given:
+        name, equals, value = one.partition("=")
+        if not equals or not name:
+            raise EvaluationError(f"{option} {one!r} says no value. Write {option} {one or 'clamp'}=2.")
+        try:
+            found[name] = hashable(json.loads(value))
+        except ValueError:
+            found[name] = value
+    return found
+
+
+def hashable(value: Any) -> Any:
+    """JSON's lists as tuples, which frozen settings hold."""
+    return tuple(map(hashable, value)) if isinstance(value, list) else value

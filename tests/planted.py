@@ -113,6 +113,25 @@ class Dictated:
         return output
 
 
+class Copies:
+    """An editor after which the model repeats at each place the token that it reads there.
+
+    A scorer that forgets to shift the target by one takes this for a perfect answer.
+    """
+
+    def apply(self, model, requests, *, seed=0, progress=None) -> Edit:
+        def copy(_module, _inputs, given, output):
+            output.logits.fill_(-30.0)
+            read = given["input_ids"][..., -output.logits.shape[-2] :]
+            output.logits.scatter_(-1, read.unsqueeze(-1), 30.0)
+            return output
+
+        edit = HookedEdit(tuple(requests), (), {"method": "copies"}, model.fingerprint())
+        edit.start(model)
+        edit.handles = [model.torch.register_forward_hook(copy, with_kwargs=True)]
+        return edit
+
+
 class RankOne:
     """An editor that adds a random rank-one change for each request, drawn from its prompt; `each` makes them apart."""
 

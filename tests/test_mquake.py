@@ -6,7 +6,7 @@ import json
 import math
 
 import pytest
-from planted import Planted
+from planted import Planted, Refuses
 from remembering import reading_model
 from transformers import PreTrainedTokenizerFast
 
@@ -22,6 +22,7 @@ from editing.evaluation.mquake import (
     multi_hop_summary,
     read_mquake,
 )
+from editing.evaluation.mquake_run import evaluate_hops, is_mquake, read_hops
 from editing.memory.mello import Reasoned
 from editing.memory.memory import memory_of
 from editing.request import EditRequest
@@ -167,3 +168,24 @@ def test_the_summary_is_means_over_cases_with_their_errors() -> None:
 def test_groups_of_none_are_refused(model: tracer.LanguageModel) -> None:
     with pytest.raises(EvaluationError, match="Write group=1"):
         next(multi_hop_scores(model, MeLLo(), [], group=0))
+
+
+def test_cases_in_a_folder_are_kept_a_record_each_and_not_asked_again(model, tmp_path) -> None:
+    path = tmp_path / "mquake.json"
+    whole = [WHOLE, {**WHOLE, "case_id": 8}, {**REDUCED, "questions": ["Where was Aslan's creator born?"]}]
+    path.write_text(json.dumps(whole), encoding="utf-8")
+    benchmark = read_hops(path, together=2)
+    assert is_mquake(path) and (benchmark.slice, len(benchmark.cases)) == ("first 3 of 3", 3)
+    first = evaluate_hops(model, Planted(), benchmark, tmp_path / "run", progress=False)
+    expected = list(multi_hop_scores(model, Planted(), benchmark.cases, group=2, progress=False))
+    for found, by_hand in zip(first.cases, expected, strict=True):
+        assert found.after["edit_wise"] == by_hand.edit_wise and found.after["multi_hop"] == by_hand.multi_hop
+        assert found.before.get("multi_hop", math.nan) == pytest.approx(float(by_hand.base), nan_ok=True)
+    assert "instance_wise" not in first.cases[2].after
+    again = evaluate_hops(model, Refuses(), benchmark, tmp_path / "other", progress=False)
+    assert {case.diagnostics["not_editable"] for case in again.cases} == {"no subject"}
+    assert [case.after["multi_hop"] for case in again.cases] == [0, 0, 0]
+    lines = (tmp_path / "run" / "cases.jsonl").read_text("utf-8")
+    once_more = evaluate_hops(model, Planted(), benchmark, tmp_path / "run", progress=False)
+    assert [case.after for case in once_more.cases] == [case.after for case in first.cases]
+    assert (tmp_path / "run" / "cases.jsonl").read_text("utf-8") == lines

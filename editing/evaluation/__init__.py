@@ -4,8 +4,12 @@ from editing.evaluation.batch import batch_edits, without_conflicts
 from editing.evaluation.benchmarks import Benchmark, read_benchmark
 from editing.evaluation.bundled import bundled_records
 from editing.evaluation.case import Ask, Case, CaseScores, Group
+from editing.evaluation.choices import read_choices
 from editing.evaluation.counterfact import evaluate_counterfact
+from editing.evaluation.definitions import Definition, definition
+from editing.evaluation.efficiency import Efficiency, measure_efficiency
 from editing.evaluation.examination import Examination, Questions
+from editing.evaluation.records import Evaluation, read_evaluation
 from editing.evaluation.sequential import Checkpoint, SequentialPlan, retention_matrix, sequential_edits
 from editing.evaluation.single import single_edits
 from editing.evaluation.summary import (
@@ -23,7 +27,10 @@ __all__ = [
     "Case",
     "CaseScores",
     "Checkpoint",
+    "Definition",
     "Difference",
+    "Efficiency",
+    "Evaluation",
     "Examination",
     "Group",
     "Questions",
@@ -32,9 +39,13 @@ __all__ = [
     "batch_edits",
     "batch_summary",
     "bundled_records",
+    "definition",
     "evaluate_counterfact",
+    "measure_efficiency",
     "paired_difference",
     "read_benchmark",
+    "read_choices",
+    "read_evaluation",
     "retention_matrix",
     "sequential_edits",
     "sequential_summary",

@@ -50,8 +50,11 @@ class Base:
             if pair in kept:
                 self.distributions.keep(pair, place, log_probs)
 
-        found = dict(zip(missing, target_scores(self.model, missing, visit=visit if kept else None), strict=True))
-        fresh = {pair: score for pair, score in found.items() if pair not in self._scores}
+        found: dict[Pair, TargetScore] = {}
+        # Apart, so that what is kept was read beside the same pairs whatever is known already: then bits agree.
+        for some, look in (([p for p in missing if p not in kept], None), ([p for p in missing if p in kept], visit)):
+            found |= dict(zip(some, target_scores(self.model, some, visit=look), strict=True)) if some else {}
+        fresh = {pair: found[pair] for pair in missing if pair not in self._scores}
         self._scores |= fresh
         if self._score_lines is not None:
             self._score_lines.append(

@@ -69,6 +69,7 @@ def batch_edits(
             before = in_chunks(examination.before, chosen)
             with left_as_it_was(examination.model):
                 scores = _edited(examination, editor, chosen, before, seed)
+            examination.forget()  # or the next size would find other distributions than a run that begins there
             yield size, scores
             steps.update(size)
 

@@ -1,22 +1,27 @@
-"""Readers of published benchmarks: CounterFact, its flat form, and zsRE in both of its protocols.
+"""Readers of published benchmarks: CounterFact, its flat form, zsRE in both of its protocols, and KnowEdit.
 
 zsRE records hold true answers and a false one. The protocol of ROME and MEMIT teaches the first true
 answer; that of the surveys writes `alt`, the false one. The benchmark's `target` says which was taken.
+A record with fields for portability or side effects gets groups of prompts for them, beside the usual ones.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from editing import published
 from editing.errors import EvaluationError, RequestError
 from editing.evaluation.case import Ask, Case, Group
+from editing.evaluation.choices import with_choices
+from editing.evaluation.portability import FOLLOWING, knowedit_groups, portability_groups, side_effect_groups
+from editing.published import Published
 from editing.request import EditRequest
-from tracer.facts.bundled import filled
 from tracer.facts.readers import read_records
 
 Record = Mapping[str, Any]
@@ -30,6 +35,7 @@ class Benchmark:
         name: of the protocol.
         target: the field that the edits write.
         sha256: of the file.
+        slice: which of the file's records were read.
         left_out: why records of the slice are no cases, and how many.
     """
 
@@ -37,13 +43,33 @@ class Benchmark:
     target: str
     cases: tuple[Case, ...]
     sha256: str = ""
+    slice: str = ""
     left_out: Mapping[str, int] = field(default_factory=dict)
+
+    def only(self, groups: Collection[str]) -> Benchmark:
+        """The same cases with these groups of prompts alone.
+
+        Raises:
+            EvaluationError: a group that no case has.
+        """
+        there = {group.name for case in self.cases for group in case.groups if group.asks}
+        if not groups or set(groups) - there:
+            raise EvaluationError(f"{self.name} has no prompts {', '.join(groups)}. It has {', '.join(sorted(there))}.")
+        cases = [
+            dataclasses.replace(case, groups=tuple(group for group in case.groups if group.name in groups))
+            for case in self.cases
+        ]
+        return dataclasses.replace(self, cases=tuple(cases))
+
+    def asking(self, choices: Sequence[Ask], each: int) -> Benchmark:
+        """The same cases with `each` questions of another task a case (see `with_choices`)."""
+        return dataclasses.replace(self, cases=tuple(with_choices(self.cases, choices, each)))
 
 
 def read_benchmark(
     path: str | Path, *, n: int | None = None, evenly: bool = False, protocol: str | None = None
 ) -> Benchmark:
-    """The cases of a CounterFact, flat CounterFact or zsRE file, also gzipped.
+    """The cases of a CounterFact, flat CounterFact, zsRE or KnowEdit file, also gzipped.
 
     Args:
         path: a JSON array or JSON lines; the format is told by its fields.
@@ -74,48 +100,42 @@ def read_benchmark(
     repeated = [label for label, count in Counter(case.id for case in cases).items() if count > 1]
     if repeated:
         raise EvaluationError(f"{path} has several records with case_id {', '.join(repeated[:5])}. Give each its own.")
-    return Benchmark(name, target, tuple(cases), hashlib.sha256(Path(path).read_bytes()).hexdigest(), dict(left_out))
+    digest = hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    read = len(records[::step][:n])
+    said = f"{'every ' + str(step) + 'th' if step > 1 else 'first'} {read} of {len(records)}"
+    return Benchmark(name, target, tuple(cases), digest, said, dict(left_out))
 
 
 def counterfact_case(record: Record, label: str) -> Case:
     """A CounterFact record (Meng et al. 2022): both targets compete on every prompt."""
-    rewrite = record["requested_rewrite"]
-    new, true = rewrite["target_new"]["str"], rewrite["target_true"]["str"]
-    prompt = filled(rewrite["prompt"], rewrite["subject"])
-    topic = rewrite.get("relation_id"), rewrite["target_new"].get("id")
-    request, refused = _request(lambda: EditRequest.from_counterfact({**record, "case_id": label}))
-    groups = (
-        _group("rewrite", [prompt], new, true),
-        _group("paraphrase", record.get("paraphrase_prompts", ()), new, true),
-        _group("neighborhood", record.get("neighborhood_prompts", ()), true, new, stays=True),
-    )
-    samples = tuple(record.get("generation_prompts", ()))
-    return Case(label, request, groups, samples, topic if all(topic) else None, refused)
+    new = record["requested_rewrite"]["target_new"].get("id")
+    read = published.counterfact(record)
+    topic = (read.relation, new) if read.relation and new else None
+    return _case(read, record, label, tuple(record.get("generation_prompts", ())), topic)
 
 
 def flat_case(record: Record, label: str) -> Case:
     """A record of CounterFact's flat edition (Yao et al. 2023): one paraphrase, one neighbour."""
-    prompt, new, true = record["prompt"], record["target_new"], record["ground_truth"]
-    request, refused = _request(lambda: EditRequest(prompt, record["subject"], new, true, label))
-    groups = (
-        _group("rewrite", [prompt], new, true),
-        _group("paraphrase", [record["rephrase_prompt"]], new, true),
-        _group("neighborhood", [record["locality_prompt"]], record["locality_ground_truth"], new, stays=True),
-    )
-    return Case(label, request, groups, refused=refused)
+    return _case(published.flat(record), record, label)
 
 
 def zsre_case(record: Record, label: str) -> Case:
     """A zsRE record in the protocol of ROME and MEMIT: write `answers[0]`; the neighbour is a full question."""
     question = record["loc"] if record["loc"].rstrip().endswith("?") else f"{record['loc']}?"
-    return _question_case(record, label, record["answers"][0], question)
+    return _case(published.zsre({**record, "loc": question}, record["answers"][0]), {}, label)
 
 
 def survey_case(record: Record, label: str) -> Case | str:
     """A zsRE record in the protocol of the surveys: write `alt`; a record without it is left out."""
     if not (record["alt"] or "").strip():
         return "alt is empty"
-    return _question_case(record, label, record["alt"], record["loc"])
+    return _case(published.zsre(record, record["alt"]), record, label)
+
+
+def knowedit_case(record: Record, label: str) -> Case:
+    """A KnowEdit record (Zhang et al. 2024): its kinds of portability and locality are groups."""
+    case = _case(published.knowedit(record), {}, label)
+    return dataclasses.replace(case, groups=(*case.groups, *knowedit_groups(record)))
 
 
 PROTOCOLS: Mapping[str, tuple[str, Callable[[Record, str], Case | str]]] = {
@@ -123,44 +143,56 @@ PROTOCOLS: Mapping[str, tuple[str, Callable[[Record, str], Case | str]]] = {
     "counterfact-flat": ("target_new", flat_case),
     "zsre": ("answers[0]", zsre_case),
     "zsre-survey": ("alt", survey_case),
+    "knowedit": ("target_new", knowedit_case),
 }
 
 
-def _question_case(record: Record, label: str, answer: str, neighbour: str) -> Case:
-    request, refused = _request(lambda: EditRequest(record["src"], record["subject"], answer.strip(), id=label))
+def _case(
+    read: Published,
+    record: Record,
+    label: str,
+    samples: tuple[str, ...] = (),
+    topic: tuple[str, str] | None = None,
+) -> Case:
+    """The three groups that every format has, then those of the further fields of this record."""
+    new, true = read.new, read.true
+    neighbours = tuple(Ask(prompt, answer, new if true else None) for prompt, answer in read.neighbours)
     groups = (
-        _group("rewrite", [record["src"]], answer),
-        _group("paraphrase", [record["rephrase"]], answer),
-        _group("neighborhood", [neighbour], record["loc_ans"], stays=True),
+        Group("rewrite", (Ask(read.prompt, new, true),)),
+        Group("paraphrase", tuple(Ask(prompt, new, true) for prompt in read.paraphrases)),
+        Group("neighborhood", neighbours, stays=True),
+        *portability_groups(record, read),
+        *side_effect_groups(record, read),
     )
-    return Case(label, request, groups, refused=refused)
-
-
-def _group(name: str, prompts: Sequence[str], target: str, other: str | None = None, *, stays: bool = False) -> Group:
-    asks = tuple(Ask(prompt, target.strip(), None if other is None else other.strip()) for prompt in prompts)
-    return Group(name, asks, stays)
-
-
-def _request(make: Callable[[], EditRequest]) -> tuple[EditRequest | None, str]:
-    """The request, or why it cannot be made."""
     try:
-        return make(), ""
+        request = EditRequest(read.prompt, read.subject, new, true, label, read.relation, read.subject_at)
     except RequestError as error:
-        return None, str(error)
+        return Case(label, None, groups, samples, topic, refused=str(error))
+    return Case(label, request, groups, samples, topic)
+
+
+def fitting_protocols(records: Sequence[Record]) -> list[str]:
+    """The protocols that records with these fields can be read by, the file's own first."""
+    first = records[0] if records and isinstance(records[0], Mapping) else {}
+    fields = set(first)
+    whole = isinstance(first.get("requested_rewrite"), Mapping)  # MQuAKE has a list there
+    follows = fields & FOLLOWING  # answers to these build on the false answer
+    return [
+        *(["counterfact"] if whole else []),
+        *(["counterfact-flat"] if {"locality_prompt", "target_new"} <= fields else []),
+        *(["zsre"] if {"src", "answers", "loc"} <= fields and not follows else []),
+        *(["zsre-survey"] if {"src", "alt"} <= fields and ("loc" in fields or follows) else []),
+        *(["knowedit"] if {"target_new", "portability", "locality"} <= fields else []),
+    ]
 
 
 def _protocol(path: str | Path, records: Sequence[Record], chosen: str | None) -> str:
     """The protocol asked for if the file's fields fit it, else the one that they tell."""
-    fields = set(records[0]) if records and isinstance(records[0], Mapping) else set()
-    fitting = [
-        *(["counterfact"] if "requested_rewrite" in fields else []),
-        *(["counterfact-flat"] if {"locality_prompt", "target_new"} <= fields else []),
-        *(["zsre", "zsre-survey"] if {"src", "loc", "loc_ans"} <= fields else []),
-    ]
-    if not fitting or chosen not in (None, *fitting):
-        known = ", ".join(PROTOCOLS)
-        asked = f"does not fit {chosen!r}" if chosen else "is of no known format"
-        raise EvaluationError(
-            f"{path} {asked}: its records have {', '.join(sorted(fields)) or 'no fields'}. Known protocols: {known}."
-        )
-    return chosen or fitting[0]
+    fitting = fitting_protocols(records)
+    if fitting and chosen in (None, *fitting):
+        return chosen or fitting[0]
+    fields = sorted(records[0]) if records and isinstance(records[0], Mapping) else []
+    asked = f"does not fit {chosen!r}" if chosen else "is of no known format"
+    raise EvaluationError(
+        f"{path} {asked}: its records have {', '.join(fields) or 'no fields'}. Known protocols: {', '.join(PROTOCOLS)}."
+    )

@@ -20,17 +20,21 @@ class Ask:
     Attributes:
         target: the answer scored; its tokens are forced.
         other: the answer it competes with, if there is one (CounterFact).
+        aliases: other right answers; the best of all counts where whole answers are compared.
+        hop: a prompt with the answer that the unedited model must know, where `target` builds on that.
     """
 
     prompt: str
     target: str
     other: str | None = None
+    aliases: tuple[str, ...] = ()
+    hop: Pair | None = None
 
     @property
     def pairs(self) -> tuple[Pair, ...]:
         """What a model must score for it."""
-        wanted = (self.prompt, self.target)
-        return (wanted,) if self.other is None else (wanted, (self.prompt, self.other))
+        others = () if self.other is None else (self.other,)
+        return tuple((self.prompt, answer) for answer in (self.target, *others, *self.aliases))
 
 
 @dataclass(frozen=True)
@@ -40,11 +44,18 @@ class Group:
     Attributes:
         name: "rewrite", "paraphrase", "neighborhood", or another kind.
         stays: the edit should leave them alone, so the model is compared with itself before the edit.
+        choice: of two answers the more probable one is picked; only that pick is scored.
     """
 
     name: str
     asks: tuple[Ask, ...]
     stays: bool = False
+    choice: bool = False
+
+    @property
+    def compared(self) -> bool:
+        """Whether the edited model's predictions are compared with those of the unedited one."""
+        return self.stays and not self.choice
 
 
 @dataclass(frozen=True)
@@ -72,7 +83,7 @@ class Case:
     @property
     def staying(self) -> list[Pair]:
         """The pairs on which the edited model is compared with the unedited one."""
-        return [(ask.prompt, ask.target) for group in self.groups if group.stays for ask in group.asks]
+        return [(ask.prompt, ask.target) for group in self.groups if group.compared for ask in group.asks]
 
 
 @dataclass(frozen=True)

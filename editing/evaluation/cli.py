@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from editing.editors import EDITORS, check_name, editor_named
-from editing.errors import EvaluationError
 from editing.evaluation.benchmarks import PROTOCOLS, read_benchmark
+from editing.evaluation.choices import read_choices
+from editing.evaluation.definitions import DEFINITIONS, definition
 from editing.evaluation.examination import Questions
 from editing.evaluation.fluency import read_snippets
-from editing.evaluation.run import Evaluation
+from editing.evaluation.records import Evaluation
 from editing.evaluation.run import evaluate as run_evaluation
 from editing.evaluation.sequential import CHECKPOINTS, SequentialPlan
 from editing.evaluation.summary import edit_seconds
 from editing.evaluation.tables import readable
-from editing.options import whole_numbers
+from editing.options import named_values, whole_numbers
 from tracer.console import AsJson, Device, Dtype, Model, Out, Quiet, opened, reported, result, run_folder, show_progress
 
 
 def evaluate(
-    data: Annotated[Path, typer.Option(help="A CounterFact (also flat) or zsRE file, also gzipped.")],
+    data: Annotated[Path, typer.Option(help="A CounterFact (also flat), zsRE or KnowEdit file, also gzipped.")],
     editor: Annotated[str, typer.Option(help=f"{', '.join(EDITORS)}.")] = "r-rome",
     n: Annotated[int | None, typer.Option(min=1, help="Records; default: all.")] = None,
     evenly: Annotated[
@@ -47,6 +47,14 @@ def evaluate(
         bool, typer.Option("--stop", help="Stop a sequence there, back at the last good checkpoint.")
     ] = False,
     free: Annotated[bool, typer.Option("--free/--no-free", help="Also greedy answers (gen_exact).")] = True,
+    text: Annotated[int, typer.Option(min=0, help="Passages of a fixed text read after each edit: perplexity.")] = 0,
+    known_hops: Annotated[
+        bool,
+        typer.Option("--known-hops", help="Also by themselves: one-hop questions whose second hop the model knows."),
+    ] = False,
+    choices: Annotated[Path | None, typer.Option(help="PIQA file: another task, as a side effect.")] = None,
+    choices_a_case: Annotated[int, typer.Option(min=1, help="Of its questions, asked with each case.")] = 5,
+    groups: Annotated[str | None, typer.Option(help="Kinds of prompts asked, comma-separated; default: all.")] = None,
     writing: Annotated[bool, typer.Option("--writing", help="Also sampled texts: fluency, consistency. Slow.")] = False,
     snippets: Annotated[Path | None, typer.Option(help="Attribute snippets, for consistency.")] = None,
     seed: Annotated[int, typer.Option(help="Of edits and sampled texts.")] = 0,
@@ -60,8 +68,10 @@ def evaluate(
     """Score an editor on a benchmark; stopped or killed, the same command goes on where it was."""
     with reported():
         check_name(editor)
-        chosen = _settings(settings or [])
+        chosen = named_values(settings or [])
         cases = read_benchmark(data, n=n, evenly=evenly, protocol=benchmark)
+        cases = cases.only(groups.split(",")) if groups else cases
+        cases = cases.asking(read_choices(choices), choices_a_case) if choices else cases
         where = run_folder(out, f"evaluate {protocol} {editor} {cases.name} {Path(model).name}")
         opened_model = opened(model, device, dtype)
         found = run_evaluation(
@@ -75,7 +85,12 @@ def evaluate(
                 checkpoints=whole_numbers(checkpoints, "--checkpoints"), step=step, factor=factor, stop=stop
             ),
             questions=Questions(
-                free=free, writing=writing, snippets=read_snippets(snippets) if snippets else None, seed=seed
+                free=free,
+                text=text,
+                known_hops=known_hops,
+                writing=writing,
+                snippets=read_snippets(snippets) if snippets else None,
+                seed=seed,
             ),
             seed=seed,
             progress=show_progress(quiet),
@@ -84,6 +99,19 @@ def evaluate(
         record = {"folder": str(where), "scores": found.table.to_dict("records"), "files": paths}
         record["not_editable"] = found.not_editable
         result(record, _told(found, paths), as_json=as_json)
+
+
+def explain_metric(
+    name: Annotated[str | None, typer.Argument(help="A metric as tables name it; none: all names.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say what a metric means: formula, prompts, unit and source."""
+    with reported():
+        if name is None:
+            result({"metrics": list(DEFINITIONS)}, "\n".join(DEFINITIONS), as_json=as_json)
+        else:
+            found = definition(name)
+            result(vars(found), str(found), as_json=as_json)
 
 
 def _told(found: Evaluation, paths: list[str]) -> str:
@@ -99,21 +127,3 @@ def _told(found: Evaluation, paths: list[str]) -> str:
     if n:
         lines.append(f"{median:.2f} s an edit ({low:.2f} to {high:.2f}, n={n})")
     return "\n".join([*lines, *paths])
-
-
-def _settings(given: list[str]) -> dict[str, Any]:
-    """NAME=VALUE pairs; a value is JSON where it can be read so, else text."""
-    found: dict[str, Any] = {}
-    for one in given:
-        name, equals, value = one.partition("=")
-        if not equals or not name:
-            raise EvaluationError(f"--set {one!r} says no value. Write --set {one or 'clamp'}=2.")
-        try:
-            found[name] = _frozen(json.loads(value))
-        except ValueError:
-            found[name] = value
-    return found
-
-
-def _frozen(value: Any) -> Any:
-    return tuple(map(_frozen, value)) if isinstance(value, list) else value

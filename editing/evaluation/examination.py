@@ -10,14 +10,17 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from editing.evaluation.alarms import PASSAGES, CollapseAlarm
 from editing.evaluation.base import Base
 from editing.evaluation.case import Case
 from editing.evaluation.fluency import Snippets, TfIdf, consistency, fluency
-from editing.evaluation.metrics import case_metrics
+from editing.evaluation.metrics import GENERAL_TEXT, case_metrics
 from editing.scoring.distributions import MAX_BYTES
 from editing.scoring.generation import answers, seeded_samples
 from editing.scoring.scores import Pair, target_scores
 from tracer.model import LanguageModel
+
+MOST_RATIO = 1e12  # of perplexities; JSON has no infinity, and a lost model must not look like one not asked
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +30,9 @@ class Questions:
     Attributes:
         free: greedy answers to prompts that should change, for gen_exact and gen_contains.
         kl: how far distributions of prompts that should stay have moved.
+        text: how many passages of the fixed text are read after each edit, for perplexity against before and KL;
+            sequences read all of them at each checkpoint anyway.
+        known_hops: one-hop questions whose second hop the unedited model knows, also as a group of their own.
         writing: sampled texts, for fluency (and consistency, where there are snippets); the slowest part.
         snippets: reference texts by (relation, id of the object).
         seed: of the sampled texts; equal before and after.
@@ -34,6 +40,8 @@ class Questions:
 
     free: bool = True
     kl: bool = True
+    text: int = 0
+    known_hops: bool = False
     writing: bool = False
     snippets: Snippets | None = None
     seed: int = 0
@@ -53,6 +61,7 @@ class Examination:
         self.model, self.questions = model, questions or Questions()
         self.base = Base(model, folder, max_bytes=max_bytes)
         snippets = self.questions.snippets
+        self._alarm = CollapseAlarm(model, passages=PASSAGES[: self.questions.text]) if self.questions.text else None
         self._weights = TfIdf.fitted([text for texts in snippets.values() for text in texts]) if snippets else None
 
     def before(self, cases: Sequence[Case]) -> list[dict[str, float]]:
@@ -61,7 +70,8 @@ class Examination:
         staying = [pair for case in cases for pair in case.staying] if self.questions.kl else []
         scores = self.base.scores(pairs, keep=staying)
         texts = self.base.texts(_changing(cases)) if self.questions.free else None
-        return [case_metrics(case, scores, texts=texts) | self._writing(case) for case in cases]
+        as_before = dict.fromkeys(GENERAL_TEXT, 0.0) | {"perplexity_ratio": 1.0} if self._alarm else {}
+        return [case_metrics(case, scores, texts=texts) | as_before | self._writing(case) for case in cases]
 
     def after(self, cases: Sequence[Case]) -> list[dict[str, float]]:
         """The metrics of the model as it is now, compared with what it said in `before`."""
@@ -78,11 +88,19 @@ class Examination:
         texts = dict(zip(prompts, answers(self.model, prompts), strict=True)) if self.questions.free else None
         divergences = {pair: float(np.mean(values)) for pair, values in moved.items()}
         told: Mapping[str, Any] = {"base": self.base.scores(pairs), "divergences": divergences, "texts": texts}
-        return [case_metrics(case, scores, **told) | self._writing(case) for case in cases]
+        now = self._general_text()
+        return [case_metrics(case, scores, **told) | now | self._writing(case) for case in cases]
 
     def forget(self) -> None:
         """Drops the distributions of cases that are done."""
         self.base.distributions.forget()
+
+    def _general_text(self) -> dict[str, float]:
+        """How the model reads the fixed text now; the same for all cases that are written at once."""
+        if self._alarm is None:
+            return {}
+        found = self._alarm.read(warn=False)
+        return dict(zip(GENERAL_TEXT, (min(found.ratio, MOST_RATIO), found.kl), strict=True))
 
     def _writing(self, case: Case) -> dict[str, float]:
         """Fluency and consistency of one case."""

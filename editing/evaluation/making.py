@@ -49,7 +49,7 @@ def made_together(model: LanguageModel, editor: Editor, requests: Sequence[EditR
         edit = editor.apply(model, requests, seed=seed, progress=False)
     except FAILURES as error:
         return Made(None, now(model) - begun, str(error))
-    return Made(edit, now(model) - begun + _spared(edit))
+    return Made(edit, now(model) - begun + spared(edit))
 
 
 def made_each(model: LanguageModel, editor: Editor, cases: Sequence[Case], seed: int) -> Iterator[tuple[Case, Made]]:
@@ -80,10 +80,10 @@ def _applied(model: LanguageModel, edit: Edit, seconds: float) -> Made:
         edit.apply(model)
     except FAILURES as error:
         return Made(None, seconds, str(error))
-    return Made(edit, seconds + now(model) - begun + _spared(edit))
+    return Made(edit, seconds + now(model) - begun + spared(edit))
 
 
-def _spared(edit: Edit) -> float:
+def spared(edit: Edit) -> float:
     """Seconds that kept values took when they were found."""
     return sum(record["value_seconds"] for record in edit.diagnostics if record.get("value_kept"))
 

@@ -22,10 +22,11 @@ from editing.evaluation.benchmarks import Benchmark
 from editing.evaluation.case import Case
 from editing.evaluation.examination import Examination
 from editing.evaluation.fluency import WORDS
+from tracer.model import LanguageModel
 from tracer.storage import to_json, write_json
 from tracer.studies.manifest import software
 
-NAME = "manifest.json"
+MANIFEST = "manifest.json"
 
 
 def manifest(
@@ -36,34 +37,33 @@ def manifest(
     protocol: dict[str, Any],
     *,
     conflicts: Sequence[str] = (),
+    known_hops: Sequence[int] = (),
 ) -> dict[str, Any]:
-    """An evaluation as JSON values."""
+    """An evaluation as JSON values; of `known_hops`, how many questions passed and how many there are."""
     model, questions = examination.model, examination.questions
     about = {
         "kind": "evaluation",
         "format": 1,
-        "model": {
-            "name": model.name,
-            "fingerprint": examination.base.fingerprint,
-            "dtype": str(model.dtype).removeprefix("torch."),
-            "device": model.device.type,
-            "threads": torch.get_num_threads(),
-        },
+        "model": model_record(model, examination.base.fingerprint),
         "editor": editor_record(editor),
         "data": {
             "benchmark": benchmark.name,
             "target": benchmark.target,
             "template": "raw",
             "file_sha256": benchmark.sha256,
+            "slice": benchmark.slice,
             "cases": len(cases),
-            "cases_sha256": digest([dataclasses.asdict(case) for case in cases]),
+            "cases_sha256": cases_digest(cases),
             "left_out": dict(benchmark.left_out),
             "conflicts": list(conflicts),
+            "known_hops": list(known_hops),
         },
         "protocol": protocol,
         "questions": {
             "free": questions.free,
             "kl": questions.kl,
+            "text": questions.text,
+            "known_hops": questions.known_hops,
             "writing": questions.writing,
             "snippets": digest(sorted(questions.snippets.items())) if questions.snippets else None,
             "seed": questions.seed,
@@ -73,6 +73,17 @@ def manifest(
         "versions": [software()],
     }
     return json.loads(to_json(about))
+
+
+def model_record(model: LanguageModel, fingerprint: str) -> dict[str, Any]:
+    """What numbers depend on of the model, unedited."""
+    return {
+        "name": model.name,
+        "fingerprint": fingerprint,
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "device": model.device.type,
+        "threads": torch.get_num_threads(),
+    }
 
 
 def editor_record(editor: Editor) -> dict[str, Any]:
@@ -90,22 +101,39 @@ def continued_manifest(folder: Path, now: dict[str, Any]) -> dict[str, Any]:
     Raises:
         EvaluationError: the folder holds something else.
     """
-    path = folder / NAME
-    if path.is_file():
-        try:
-            there = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise EvaluationError(f"{path} is damaged ({error}). Give this evaluation a folder of its own.") from error
-        different = [key for key in now if key != "versions" and there.get(key) != now[key]]
-        if different:
-            said = "; ".join(f"{key}: {_short(there.get(key), now[key])}" for key in different)
-            raise EvaluationError(
-                f"{folder} holds another evaluation ({said}). Go on with what it was made with, or write another --out."
-            )
+    path = folder / MANIFEST
+    there = read_same(path, now, but=("versions",))
+    if there is not None:
         versions = there["versions"]
         now = {**now, "versions": versions if now["versions"][0] in versions else versions + now["versions"]}
     write_json(path, now)
     return now
+
+
+def read_same(path: Path, now: dict[str, Any], *, but: Sequence[str] = ()) -> dict[str, Any] | None:
+    """What a file of an earlier run says, None where there is none; apart from `but` it must say what holds now.
+
+    Raises:
+        EvaluationError: it says something else, or is damaged.
+    """
+    if not path.is_file():
+        return None
+    try:
+        there = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise EvaluationError(f"{path} is damaged ({error}). Give this evaluation a folder of its own.") from error
+    different = [key for key in now if key not in but and there.get(key) != now[key]]
+    if different:
+        said = "; ".join(f"{key}: {_short(there.get(key), now[key])}" for key in different)
+        raise EvaluationError(
+            f"{path.parent} holds another evaluation ({said}). Go on with what made it, or write another --out."
+        )
+    return there
+
+
+def cases_digest(cases: Sequence[Any]) -> str:
+    """sha256 of everything that is asked."""
+    return digest([dataclasses.asdict(case) for case in cases])
 
 
 def digest(value: Any) -> str:

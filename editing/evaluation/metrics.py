@@ -7,6 +7,8 @@ The surveys' reliability, generalization and locality: `_token_acc`, `_tf_exact`
 `_gen_exact`, `_gen_contains` (free-running) differ by tens of points for answers of several tokens.
     locality_agreement     with the unedited model's predictions
     specificity_accuracy   against the benchmark's answer, right or wrong before
+    specificity_kept       against the benchmark's answer, where the model was right before
+Groups of other kinds give names of the form GROUP_STATISTIC; `definitions.py` explains every name.
 """
 
 from __future__ import annotations
@@ -34,14 +36,20 @@ NAMES: Mapping[tuple[str, str], str] = {
     ("neighborhood", "agree"): "locality_agreement",
     ("neighborhood", "agree_exact"): "locality_agreement_exact",
     ("neighborhood", "kl"): "locality_kl",
+    ("neighborhood", "kept"): "specificity_kept",
+    ("distracting_neighborhood", "preferred"): "distracting_NS",
+    ("other_task", "preferred"): "other_task_accuracy",
+    ("other_task", "preferred_sum"): "other_task_accuracy_sum",
 }
+WORDS = {"agree": "agreement", "agree_exact": "agreement_exact"}
 WRITING = ("fluency", "consistency")
-IN_NATS = ("nll", "nll_sum", "kl")  # ends of the names that are no shares
+GENERAL_TEXT = ("perplexity_ratio", "text_kl")
+UNSCALED = ("nll", "nll_sum", "kl", "ratio", "relative_change")  # ends of the names that are no shares
 
 
 def metric_name(group: str, statistic: str) -> str:
     """What papers call a statistic of a group of prompts."""
-    return NAMES.get((group, statistic), f"{group}_{statistic}")
+    return NAMES.get((group, statistic), f"{group}_{WORDS.get(statistic, statistic)}")
 
 
 def case_metrics(
@@ -68,7 +76,9 @@ def case_metrics(
         statistics = _scored(group, scores)
         if texts is not None and not group.stays:
             statistics |= _said(group, texts)
-        if base is not None and group.stays:
+        if group.compared:
+            statistics |= _kept(group, scores, base or scores)
+        if base is not None and group.compared:
             statistics |= _compared(group, scores, base, divergences or {})
         found |= {metric_name(group.name, statistic): _mean(values) for statistic, values in statistics.items()}
     return found
@@ -81,30 +91,48 @@ def failed(case: Case, before: Mapping[str, float]) -> dict[str, float]:
         if not group.stays:
             names = {metric_name(group.name, kind) for kind in ("preferred", *ACCURACIES)}
             metrics |= {name: 0.0 for name in names & before.keys()}
-        elif group.asks:
+        elif group.asks and group.compared:
             still = {"agree": 1.0, "agree_exact": 1.0, "kl": 0.0}
             metrics |= {metric_name(group.name, kind): value for kind, value in still.items()}
     return metrics
 
 
 def _scored(group: Group, scores: Mapping[Pair, TargetScore]) -> dict[str, list[float]]:
+    found = _rivals(group, scores) if all(ask.other is not None for ask in group.asks) else {}
+    if group.choice:
+        return {kind: found[kind] for kind in ("preferred", "preferred_sum")}
+    found.pop("preferred_sum", None)
     wanted = [scores[ask.prompt, ask.target] for ask in group.asks]
-    found = {kind: [float(getattr(score, kind)) for score in wanted] for kind in ("token_acc", "tf_exact", "nll")}
-    found["nll_sum"] = [score.nll_sum for score in wanted]
-    if all(ask.other is not None for ask in group.asks):
-        rivals = [scores[ask.prompt, ask.other or ""] for ask in group.asks]
-        pairs = list(zip(wanted, rivals, strict=True))
-        found["preferred"] = [float(good.nll < bad.nll) for good, bad in pairs]  # a tie is a failure
-        found["margin"] = [good.prob - bad.prob for good, bad in pairs]
+    found |= {kind: [float(getattr(score, kind)) for score in wanted] for kind in ("token_acc", "nll", "nll_sum")}
+    found["tf_exact"] = [
+        float(any(scores[ask.prompt, answer].tf_exact for answer in (ask.target, *ask.aliases))) for ask in group.asks
+    ]
     return found
 
 
-def _said(group: Group, texts: Mapping[str, str]) -> dict[str, list[float]]:
-    answers = [(texts[ask.prompt], ask.target) for ask in group.asks]
+def _rivals(group: Group, scores: Mapping[Pair, TargetScore]) -> dict[str, list[float]]:
+    """Which of two answers is more probable, and by how much; a tie is a failure."""
+    pairs = [(scores[ask.prompt, ask.target], scores[ask.prompt, ask.other or ""]) for ask in group.asks]
     return {
-        "gen_exact": [float(gen_exact(text, target)) for text, target in answers],
-        "gen_contains": [float(gen_contains(text, target)) for text, target in answers],
+        "preferred": [float(good.nll < bad.nll) for good, bad in pairs],
+        "preferred_sum": [float(good.nll_sum < bad.nll_sum) for good, bad in pairs],
+        "margin": [good.prob - bad.prob for good, bad in pairs],
     }
+
+
+def _said(group: Group, texts: Mapping[str, str]) -> dict[str, list[float]]:
+    answers = [(texts[ask.prompt], (ask.target, *ask.aliases)) for ask in group.asks]
+    return {
+        "gen_exact": [float(any(gen_exact(text, right) for right in rights)) for text, rights in answers],
+        "gen_contains": [float(any(gen_contains(text, right) for right in rights)) for text, rights in answers],
+    }
+
+
+def _kept(group: Group, scores: Mapping[Pair, TargetScore], base: Mapping[Pair, TargetScore]) -> dict[str, list[float]]:
+    """Token accuracy where the model was right before; none where it was right nowhere."""
+    pairs = [(ask.prompt, ask.target) for ask in group.asks]
+    known = [scores[pair].token_acc for pair in pairs if base[pair].tf_exact]
+    return {"kept": known} if known else {}
 
 
 def _compared(

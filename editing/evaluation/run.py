@@ -3,83 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import pandas as pd
-
 from editing.editors import Editor
 from editing.errors import EvaluationError
-from editing.evaluation.alarms import GeneralText
 from editing.evaluation.batch import batch_edits, without_conflicts
 from editing.evaluation.benchmarks import Benchmark
 from editing.evaluation.case import Case, CaseScores
 from editing.evaluation.examination import Examination, Questions
+from editing.evaluation.hops import with_known_hops
 from editing.evaluation.lines import Lines
 from editing.evaluation.manifest import continued_manifest, manifest
+from editing.evaluation.records import Evaluation, read_batches, read_cases, read_checkpoints
 from editing.evaluation.sequential import Checkpoint, SequentialPlan, sequential_edits
-from editing.evaluation.single import single_edits
-from editing.evaluation.summary import batch_summary, sequential_summary, summary
-from editing.evaluation.tables import as_latex, as_markdown, readable
+from editing.evaluation.single import begin_of_chunk, single_edits
 from tracer.model import LanguageModel
-from tracer.storage import atomic_path
 
 Protocol = Literal["single", "batch", "sequential"]
 SIZES = (1, 10, 100)
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """What an evaluation measured; for single edits `cases`, for batches `batches`, for sequences `checkpoints`."""
-
-    folder: Path
-    about: dict[str, Any]
-    cases: tuple[CaseScores, ...] = ()
-    batches: dict[int, tuple[CaseScores, ...]] = dataclasses.field(default_factory=dict)
-    checkpoints: tuple[Checkpoint, ...] = ()
-
-    @property
-    def table(self) -> pd.DataFrame:
-        """The summary of its protocol."""
-        return self._table(editable_only=False)
-
-    def _table(self, *, editable_only: bool) -> pd.DataFrame:
-        if self.batches:
-            return batch_summary(self.batches, editable_only=editable_only)
-        return (
-            sequential_summary(self.checkpoints)
-            if self.checkpoints
-            else summary(self.cases, editable_only=editable_only)
-        )
-
-    @property
-    def not_editable(self) -> int:
-        """Cases whose request could not be written, in the largest batch or the longest sequence."""
-        cases = self.cases or (self.checkpoints[-1].scores if self.checkpoints else self.batches[max(self.batches)])
-        return sum(not case.editable for case in cases)
-
-    def save(self) -> list[Path]:
-        """Writes table.csv, table.md, table.tex and scores.png; returns their paths.
-
-        Where some cases could not be edited a second table, of the others alone, follows the first.
-        """
-        from editing.evaluation.plot import plot_curves, plot_single
-        from tracer.plot import save_figure
-
-        table, shown = self.table, [readable(self.table)]
-        if self.not_editable and not self.checkpoints:
-            shown.append(readable(self._table(editable_only=True)))
-        paths = [self.folder / f"table.{kind}" for kind in ("csv", "md", "tex")]
-        texts = [table.to_csv(index=False), _joined(map(as_markdown, shown)), _joined(map(as_latex, shown))]
-        for path, text in zip(paths, texts, strict=True):
-            with atomic_path(path) as temporary:
-                temporary.write_text(text, encoding="utf-8")
-        title = f"{self.about['editor']['name']} on {self.about['data']['benchmark']}"
-        figure = plot_single(table, title=title) if self.cases else plot_curves(table, title=title)
-        return [*paths, save_figure(figure, self.folder / "scores.png")]
 
 
 def evaluate(
@@ -92,6 +35,7 @@ def evaluate(
     sizes: Sequence[int] = SIZES,
     plan: SequentialPlan | None = None,
     questions: Questions | None = None,
+    base_folder: str | Path | None = None,
     seed: int = 0,
     progress: bool | None = None,
 ) -> Evaluation:
@@ -106,6 +50,7 @@ def evaluate(
         sizes: of the batches.
         plan: of the sequence.
         questions: what is asked beside the teacher-forced scores.
+        base_folder: for what the unedited model says, shared by the evaluations of several editors; default `folder`.
         seed: of the edits.
         progress: show bars.
 
@@ -113,13 +58,19 @@ def evaluate(
         EvaluationError: another evaluation in the folder, sizes that do not fit, an editor that cannot be undone.
     """
     folder = Path(folder)
-    examination = Examination(model, questions, folder=folder)
+    questions = questions or Questions()
+    if protocol == "sequential":  # which reads the text at each checkpoint
+        questions = dataclasses.replace(questions, text=0)
+    examination = Examination(model, questions, folder=base_folder or folder)
     cases, left_out = (list(benchmark.cases), []) if protocol == "single" else without_conflicts(benchmark.cases)
     plan = dataclasses.replace(plan or SequentialPlan(), seed=seed)
     settings: dict[str, Any] = {"name": protocol, "seed": seed}
     settings |= dataclasses.asdict(plan) if protocol == "sequential" else {}
     conflicts = [f"case {case.id} {reason}" for case, reason in left_out]
-    about = manifest(examination, editor, benchmark, cases, settings, conflicts=conflicts)
+    known_hops: Sequence[int] = ()
+    if questions.known_hops:
+        cases, *known_hops = with_known_hops(examination.base, cases)
+    about = manifest(examination, editor, benchmark, cases, settings, conflicts=conflicts, known_hops=known_hops)
     about = continued_manifest(folder, about)
     if protocol == "single":
         return Evaluation(folder, about, cases=tuple(_single(examination, editor, cases, folder, seed, progress)))
@@ -133,13 +84,14 @@ def evaluate(
 def _single(
     examination: Examination, editor: Editor, cases: Sequence[Case], folder: Path, seed: int, progress: bool | None
 ) -> Iterator[CaseScores]:
-    lines = Lines(folder / "cases.jsonl")
-    known = {record["case_id"]: case_scores(record) for record in lines.read()}
-    yield from (known[case.id] for case in cases if case.id in known)
-    missing = [case for case in cases if case.id not in known]
-    for scores in single_edits(examination, editor, missing, seed=seed, progress=progress):
-        lines.append([vars(scores)])
-        yield scores
+    lines, known = Lines(folder / "cases.jsonl"), read_cases(folder)
+    done = next((at for at, case in enumerate(cases) if case.id not in known), len(cases))
+    again = begin_of_chunk(done)  # cases computed together are so again: then bits agree
+    yield from (known[case.id] for case in cases[:done])
+    for scores in single_edits(examination, editor, cases[again:], seed=seed, progress=progress):
+        if scores.case_id not in known:
+            lines.append([vars(scores)])
+            yield scores
 
 
 def _batches(
@@ -151,8 +103,7 @@ def _batches(
     seed: int,
     progress: bool | None,
 ) -> dict[int, tuple[CaseScores, ...]]:
-    lines = Lines(folder / "batches.jsonl")
-    found = {record["size"]: tuple(map(case_scores, record["cases"])) for record in lines.read()}
+    lines, found = Lines(folder / "batches.jsonl"), read_batches(folder)
     missing = [size for size in sizes if size not in found]
     for size, scores in (
         batch_edits(examination, editor, cases, missing, seed=seed, progress=progress) if missing else ()
@@ -170,8 +121,7 @@ def _sequence(
     folder: Path,
     progress: bool | None,
 ) -> tuple[Checkpoint, ...]:
-    lines = Lines(folder / "checkpoints.jsonl")
-    found = [_checkpoint(record) for record in lines.read()]
+    lines, found = Lines(folder / "checkpoints.jsonl"), read_checkpoints(folder)
     if found and (found[-1].stopped or found[-1].edits == len(cases)):
         return tuple(found)
     done = [point.edits for point in found]
@@ -179,24 +129,3 @@ def _sequence(
         lines.append([dataclasses.asdict(point)])
         found.append(point)
     return tuple(found)
-
-
-def case_scores(record: dict[str, Any]) -> CaseScores:
-    """What `vars` of a case's scores became in JSON, which has no NaN."""
-    before, after = ({name: _number(value) for name, value in record[when].items()} for when in ("before", "after"))
-    return CaseScores(record["case_id"], before, after, record["diagnostics"], _number(record["seconds"]))
-
-
-def _checkpoint(record: dict[str, Any]) -> Checkpoint:
-    scores, fixed = (tuple(map(case_scores, record[name])) for name in ("scores", "fixed"))
-    numbers = {name: _number(record["text"][name]) for name in ("perplexity", "ratio", "kl")}
-    text = GeneralText(**numbers, collapsed=record["text"]["collapsed"])
-    return Checkpoint(**{**record, "scores": scores, "fixed": fixed, "text": text})
-
-
-def _number(value: float | None) -> float:
-    return math.nan if value is None else value
-
-
-def _joined(tables: Any) -> str:
-    return "\n\n".join(tables) + "\n"

@@ -54,6 +54,12 @@ def single_edits(
                         steps.update()
 
 
+def begin_of_chunk(number: int) -> int:
+    """The first of the cases that `single_edits` handles together with this one."""
+    span = number - number % VERIFY_EVERY
+    return span + (number - span) // CHUNK * CHUNK
+
+
 def _chunk(examination: Examination, editor: Editor, cases: Sequence[Case], seed: int) -> Iterator[CaseScores]:
     before = {case.id: metrics for case, metrics in zip(cases, examination.before(cases), strict=True)}
     for case, made in made_each(examination.model, editor, cases, seed):

@@ -7,6 +7,7 @@ of efficacy, paraphrase and specificity accuracy (zsRE).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -15,7 +16,7 @@ import pandas as pd
 
 from editing.errors import EvaluationError
 from editing.evaluation.case import CaseScores
-from editing.evaluation.metrics import IN_NATS
+from editing.evaluation.metrics import GENERAL_TEXT, UNSCALED
 from editing.evaluation.sequential import Checkpoint
 from tracer.effect import Estimate
 from tracer.effect.resample import percentile_interval, resampled_means
@@ -51,9 +52,13 @@ def summary(cases: Sequence[CaseScores], *, editable_only: bool = False) -> pd.D
 
 
 def batch_summary(batches: Mapping[int, Sequence[CaseScores]], *, editable_only: bool = False) -> pd.DataFrame:
-    """`summary` of every batch size, in a column `size` in front."""
+    """`summary` of every batch size, in a column `size` in front.
+
+    What is read of the model and not of a case is one number a batch, so its n is 1.
+    """
+    once = {"half_width": np.nan, "n": 1}
     rows = [
-        {"size": size, **row}
+        {"size": size, **row, **(once if row["score"] in GENERAL_TEXT else {})}
         for size, cases in sorted(batches.items())
         for row in summary(cases, editable_only=editable_only).to_dict("records")
     ]
@@ -64,7 +69,7 @@ def sequential_summary(checkpoints: Sequence[Checkpoint]) -> pd.DataFrame:
     """A row for each checkpoint and score: edits, score, mean, half_width, n, last.
 
     `mean` is the retention, `last` the mean over the last step; metrics of the fixed set, perplexity_ratio,
-    text_kl and the largest relative_change stand beside them.
+    text_kl and the largest relative_change (but that of a weight that was zero) stand beside them.
     """
     rows = []
     for point in checkpoints:
@@ -75,7 +80,7 @@ def sequential_summary(checkpoints: Sequence[Checkpoint]) -> pd.DataFrame:
         model = {
             "perplexity_ratio": point.text.ratio,
             "text_kl": point.text.kl,
-            "relative_change": max(point.relative_change.values(), default=0.0),
+            "relative_change": max(filter(math.isfinite, point.relative_change.values()), default=0.0),
         }
         rows += [{"edits": point.edits, "score": name, "mean": value, "n": 1} for name, value in model.items()]
     return pd.DataFrame(rows, columns=pd.Index(["edits", "score", "mean", "half_width", "n", "last"]))
@@ -141,8 +146,8 @@ def harmonic_mean(values: Sequence[float]) -> float:
 
 
 def scale(score: str) -> float:
-    """Shares and word entropies are shown times 100, nats as they are."""
-    return 1.0 if score.endswith(IN_NATS) else 100.0
+    """Shares and word entropies are shown times 100, nats and ratios as they are."""
+    return 1.0 if score.endswith(UNSCALED) else 100.0
 
 
 def _estimates(metrics: Sequence[Mapping[str, float]]) -> dict[str, Estimate]:

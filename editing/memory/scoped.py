@@ -6,14 +6,14 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from editing.errors import RequestError
+from editing.published import counterfact, flat, zsre
 from tracer.errors import FileFormatError
 from tracer.facts import bundled, paraphrases, spread_over_relations
-from tracer.facts.bundled import filled
 from tracer.facts.readers import read_records
 
 SENTENCE_END = re.compile(r"[.!?\n]\s+")
@@ -113,33 +113,19 @@ def scoped_facts(records: Sequence[Mapping[str, Any]], *, source: str = "records
 
 def _fact(record: Mapping[str, Any]) -> ScopedFact | None:
     """None where something that is needed is empty."""
-    read = _counterfact if "requested_rewrite" in record else _flat if "locality_prompt" in record else _zsre
-    made = read(record)
-    inside = tuple(text for text in made.inside if text.strip() and text != made.prompt)
-    outside = tuple((text, answer.strip()) for text, answer in made.outside if answer.strip())
-    whole = inside and outside and made.new.strip()
-    return replace(made, new=made.new.strip(), inside=inside, outside=outside) if whole else None
-
-
-def _counterfact(record: Mapping[str, Any]) -> ScopedFact:
-    rewrite = record["requested_rewrite"]
-    subject, true = rewrite["subject"], rewrite["target_true"]["str"]
-    inside = tuple(bare(text, subject) for text in record["paraphrase_prompts"])
-    outside = tuple((text, true) for text in dict.fromkeys(record["neighborhood_prompts"]) if subject not in text)
-    prompt, new = filled(rewrite["prompt"], subject), rewrite["target_new"]["str"]
-    return ScopedFact(prompt, subject, new, inside, outside, rewrite.get("relation_id"))
-
-
-def _flat(record: Mapping[str, Any]) -> ScopedFact:
-    inside = (bare(record["rephrase_prompt"], record["subject"]),)
-    outside = ((record["locality_prompt"], record["locality_ground_truth"]),)
-    return ScopedFact(record["prompt"], record["subject"], record["target_new"], inside, outside)
-
-
-def _zsre(record: Mapping[str, Any]) -> ScopedFact:
-    outside = ((record["loc"].removeprefix("nq question: "), record["loc_ans"]),)
-    new = record["alt"] or record["answers"][0]
-    return ScopedFact(record["src"], record["subject"], new, (record["rephrase"],), outside)
+    whole = "requested_rewrite" in record
+    in_sentences = whole or "locality_prompt" in record
+    if whole:
+        read = counterfact(record)
+    else:
+        read = flat(record) if in_sentences else zsre(record, record["alt"] or record["answers"][0])
+    texts = [bare(text, read.subject) if in_sentences else text for text in read.paraphrases]
+    inside = tuple(text for text in texts if text.strip() and text != read.prompt)
+    others = [one for one in dict.fromkeys(read.neighbours) if not (whole and read.subject in one[0])]
+    outside = tuple((text.removeprefix("nq question: "), answer) for text, answer in others if answer)
+    if not (inside and outside and read.new):
+        return None
+    return ScopedFact(read.prompt, read.subject, read.new, inside, outside, read.relation)
 
 
 def bare(text: str, subject: str) -> str:

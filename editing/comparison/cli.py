@@ -1,0 +1,184 @@
+"""The commands `editing compare` and `editing recommend`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from editing.comparison.compare import compare as run_comparison
+from editing.comparison.entrant import entrants, read_settings
+from editing.comparison.folder import Comparison, read_comparison
+from editing.comparison.plan import TEXT, ComparisonPlan
+from editing.comparison.properties import PROPERTIES
+from editing.comparison.recommend import Recommendation
+from editing.comparison.recommend import recommend as rank
+from editing.comparison.saved import save_comparison
+from editing.editors import EDITORS
+from editing.errors import EvaluationError
+from editing.evaluation.benchmarks import PROTOCOLS, Benchmark, fitting_protocols, read_benchmark
+from editing.evaluation.choices import read_choices
+from editing.evaluation.examination import Questions
+from editing.evaluation.mquake_run import is_mquake, read_hops
+from editing.evaluation.sequential import CHECKPOINTS, SequentialPlan
+from editing.evaluation.tables import as_markdown
+from editing.options import named_values, whole_numbers
+from tracer.console import AsJson, Device, Dtype, Model, Out, Quiet, opened, reported, result, run_folder, show_progress
+from tracer.facts.readers import read_records
+
+Folder = Annotated[Path, typer.Argument(help="The folder of a comparison.")]
+
+
+def compare(
+    data: Annotated[list[Path], typer.Option(help="CounterFact, zsRE, KnowEdit or MQuAKE file; repeatable.")],
+    editors: Annotated[
+        str, typer.Option(help=f"all, or some of {', '.join(EDITORS)} and tables of --settings.")
+    ] = "all",
+    n: Annotated[int | None, typer.Option(min=1, help="Records of each file; default: all.")] = None,
+    evenly: Annotated[bool, typer.Option("--evenly", help="Draw them evenly over the file, not its start.")] = False,
+    benchmark: Annotated[
+        str | None, typer.Option(help="Of zsRE files: zsre (true answers) or zsre-survey (false ones).")
+    ] = None,
+    protocols: Annotated[str, typer.Option(help="Of single, batch, sequential; comma-separated.")] = "single",
+    layer: Annotated[int | None, typer.Option(help="For editors that need one and are told none otherwise.")] = None,
+    settings: Annotated[Path | None, typer.Option(help="TOML or JSON, a table for each editor.")] = None,
+    given: Annotated[
+        list[str] | None, typer.Option("--set", help="Another setting, EDITOR.NAME=VALUE; repeatable.")
+    ] = None,
+    batch: Annotated[str, typer.Option(help="Sizes of batches, comma-separated.")] = "1,10,100",
+    step: Annotated[int, typer.Option(min=1, help="Edits of a sequence written together.")] = 1,
+    checkpoints: Annotated[str, typer.Option(help="Of a sequence, comma-separated.")] = ",".join(map(str, CHECKPOINTS)),
+    together: Annotated[int, typer.Option(min=1, help="Cases of MQuAKE whose edits live together.")] = 1,
+    groups: Annotated[str | None, typer.Option(help="Kinds of prompts asked, comma-separated; default: all.")] = None,
+    choices: Annotated[Path | None, typer.Option(help="PIQA file: another task, as a side effect.")] = None,
+    choices_a_case: Annotated[int, typer.Option(min=1, help="Of its questions, asked with each case.")] = 5,
+    free: Annotated[bool, typer.Option("--free/--no-free", help="Also greedy answers (gen_exact).")] = True,
+    kl: Annotated[bool, typer.Option("--kl/--no-kl", help="Also KL where nothing should change.")] = True,
+    text: Annotated[int, typer.Option(min=0, help="Passages of a fixed text read after each edit: perplexity.")] = TEXT,
+    known_hops: Annotated[
+        bool, typer.Option("--known-hops", help="Also by themselves: one-hop questions whose second hop is known.")
+    ] = False,
+    writing: Annotated[bool, typer.Option("--writing", help="Also sampled texts: fluency. Slow.")] = False,
+    costs: Annotated[bool, typer.Option("--costs/--no-costs", help="Also time, memory and bytes.")] = True,
+    cold: Annotated[
+        bool, typer.Option("--cold", help="Measure costs with an empty cache: each editor makes its own statistics.")
+    ] = False,
+    seed: Annotated[int, typer.Option(help="Of edits and sampled texts.")] = 0,
+    model: Model = "gemma-3-270m",
+    device: Device = None,
+    dtype: Dtype = "float32",
+    out: Out = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Run editors beside each other; stopped or killed, the same command goes on where it was."""
+    with reported():
+        tables = _with_settings(read_settings(settings) if settings else {}, given or [])
+        takes_part = entrants([name for name in editors.split(",") if name], layer=layer, tables=tables)
+        asked = read_choices(choices) if choices else ()
+        files: dict[str, Any] = {}
+        for path in data:
+            name = path.name.split(".json")[0]
+            if name in files:
+                raise EvaluationError(f"Two files are called {name}. Rename one: tables name them so.")
+            if is_mquake(path):
+                files[name] = read_hops(path, n=n, together=together)
+                continue
+            one = _benchmark(path, benchmark, n=n, evenly=evenly)
+            one = one.only(groups.split(",")) if groups else one
+            files[name] = one.asking(asked, choices_a_case) if asked else one
+        plan = ComparisonPlan(
+            protocols=_protocols(protocols),
+            sizes=whole_numbers(batch, "--batch"),
+            sequence=SequentialPlan(checkpoints=whole_numbers(checkpoints, "--checkpoints"), step=step),
+            questions=Questions(free=free, kl=kl, text=text, known_hops=known_hops, writing=writing, seed=seed),
+            costs=costs,
+            cold=cold,
+            seed=seed,
+        )
+        where = run_folder(out, f"compare {Path(model).name}")
+        found = run_comparison(
+            opened(model, device, dtype), takes_part, files, where, plan=plan, progress=show_progress(quiet)
+        )
+        paths, told = save_comparison(found)
+        record = {"folder": str(where), "editors": found.editors, "left_out": found.about["left_out"]}
+        result(record | {"files": list(map(str, paths))}, _told(found, told, paths), as_json=as_json)
+
+
+def recommend(
+    folder: Folder,
+    weights: Annotated[
+        str, typer.Option(help=f"PROPERTY=WEIGHT, comma-separated. Properties: {', '.join(PROPERTIES)}.")
+    ] = "reliability=1,generalization=1,locality=1",
+    seed: Annotated[int, typer.Option(help="Of the resampled cases.")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Rank the editors of a comparison by what matters to you; intervals are over resampled cases."""
+    with reported():
+        found = rank(read_comparison(folder), _weights(weights), seed=seed)
+        record = {
+            "editors": found.to_frame().to_dict("records"),
+            "weights": dict(found.weights),
+            "not_measured": list(found.not_measured),
+            "not_ranked": dict(found.not_ranked),
+            "cases": dict(found.cases),
+        }
+        result(record, _ranking(found), as_json=as_json)
+
+
+def _ranking(found: Recommendation) -> str:
+    frame = found.to_frame()
+    frame.insert(0, "", [str(place) for place in range(1, len(frame) + 1)])
+    interval = [f"{low:.1f} to {high:.1f}" for low, high in zip(frame["low"], frame["high"], strict=True)]
+    frame = frame.drop(columns=["low", "high"]).round(1)
+    frame.insert(3, "95 %", interval)
+    frame["first"] = [f"{share:.0f} %" for share in frame["first"]]
+    cases = ", ".join(f"{n} of {data}" for data, n in found.cases.items())
+    lines = [frame.to_string(index=False), "", f"first: share of resamples of the cases ({cases or 'none'}) it wins"]
+    lines += [f"{name} ({weight:g}): {PROPERTIES[name].said}" for name, weight in found.weights.items()]
+    lines += [f"{name}: NOT MEASURED here, and left out of the score" for name in found.not_measured]
+    return "\n".join(lines + [f"{editor} is not ranked; it lacks {what}" for editor, what in found.not_ranked.items()])
+
+
+def _told(found: Comparison, tables: Sequence[Any], paths: Sequence[Path]) -> str:
+    lines = [f"{one.title}\n{as_markdown(one.cells)}\n" for one in tables]
+    lines += [f"left out: {one['editor']} ({one['what']}): {one['reason']}" for one in found.about["left_out"]]
+    return "\n".join([*lines, *map(str, paths)])
+
+
+def _benchmark(path: Path, protocol: str | None, **options: Any) -> Benchmark:
+    """The cases of a file; `protocol` is for those that it fits."""
+    if protocol not in (None, *PROTOCOLS):
+        raise EvaluationError(f"There is no protocol {protocol!r} of files. Choose from {', '.join(PROTOCOLS)}.")
+    fits = protocol in fitting_protocols(read_records(path))
+    return read_benchmark(path, protocol=protocol if fits else None, **options)
+
+
+def _with_settings(tables: dict[str, dict[str, Any]], given: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """The tables of the file with what --set EDITOR.NAME=VALUE adds."""
+    for name, value in named_values(given).items():
+        editor, dot, setting = name.partition(".")
+        if not dot:
+            raise EvaluationError(f"--set {name}: of which editor? Write --set memit.{name}={value}.")
+        tables.setdefault(editor, {})[setting] = value
+    return tables
+
+
+def _protocols(listed: str) -> tuple[Any, ...]:
+    chosen = tuple(name for name in listed.split(",") if name)
+    if not chosen or set(chosen) - {"single", "batch", "sequential"}:
+        raise EvaluationError(f"--protocols {listed!r}: choose from single, batch and sequential.")
+    return chosen
+
+
+def _weights(listed: str) -> dict[str, float]:
+    found = {}
+    for one in filter(None, map(str.strip, listed.split(","))):
+        name, _, weight = one.partition("=")
+        try:
+            found[name.strip()] = float(weight)
+        except ValueError as error:
+            raise EvaluationError(f"--weights {one!r}: {weight!r} is no number. Write {name}=1.") from error
+    return found

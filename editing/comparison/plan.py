@@ -1,0 +1,154 @@
+"""What every editor of a comparison is put through, and which of it is still to be done.
+
+Each evaluation's folder says in asked.json what it was asked for: an editor need not be made to see that it is
+finished, and a later call that asks for something else is refused.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from editing.comparison.entrant import Entrant
+from editing.comparison.folder import run_folder_of
+from editing.errors import EvaluationError
+from editing.evaluation.batch import without_conflicts
+from editing.evaluation.benchmarks import Benchmark
+from editing.evaluation.examination import Questions
+from editing.evaluation.manifest import MANIFEST, cases_digest, digest, read_same
+from editing.evaluation.mquake_run import PROTOCOL, HopBenchmark
+from editing.evaluation.records import read_evaluation
+from editing.evaluation.run import SIZES, Protocol
+from editing.evaluation.sequential import SequentialPlan
+from tracer.storage import to_json
+
+ASKED = "asked.json"
+TEXT = 3  # passages read after each edit; all would cost more than the case itself
+LAST = "table.tex"  # of what an evaluation writes
+Data = Mapping[str, Benchmark | HopBenchmark]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComparisonPlan:
+    """What every editor is put through.
+
+    Attributes:
+        protocols: of "single", "batch" and "sequential"; MQuAKE has its own.
+        sizes: of the batches.
+        sequence: how edits follow each other.
+        questions: what is asked beside the teacher-forced scores.
+        costs: also measure time, memory and bytes of a few edits.
+        cold: measure them with an empty cache, so that one-off costs hold the statistics each editor needs; else
+            an editor finds what earlier ones have left there.
+        seed: of the edits.
+    """
+
+    protocols: tuple[Protocol, ...] = ("single",)
+    sizes: tuple[int, ...] = SIZES
+    sequence: SequentialPlan = SequentialPlan()
+    questions: Questions = Questions(text=TEXT)
+    costs: bool = True
+    cold: bool = False
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Task:
+    """One evaluation that is still to be run.
+
+    Attributes:
+        asked: what it depends on, as JSON values.
+        edits: that it makes, at most.
+    """
+
+    data: str
+    benchmark: Benchmark | HopBenchmark
+    protocol: str
+    where: Path
+    asked: dict[str, Any]
+    edits: int
+
+
+def tasks(entrant: Entrant, data: Data, folder: Path, plan: ComparisonPlan) -> list[Task]:
+    """The evaluations of one editor that are missing or unfinished.
+
+    Raises:
+        EvaluationError: the folder holds the editor with other settings, or the data or protocol otherwise.
+    """
+    for earlier in sorted(folder.glob(f"runs/*/*/{entrant.label}/{ASKED}")):
+        read_same(earlier, {"editor": entry(entrant)})
+    found = []
+    for label, benchmark in data.items():
+        for protocol in (PROTOCOL,) if isinstance(benchmark, HopBenchmark) else plan.protocols:
+            where = run_folder_of(folder, (label, protocol, entrant.label))
+            asked = _asked(entrant, benchmark, protocol, plan)
+            for other in sorted(where.parent.glob(f"*/{ASKED}")):  # cases that differ could not be compared
+                read_same(other, asked, but=("editor",))
+            ids = [case.id for case in _cases(benchmark, protocol)]
+            if not _finished(where, ids, plan):
+                edits = sum(plan.sizes) if protocol == "batch" else len(ids)
+                found.append(Task(label, benchmark, protocol, where, asked, edits))
+    return found
+
+
+def entry(entrant: Entrant) -> dict[str, Any]:
+    """An entrant as JSON values."""
+    about = {"editor": entrant.editor, "layer": entrant.layer, "settings": dict(entrant.settings)}
+    return json.loads(to_json(about))
+
+
+def check_sizes(data: Data, plan: ComparisonPlan) -> None:
+    """Raises EvaluationError where a file has fewer cases without conflicts than a batch asks for."""
+    for label, benchmark in data.items() if "batch" in plan.protocols else ():
+        most = max(plan.sizes) if isinstance(benchmark, HopBenchmark) else len(_cases(benchmark, "batch"))
+        if max(plan.sizes) > most:
+            raise EvaluationError(
+                f"{label} has {most} cases without conflicts, too few for batches of {max(plan.sizes)}. Ask for more "
+                f"records (--n) or smaller batches."
+            )
+
+
+def _cases(benchmark: Benchmark | HopBenchmark, protocol: str) -> Sequence[Any]:
+    if isinstance(benchmark, HopBenchmark) or protocol == "single":
+        return benchmark.cases
+    return without_conflicts(benchmark.cases)[0]
+
+
+def _finished(where: Path, cases: Sequence[str], plan: ComparisonPlan) -> bool:
+    if not (where / MANIFEST).is_file() or not (where / LAST).is_file():
+        return False
+    found = read_evaluation(where)
+    if found.about["protocol"]["name"] == "batch":
+        return set(plan.sizes) <= set(found.batches)
+    if found.checkpoints:
+        return found.checkpoints[-1].stopped or found.checkpoints[-1].edits == len(cases)
+    return {case.case_id for case in found.cases} >= set(cases)
+
+
+def _asked(
+    entrant: Entrant, benchmark: Benchmark | HopBenchmark, protocol: str, plan: ComparisonPlan
+) -> dict[str, Any]:
+    """What an evaluation depends on that is known before its editor is made."""
+    asked = {
+        "editor": entry(entrant),
+        "data": {
+            "benchmark": benchmark.name,
+            "file_sha256": benchmark.sha256,
+            "slice": benchmark.slice,
+            "cases_sha256": cases_digest(benchmark.cases),
+        },
+        "protocol": {"name": protocol, "seed": plan.seed},
+    }
+    if isinstance(benchmark, HopBenchmark):
+        asked["protocol"] |= {"together": benchmark.together}
+        return json.loads(to_json(asked))
+    if protocol == "sequential":
+        asked["protocol"] |= dataclasses.asdict(plan.sequence) | {"seed": plan.seed}
+    snippets = plan.questions.snippets
+    questions = dataclasses.asdict(dataclasses.replace(plan.questions, snippets=None))
+    asked["questions"] = {**questions, "snippets": digest(sorted(snippets.items())) if snippets else None}
+    return json.loads(to_json(asked))

@@ -1,0 +1,168 @@
+"""What a comparison says as tables: every number with its metric, n, interval, file and slice.
+
+`scores_frame` has them all, a row each; `shown_tables` are those that a reader looks at first, a table for each
+data file and protocol.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from editing.comparison.folder import Comparison, Key
+from editing.evaluation.definitions import GROUPS
+from editing.evaluation.metrics import metric_name
+from editing.evaluation.records import Evaluation
+from editing.evaluation.summary import edit_seconds
+from editing.evaluation.tables import as_latex, as_markdown, shown
+
+SCORES = (
+    *("ES", "PS", "NS", "S", "reliability_token_acc", "generalization_token_acc", "locality_agreement"),
+    *("specificity_accuracy", "accuracy_S"),
+    *(
+        metric_name(group, "token_acc")
+        for group in ("subject_replace", "reversed_relation", "one_hop", "one_hop_known")
+    ),
+    *(metric_name(group, "token_acc") for group in ("subject_aliasing", "reasoning", "logical_generalization")),
+    *(metric_name(group, "agree") for group in ("other_relation", "distracting_neighborhood")),
+    *(metric_name(group, "agree") for group in ("relation_specificity", "forgetfulness")),
+    *("other_task_accuracy", "fluency", "consistency", "perplexity_ratio", "edit_wise", "instance_wise", "multi_hop"),
+)
+WHOLE = tuple(
+    metric_name(group, statistic)
+    for group in GROUPS
+    for statistic in ("tf_exact", "gen_exact")
+    if not group.startswith(("other", "distracting", "relation", "forget", "neighborhood"))
+)
+UNEDITED = "unedited"
+
+
+@dataclass(frozen=True)
+class ShownTable:
+    """A table for readers.
+
+    Attributes:
+        title: data, protocol and kind of scores.
+        source: file and slice that every number in it is of.
+        cells: as text; the first column names the editor.
+    """
+
+    title: str
+    source: str
+    cells: pd.DataFrame
+
+
+def scores_frame(comparison: Comparison) -> pd.DataFrame:
+    """Every mean: editor, data, protocol, edits, when, cases, score, mean, half_width, n, last, data_sha256, slice.
+
+    `cases` is "all" or, where some could not be edited, also "editable"; `last` is the mean over a sequence's last
+    step, of which `mean` is the retention.
+    """
+    frames = [_rows(key, evaluation) for key, evaluation in comparison.evaluations.items()]
+    columns = ["editor", "data", "protocol", "edits", "when", "cases", "score", "mean", "half_width", "n", "last"]
+    return pd.concat(frames, ignore_index=True).loc[:, [*columns, "data_sha256", "slice"]]
+
+
+def case_records(comparison: Comparison) -> Iterator[dict[str, Any]]:
+    """A record for each editor, data file, protocol, number of edits and case."""
+    for (data, protocol, editor), edits, cases in comparison.scored():
+        about = {"data": data, "protocol": protocol, "editor": editor, "edits": edits}
+        for case in cases:
+            yield {**about, **vars(case)}
+
+
+def shown_tables(comparison: Comparison, frame: pd.DataFrame) -> list[ShownTable]:
+    """Scores, then whole answers, of each data file and protocol; then costs. `frame`: from `scores_frame`."""
+    frame = frame.loc[frame["cases"] == "all"]
+    found = []
+    for data, protocol in dict.fromkeys(key[:2] for key in comparison.evaluations):
+        rows = frame.loc[(frame["data"] == data) & (frame["protocol"] == protocol)]
+        evaluations = {key: one for key, one in comparison.evaluations.items() if key[:2] == (data, protocol)}
+        about = next(iter(evaluations.values())).about["data"]
+        source = (
+            f"{about['benchmark']} (writes {about['target']}), {about['slice']} records, file sha256 "
+            + about["file_sha256"]
+        )
+        for word, names in (("scores", SCORES), ("whole answers", WHOLE)):
+            cells = _wide(rows, names)
+            if cells is not None:
+                extra = _per_editor(evaluations) if word == "scores" and protocol == "single" else None
+                cells = cells if extra is None else cells.merge(extra, on="editor", how="left").fillna("")
+                found.append(ShownTable(f"{data}, {protocol} edits: {word}", source, cells))
+    if comparison.costs:
+        found.append(_costs(comparison))
+    return found
+
+
+def markdown(tables: Sequence[ShownTable]) -> str:
+    """The tables under headings."""
+    return "\n\n".join(f"## {one.title}\n\n{one.source}\n\n{as_markdown(one.cells)}" for one in tables) + "\n"
+
+
+def latex(tables: Sequence[ShownTable]) -> str:
+    """The tables as `tabular`s, each behind a comment that says of what."""
+    return "\n\n".join(f"% {one.title}; {one.source}\n{as_latex(one.cells)}" for one in tables) + "\n"
+
+
+def _rows(key: Key, evaluation: Evaluation) -> pd.DataFrame:
+    data, protocol, editor = key
+    parts = [evaluation.summarised(editable_only=False).assign(cases="all")]
+    if evaluation.not_editable and not evaluation.checkpoints:
+        parts.append(evaluation.summarised(editable_only=True).assign(cases="editable"))
+    frame = pd.concat([part for part in parts if len(part)], ignore_index=True).rename(columns={"size": "edits"})
+    fixed = {"editor": editor, "data": data, "protocol": protocol}
+    about = evaluation.about["data"]
+    fixed |= {"data_sha256": about["file_sha256"], "slice": about["slice"]}
+    defaults = {"edits": 1, "when": "after", "last": np.nan}
+    return frame.assign(**fixed, **{name: value for name, value in defaults.items() if name not in frame})
+
+
+def _wide(rows: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame | None:
+    """Editors (and numbers of edits) down, scores across, n last; the unedited model first where it was asked."""
+    there = [name for name in names if name in set(rows.loc[rows["when"] == "after", "score"])]
+    chosen = rows.loc[[score in there for score in rows["score"]]]
+    if not there:
+        return None
+    before = chosen.loc[(chosen["when"] == "before") & (chosen["editor"] == list(chosen["editor"])[0])]
+    whole = pd.concat([before.assign(editor=UNEDITED), chosen.loc[chosen["when"] == "after"]])
+    keys = ["editor", "edits"] if len(set(rows["edits"])) > 1 else ["editor"]
+    whole = whole.assign(
+        cell=[shown(mean, half) for mean, half in zip(whole["mean"], whole["half_width"], strict=True)]
+    )
+    order = whole.drop_duplicates(keys)[keys]
+    wide = whole.pivot(index=keys, columns="score", values="cell").reindex(columns=there).fillna("").reset_index()
+    counts = whole.groupby(keys)["n"].agg(["min", "max"]).reset_index()
+    counts["n"] = [str(low) if low == high else f"{low}-{high}" for low, high in counts[["min", "max"]].to_numpy()]
+    merged = order.merge(wide, on=keys).merge(counts[[*keys, "n"]], on=keys)
+    return merged.rename_axis(columns=None)
+
+
+def _per_editor(evaluations: dict[Key, Evaluation]) -> pd.DataFrame:
+    """Seconds an edit, and how many cases could not be edited."""
+    rows = []
+    for (_, _, editor), evaluation in evaluations.items():
+        median, low, high, n = edit_seconds(evaluation.cases)
+        seconds = f"{median:.3g} ({low:.3g} to {high:.3g})" if n else ""
+        rows.append((editor, seconds, str(evaluation.not_editable)))
+    return pd.DataFrame(rows, columns=pd.Index(["editor", "edit_seconds", "not editable"]))
+
+
+def _costs(comparison: Comparison) -> ShownTable:
+    names = ["edit_seconds", "one_off_seconds", "peak_bytes", "absolute_peak_bytes", "persistent_bytes"]
+    names += ["latency_ratio"]
+    rows = [
+        [editor, *(_number(cost[name]) for name in names), str(cost["edits"])]
+        for editor, cost in comparison.costs.items()
+    ]
+    memory = ", ".join(dict.fromkeys(cost["memory"] for cost in comparison.costs.values()))
+    about = comparison.about["model"]
+    source = f"{about['name']}, {about['dtype']} on {about['device']}, {about['threads']} threads; memory: {memory}"
+    return ShownTable("costs", source, pd.DataFrame(rows, columns=pd.Index(["editor", *names, "n"])))
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"

@@ -1,0 +1,127 @@
+"""MQuAKE in a folder, as other evaluations are kept: a record a case, resumable, with the same tables.
+
+`before` holds multi_hop of the unedited model on the answer that was right then. A group of cases whose edits
+cannot be written fails with its reason.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from editing.editors import Editor
+from editing.evaluation.base import Base
+from editing.evaluation.case import CaseScores
+from editing.evaluation.lines import Lines
+from editing.evaluation.making import FAILURES
+from editing.evaluation.manifest import cases_digest, continued_manifest, editor_record, model_record
+from editing.evaluation.mquake import MultiHop, MultiHopScores, multi_hop_scores, read_mquake
+from editing.evaluation.records import Evaluation, read_cases
+from tracer.facts.readers import read_records
+from tracer.model import LanguageModel
+from tracer.progress import bar
+from tracer.storage import to_json
+from tracer.studies.manifest import software
+
+PROTOCOL = "multi-hop"
+SHARES = ("edit_wise", "instance_wise", "multi_hop", "multi_hop_exact", "unanswered")
+
+
+@dataclass(frozen=True)
+class HopBenchmark:
+    """Cases of an MQuAKE file.
+
+    Attributes:
+        slice: which of the file's records were read.
+        together: cases whose edits live together.
+    """
+
+    cases: tuple[MultiHop, ...]
+    sha256: str
+    slice: str
+    together: int = 1
+    name: str = "mquake"
+    target: str = "target_new"
+
+
+def is_mquake(path: str | Path) -> bool:
+    """Whether a file's records are MQuAKE's."""
+    records = read_records(path)
+    return bool(records) and isinstance(records[0], dict) and {"questions", "new_answer"} <= set(records[0])
+
+
+def read_hops(path: str | Path, *, n: int | None = None, together: int = 1) -> HopBenchmark:
+    """The first `n` cases of an MQuAKE file (see `read_mquake`)."""
+    cases = read_mquake(path, n=n)
+    sha256 = hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    return HopBenchmark(cases, sha256, f"first {len(cases)} of {len(read_records(path))}", together)
+
+
+def evaluate_hops(
+    model: LanguageModel,
+    editor: Editor,
+    benchmark: HopBenchmark,
+    folder: str | Path,
+    *,
+    seed: int = 0,
+    progress: bool | None = None,
+) -> Evaluation:
+    """Multi-hop scores of an editor into a folder; run again, it goes on where it stopped.
+
+    Raises:
+        EvaluationError: another evaluation in the folder, or an editor that cannot be undone.
+    """
+    folder = Path(folder)
+    about = continued_manifest(folder, _manifest(model, editor, benchmark, seed))
+    lines, known = Lines(folder / "cases.jsonl"), read_cases(folder)
+    with bar(len(benchmark.cases), "multi-hop questions", show=progress, unit="case") as steps:
+        for begin in range(0, len(benchmark.cases), benchmark.together):
+            group = benchmark.cases[begin : begin + benchmark.together]
+            if any(case.id not in known for case in group):
+                fresh = [one for one in _scored(model, editor, group, seed) if one.case_id not in known]
+                lines.append(map(vars, fresh))
+                known |= {one.case_id: one for one in fresh}
+            steps.update(len(group))
+    return Evaluation(folder, about, cases=tuple(known[case.id] for case in benchmark.cases))
+
+
+def _scored(model: LanguageModel, editor: Editor, group: Sequence[MultiHop], seed: int) -> Iterator[CaseScores]:
+    try:
+        found = list(multi_hop_scores(model, editor, group, group=len(group), seed=seed, progress=False))
+    except FAILURES as error:
+        for case in group:
+            asked = [name for name in SHARES if name != "instance_wise" or case.hops]
+            yield CaseScores(case.id, {}, dict.fromkeys(asked, 0.0), {"not_editable": str(error)})
+        return
+    yield from map(_case_scores, found)
+
+
+def _case_scores(found: MultiHopScores) -> CaseScores:
+    after = {name: getattr(found, name) for name in SHARES}
+    before = {} if math.isnan(found.base) else {"multi_hop": float(found.base)}
+    return CaseScores(found.case_id, before, {name: value for name, value in after.items() if not math.isnan(value)})
+
+
+def _manifest(model: LanguageModel, editor: Editor, benchmark: HopBenchmark, seed: int) -> dict[str, Any]:
+    about = {
+        "kind": "evaluation",
+        "format": 1,
+        "model": model_record(model, Base(model).fingerprint),
+        "editor": editor_record(editor),
+        "data": {
+            "benchmark": benchmark.name,
+            "target": benchmark.target,
+            "file_sha256": benchmark.sha256,
+            "slice": benchmark.slice,
+            "cases": len(benchmark.cases),
+            "cases_sha256": cases_digest(benchmark.cases),
+        },
+        "protocol": {"name": PROTOCOL, "together": benchmark.together, "seed": seed},
+        "versions": [software()],
+    }
+    return json.loads(to_json(about))

@@ -1,0 +1,60 @@
+"""The most memory that a block takes: of its GPU, else of this process in main memory."""
+
+from __future__ import annotations
+
+import contextlib
+import resource
+import sys
+from pathlib import Path
+from types import TracebackType
+
+import torch
+
+CLEAR = Path("/proc/self/clear_refs")
+STATUS = Path("/proc/self/status")
+FORGET_PEAK = "5"  # what Linux reads as: set the high-water mark back to what is resident now
+
+
+class PeakMemory:
+    """Measures a block.
+
+    Attributes:
+        bytes: at most in use during the block, less what was in use when it began.
+        absolute: at most in use during the block.
+        kind: "cuda" or "resident set".
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.kind = "cuda" if device.type == "cuda" else "resident set"
+        self.bytes = self.absolute = 0
+
+    def __enter__(self) -> PeakMemory:
+        if self.kind == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+            self._before = torch.cuda.memory_allocated(self.device)
+        else:
+            _forget_peak()
+            self._before = _resident("VmRSS")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        most = torch.cuda.max_memory_allocated(self.device) if self.kind == "cuda" else _resident("VmHWM")
+        self.bytes, self.absolute = max(0, most - self._before), most
+
+
+def _forget_peak() -> None:
+    """Where the system does not allow it the mark stays, and only what exceeds every earlier peak is seen."""
+    with contextlib.suppress(OSError):
+        CLEAR.write_text(FORGET_PEAK)
+
+
+def _resident(name: str) -> int:
+    """VmRSS (now) or VmHWM (the high-water mark) in bytes; elsewhere than on Linux the mark, for both."""
+    if STATUS.is_file():
+        (line,) = (line for line in STATUS.read_text().splitlines() if line.startswith(f"{name}:"))
+        return int(line.split()[1]) * 1024
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

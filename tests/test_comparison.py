@@ -1,0 +1,297 @@
+"""Several editors into one folder: what is there, what planted editors score, and that a killed run ends the same."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from planted import RECORD, Copies, Dictated, Planted, RankOne
+from typer.testing import CliRunner
+
+from editing.cli import app
+from editing.comparison import ComparisonPlan, Entrant, compare, entrants, read_comparison, read_settings
+from editing.editors import EDITORS
+from editing.errors import EvaluationError, RequestError
+from editing.evaluation import Questions, SequentialPlan, read_benchmark
+from editing.evaluation.benchmarks import Benchmark
+from tracer.storage import cache_folder
+
+SUBJECTS = ("Angela Merkel", "Max Planck", "Karl Marx", "Otto Hahn")
+QUICK = ComparisonPlan(questions=Questions(free=False), costs=False)
+TIMES = re.compile(r'"(seconds|\w+_seconds)": [^,}]+')
+
+
+def records(n: int = 4) -> list[dict]:
+    found = []
+    for number, subject in enumerate(SUBJECTS[:n]):
+        rewrite = {**RECORD["requested_rewrite"], "subject": subject}
+        found.append(
+            {**RECORD, "case_id": number, "requested_rewrite": rewrite, "paraphrase_prompts": [f"{subject} speaks"]}
+        )
+    return found
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> dict[str, Benchmark]:
+    path = tmp_path / "counterfact.json"
+    path.write_text(json.dumps(records()), encoding="utf-8")
+    return {"counterfact": read_benchmark(path)}
+
+
+@pytest.fixture
+def planted(monkeypatch: pytest.MonkeyPatch) -> dict[str, list]:
+    """Planted editors among those by name, and what they were made for."""
+    made: dict[str, list] = {}
+
+    def named(name: str, kind):
+        def make(model, layer, **settings):
+            made.setdefault(name, []).append(kind(**settings))
+            return made[name][-1]
+
+        monkeypatch.setitem(EDITORS, name, make)
+
+    named("says-new", Dictated)
+    named("changes-nothing", Planted)
+    named("forgets", lambda: Dictated(memory=1))
+    named("rank-one", RankOne)
+    named("copies", Copies)
+    return made
+
+
+def asked(*names: str) -> list[Entrant]:
+    return entrants(names)
+
+
+def test_an_editor_is_evaluated_by_every_protocol_and_made_once(toy_model, data, planted, tmp_path: Path) -> None:
+    plan = ComparisonPlan(
+        protocols=("single", "batch", "sequential"), sizes=(1, 2), questions=Questions(free=False), costs=False
+    )
+    found = compare(toy_model, asked("changes-nothing", "rank-one"), data, tmp_path / "run", plan=plan, progress=False)
+    assert [key[1:] for key in found.evaluations] == [
+        (protocol, editor) for protocol in ("batch", "sequential", "single") for editor in planted
+    ]
+    assert found.editors == ["changes-nothing", "rank-one"]
+    assert {name: len(editors) for name, editors in planted.items()} == {"changes-nothing": 1, "rank-one": 1}
+    again = compare(toy_model, asked("changes-nothing", "rank-one"), data, tmp_path / "run", plan=plan, progress=False)
+    assert {name: len(editors) for name, editors in planted.items()} == {"changes-nothing": 1, "rank-one": 1}
+    assert again.evaluations.keys() == found.evaluations.keys()
+
+
+def test_planted_editors_get_exactly_the_planted_scores(toy_model, data, planted, tmp_path: Path) -> None:
+    names = ("says-new", "changes-nothing", "forgets", "copies")
+    plan = ComparisonPlan(
+        protocols=("single", "sequential"),
+        sequence=SequentialPlan(factor=1e9),
+        questions=Questions(free=False),
+        costs=False,
+    )
+    found = compare(toy_model, asked(*names), data, tmp_path / "run", plan=plan, progress=False)
+    for name in ("says-new", "changes-nothing"):
+        for case in found.evaluations["counterfact", "single", name].cases:
+            assert case.after["reliability_tf_exact"] == float(name == "says-new")
+            assert case.after["locality_agreement"] == 1
+    for case in found.evaluations["counterfact", "single", "copies"].cases:
+        assert case.after["reliability_token_acc"] == case.after["generalization_token_acc"] == 0
+        assert case.after["specificity_accuracy"] == 0 and case.after["locality_agreement"] == 0
+    retained = {name: found.evaluations["counterfact", "sequential", name].checkpoints[-1] for name in names}
+    kept = {name: point.retention("reliability_tf_exact") for name, point in retained.items()}
+    assert kept == {"says-new": 1, "changes-nothing": 0, "forgets": 1 / 4, "copies": 0}
+    assert retained["forgets"].last("reliability_tf_exact") == 1
+
+
+def test_the_unedited_model_is_asked_once_for_all_editors(toy_model, data, planted, tmp_path: Path) -> None:
+    plan = ComparisonPlan(questions=Questions(free=False, kl=False), costs=False)
+    base = tmp_path / "run" / "base" / "base_scores.jsonl"
+    compare(toy_model, asked("rank-one"), data, tmp_path / "run", plan=plan, progress=False)
+    before = base.read_bytes()
+    compare(toy_model, asked("rank-one", "says-new"), data, tmp_path / "run", plan=plan, progress=False)
+    assert base.read_bytes() == before and len(before.splitlines()) == 4 * 2 + 4 * 2 + 2
+
+
+def contents(folder: Path) -> dict[str, str]:
+    """Every file that holds numbers, without times."""
+    paths = [path for path in sorted(folder.rglob("*")) if path.suffix in (".json", ".jsonl", ".csv")]
+    return {str(path.relative_to(folder)): TIMES.sub("", path.read_text("utf-8")) for path in paths}
+
+
+def test_a_run_that_is_ended_anywhere_goes_on_and_ends_with_the_same_bytes(
+    toy_model, data, planted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = ComparisonPlan(
+        protocols=("single", "batch", "sequential"), sizes=(1, 3), questions=Questions(free=False), costs=False
+    )
+
+    def run(name: str) -> None:
+        compare(toy_model, asked("rank-one", "changes-nothing"), data, tmp_path / name, plan=plan, progress=False)
+
+    run("whole")
+    for lines in (2, 4, 8, 13):  # among single edits, batches and steps of a sequence
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            stopped_after(lines, patch)
+            run(f"ended {lines}")
+        assert toy_model.edits == []
+        run(f"ended {lines}")
+        assert contents(tmp_path / f"ended {lines}") == contents(tmp_path / "whole")
+
+
+def stopped_after(lines: int, patch: pytest.MonkeyPatch) -> None:
+    """Ends the run when it writes its n-th group of records, a part of which is on disk already."""
+    from editing.evaluation.lines import Lines
+
+    written, append = [], Lines.append
+
+    def stop(self, rows) -> None:
+        written.append(1)
+        if len(written) == lines:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("ab") as file:
+                file.write(b'{"half": ')
+            raise KeyboardInterrupt
+        append(self, rows)
+
+    patch.setattr(Lines, "append", stop)
+
+
+def test_an_editor_that_cannot_be_made_is_left_out_with_its_reason(toy_model, data, planted, tmp_path: Path) -> None:
+    found = compare(toy_model, asked("rome", "rank-one"), data, tmp_path / "run", plan=QUICK, progress=False)
+    assert found.editors == ["rank-one"]
+    (left_out,) = found.about["left_out"]
+    assert left_out["editor"] == "rome" and "Which layer" in left_out["reason"]
+    again = compare(toy_model, asked("rank-one"), data, tmp_path / "run", plan=QUICK, progress=False)
+    assert [one["editor"] for one in again.about["left_out"]] == ["rome"]
+
+
+def test_an_editor_that_crashes_is_left_out_and_the_others_go_on(toy_model, data, planted, tmp_path: Path) -> None:
+    class Greedy(Planted):
+        def apply(self, model, requests, *, seed=0, progress=None):
+            raise RuntimeError("out of memory")
+
+    names = entrants(["greedy", "rank-one"], tables={"greedy": {"editor": "changes-nothing"}})
+    EDITORS["changes-nothing"] = lambda model, layer: Greedy()  # pyright: ignore[reportIndexIssue]
+    found = compare(toy_model, names, data, tmp_path / "run", plan=QUICK, progress=False)
+    assert found.editors == ["rank-one"]
+    assert found.about["left_out"] == [{"editor": "greedy", "what": "counterfact, single", "reason": "out of memory"}]
+
+
+def test_an_editor_that_leaves_something_behind_stops_the_comparison(toy_model, data, planted, tmp_path) -> None:
+    class Leaves(Planted):
+        def apply(self, model, requests, *, seed=0, progress=None):
+            model.anatomy.head.register_forward_hook(lambda *_: None)
+            return super().apply(model, requests)
+
+    planted["rank-one"] = []
+    names = entrants(["leaves", "rank-one"], tables={"leaves": {"editor": "changes-nothing"}})
+    EDITORS["changes-nothing"] = lambda model, layer: Leaves()  # pyright: ignore[reportIndexIssue]
+    with pytest.raises(EvaluationError, match="leaves did not leave .* as it was.*left 4 hooks.*Run the others"):
+        compare(toy_model, names, data, tmp_path / "run", plan=QUICK, progress=False)
+    assert planted["rank-one"] == []
+
+
+def test_a_folder_refuses_another_model_or_other_settings(toy_model, data, planted, tmp_path: Path) -> None:
+    compare(toy_model, asked("rank-one"), data, tmp_path / "run", plan=QUICK, progress=False)
+    other = entrants(["rank-one"], tables={"rank-one": {"scale": 0.2}})
+    with pytest.raises(EvaluationError, match=r"settings \{\} there, .*0.2.* now"):
+        compare(toy_model, other, data, tmp_path / "run", plan=QUICK, progress=False)
+    less = {"counterfact": data["counterfact"].only(["rewrite"])}
+    with pytest.raises(EvaluationError, match="cases_sha256"):
+        compare(toy_model, asked("rank-one"), less, tmp_path / "run", plan=QUICK, progress=False)
+    toy_model.torch.get_parameter(toy_model.anatomy.value_weight_name(0)).data.mul_(1.1)
+    with pytest.raises(EvaluationError, match="fingerprint"):
+        compare(toy_model, asked("rank-one"), data, tmp_path / "run", plan=QUICK, progress=False)
+
+
+def test_a_folder_refuses_an_editor_with_other_settings_on_other_data(toy_model, data, planted, tmp_path) -> None:
+    compare(toy_model, asked("rank-one"), data, tmp_path / "run", plan=QUICK, progress=False)
+    other = entrants(["rank-one"], tables={"rank-one": {"scale": 0.2}})
+    with pytest.raises(EvaluationError, match="scale"):
+        compare(toy_model, other, {"other": data["counterfact"]}, tmp_path / "run", plan=QUICK, progress=False)
+
+
+def test_batches_larger_than_the_data_are_refused_before_anything_runs(toy_model, data, planted, tmp_path) -> None:
+    plan = ComparisonPlan(protocols=("batch",), sizes=(1, 100))
+    with pytest.raises(EvaluationError, match="4 cases without conflicts"):
+        compare(toy_model, asked("rank-one"), data, tmp_path / "run", plan=plan, progress=False)
+    assert planted == {} and not (tmp_path / "run").exists()
+
+
+def test_costs_are_measured_once_before_the_edits_are_scored(toy_model, data, planted, tmp_path: Path) -> None:
+    plan = ComparisonPlan(questions=Questions(free=False))
+    for _ in range(2):
+        found = compare(toy_model, asked("rank-one"), data, tmp_path / "run", plan=plan, progress=False)
+    assert len(planted["rank-one"]) == 1
+    cost = found.costs["rank-one"]
+    assert cost["edits"] == 3 and cost["edit_seconds"] > 0 and cost["persistent_bytes"] > 1000
+
+
+@pytest.mark.parametrize("cold", [True, False])
+def test_cold_costs_are_those_of_an_empty_cache(toy_model, data, planted, tmp_path: Path, cold: bool) -> None:
+    caches, before = [], cache_folder()
+
+    class Looks(RankOne):
+        def apply(self, model, requests, *, seed=0, progress=None):
+            caches.append(cache_folder())
+            return super().apply(model, requests)
+
+    names = entrants(["looks"], tables={"looks": {"editor": "rank-one"}})
+    EDITORS["rank-one"] = lambda model, layer: Looks()  # pyright: ignore[reportIndexIssue]
+    plan = ComparisonPlan(questions=Questions(free=False), cold=cold)
+    compare(toy_model, names, data, tmp_path / "run", plan=plan, progress=False)
+    assert [cache == before for cache in caches] == [not cold] * 4  # singles are made by `each`
+    assert cache_folder() == before
+
+
+def test_settings_are_tables_of_editors_or_of_new_names(tmp_path: Path) -> None:
+    path = tmp_path / "settings.toml"
+    path.write_text('[memit]\nlayers = [0, 2]\n[gentle]\neditor = "rome"\nlayer = 1\nclamp = 0.5\n', encoding="utf-8")
+    tables = read_settings(path)
+    memit, gentle, rome, ike = entrants(["memit", "gentle", "rome", "ike"], layer=3, tables=tables)
+    assert (memit.layer, memit.settings) == (None, {"layers": (0, 2)})
+    assert (gentle.editor, gentle.layer, gentle.settings) == ("rome", 1, {"clamp": 0.5})
+    assert (rome.layer, ike.layer) == (3, None)
+    assert [one.label for one in entrants(["all"], tables=tables)] == [*EDITORS, "gentle"]
+
+
+@pytest.mark.parametrize(
+    ("names", "tables", "error", "said"),
+    [
+        (["memory"], {}, RequestError, "no editor 'memory'"),
+        (["rome", "rome"], {}, EvaluationError, "name each once"),
+        (["rome"], {"mine": {"clamp": 1}}, EvaluationError, "say no editor"),
+    ],
+)
+def test_entrants_that_cannot_be_are_refused(names, tables, error, said: str) -> None:
+    with pytest.raises(error, match=said):
+        entrants(names, tables=tables)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="kill -9")
+def test_the_command_ended_by_kill_9_goes_on_and_ends_with_the_same_bytes(model_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "counterfact.json").write_text(json.dumps(records()), encoding="utf-8")
+    (tmp_path / "settings.toml").write_text('[gentle]\neditor = "ft"\nsteps = 2\n', encoding="utf-8")
+    command = ["compare", "--data", tmp_path / "counterfact.json", "--editors", "gentle,mend,rome", "--no-free"]
+    command += ["--settings", tmp_path / "settings.toml", "--protocols", "single,batch", "--batch", "2", "--no-costs"]
+    words = [str(word) for word in [*command, "--quiet", "--model", model_folder, "--out"]]
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    running = subprocess.Popen([sys.executable, "-m", "editing.cli", *words, str(killed)], stderr=subprocess.DEVNULL)
+    until = time.monotonic() + 120
+    while not list(killed.rglob("cases.jsonl")) and time.monotonic() < until and running.poll() is None:
+        time.sleep(0.005)
+    running.kill()
+    running.wait()
+    assert list(killed.rglob("cases.jsonl")) and not (killed / "table.csv").exists()
+    for folder in (killed, whole):
+        told = CliRunner().invoke(app, [*words, str(folder)])
+        assert told.exit_code == 0, told.output
+        assert "mend" in told.stdout and "Which layer" in told.stdout  # both left out, with their reasons
+    assert contents(killed) == contents(whole)
+    assert (whole / "report.html").stat().st_size > 50_000
+
+
+def test_a_folder_without_a_comparison_says_how_to_make_one(tmp_path: Path) -> None:
+    with pytest.raises(EvaluationError, match="`editing compare` makes one"):
+        read_comparison(tmp_path)

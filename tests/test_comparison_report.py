@@ -1,0 +1,120 @@
+"""Tables, figures and the page of a comparison: they say what the records say, and the page does so in a browser."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from compared import COST, DATA, planted_comparison, point, scores
+from test_report import Elements, in_browser
+
+from editing.comparison import Comparison, recommend, save_comparison
+from editing.comparison.report import UNIT
+from editing.comparison.tables import scores_frame, shown_tables
+from editing.evaluation.definitions import DEFINITIONS
+
+
+def of(reliability: float, locality: float, n: int = 4, seconds: float = 1.0) -> list[dict]:
+    after = {"reliability_token_acc": reliability, "reliability_tf_exact": reliability, "locality_agreement": locality}
+    before = {"reliability_token_acc": 0.25, "reliability_tf_exact": 0.25}
+    return [scores(at, after, before, seconds) for at in range(n)]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Comparison:
+    single = {"copies": of(0.0, 1.0), "good": of(0.9, 0.8), "shouts": of(1.0, 0.0)}
+    batches = {name: {1: records[:1], 4: records} for name, records in single.items()}
+    points = {name: [point(2, of(0.5, 1, 2), [], ratio=1.2), point(4, of(0.4, 1), [], ratio=3.0)] for name in single}
+    families = {"copies": "memory", "good": "locate then edit", "shouts": "locate then edit"}
+    costs = dict.fromkeys(single, COST)
+    folder = tmp_path_factory.mktemp("comparison")
+    return planted_comparison(folder, single, batches=batches, points=points, costs=costs, families=families)
+
+
+@pytest.fixture(scope="module")
+def page(whole: Comparison) -> Path:
+    paths, _ = save_comparison(whole)
+    assert [path.name for path in paths] == [
+        "records.jsonl", "table.csv", "table.md", "table.tex", "properties.png", "costs.png", "batch_counterfact.png",
+        "sequential_counterfact.png", "report.html",
+    ]  # fmt: skip
+    return paths[-1]
+
+
+def test_every_number_stands_with_metric_n_interval_file_and_slice(whole: Comparison, page: Path) -> None:
+    table = pd.read_csv(page.with_name("table.csv"))
+    assert set(table["score"]) <= set(DEFINITIONS) and table["n"].notna().all()
+    assert set(table["data_sha256"]) == {DATA["file_sha256"]} and set(table["slice"]) == {DATA["slice"]}
+    row = table.query("editor == 'good' and protocol == 'single' and when == 'after' and score == 'locality_agreement'")
+    assert row[["mean", "half_width", "n", "edits"]].to_numpy().tolist() == [[80, 0, 4, 1]]
+    last = table.query("editor == 'good' and protocol == 'sequential' and score == 'perplexity_ratio'")
+    assert last[["edits", "mean"]].to_numpy().tolist() == [[2, 1.2], [4, 3.0]]
+    text = page.with_name("table.md").read_text("utf-8")
+    assert DATA["file_sha256"] in text and "first 4 of 9 records" in text
+    assert page.with_name("table.tex").read_text("utf-8").count("tabular") == 2 * len(
+        shown_tables(whole, scores_frame(whole))
+    )
+
+
+def test_the_unedited_model_stands_first_and_editors_follow(whole: Comparison) -> None:
+    shown = {one.title: one.cells for one in shown_tables(whole, scores_frame(whole))}
+    table = shown["counterfact, single edits: scores"]
+    assert list(table["editor"]) == ["unedited", "copies", "good", "shouts"]
+    assert list(table["reliability_token_acc"]) == ["25.0 ± 0.0", "0.000 ± 0.000", "90.0 ± 0.0", "100.0 ± 0.0"]
+    assert list(table["edit_seconds"])[1] == "1 (1 to 1)"
+    assert "reliability_tf_exact" in shown["counterfact, single edits: whole answers"]
+
+
+def test_cases_that_could_not_be_edited_are_counted_both_ways(tmp_path: Path) -> None:
+    refused = {**scores(1, {"reliability_token_acc": 0.0}), "diagnostics": {"not_editable": "no subject"}}
+    found = planted_comparison(tmp_path, {"a": [scores(0, {"reliability_token_acc": 1.0}), refused]})
+    rows = scores_frame(found).query("when == 'after'").set_index("cases")
+    assert rows["mean"].to_dict() == {"all": 50, "editable": 100} and rows["n"].to_dict() == {"all": 2, "editable": 1}
+    assert list(shown_tables(found, scores_frame(found))[0].cells["not editable"]) == ["", "1"]
+
+
+def test_there_is_a_record_for_each_case_edit_count_and_editor(whole: Comparison, page: Path) -> None:
+    records = [json.loads(line) for line in page.with_name("records.jsonl").read_text("utf-8").splitlines()]
+    assert len(records) == 3 * (4 + (1 + 4) + (2 + 4))
+    single = [one for one in records if one["protocol"] == "single" and one["editor"] == "good"]
+    assert [one["case_id"] for one in single] == ["0", "1", "2", "3"] and single[0]["after"][
+        "locality_agreement"
+    ] == 0.8
+
+
+def test_the_page_needs_no_network_and_no_text_can_end_its_script(page: Path) -> None:
+    text = page.read_text("utf-8")
+    own = Elements(re.sub(r"<script>.*?</script>", "", text, flags=re.S))
+    asked = [value for _, attributes in own.tags for name, value in attributes.items() if name in ("src", "href")]
+    assert asked == ["data:,"] and "http" not in text.replace("https://", "http")[:3000]
+    assert "<b>untrained" not in text
+    (numbers,) = re.findall(r'<script id="data" type="application/json">(.*?)</script>', text, re.S)
+    about = json.loads(numbers)
+    values = {one["name"]: one["draws"]["good"][0] / UNIT for one in about["properties"]}
+    assert values["reliability"] == 0.9 and values["locality"] == 0.8 and about["not_measured"][0] == "generalization"
+
+
+def order(shown: Elements) -> list[str | None]:
+    return [attributes["data-editor"] for _, attributes in shown.tags if "data-editor" in attributes]
+
+
+def test_the_browser_ranks_by_the_weights_of_the_address_and_of_the_sliders(whole: Comparison, page: Path) -> None:
+    shown = in_browser(page, "#reliability=3,locality=1")
+    asked = recommend(whole, {"reliability": 3, "locality": 1}, resamples=20)
+    assert order(shown) == [one.editor for one in asked.ranked] == ["good", "shouts", "copies"]
+    assert "87.5" in shown.texts["ranking"] and "first 100 %" in shown.texts["ranking"]
+    script = "const s = at('weight-reliability'); s.value = 0; s.oninput();"
+    assert order(in_browser(page, "#reliability=1,locality=1", script)) == ["copies", "good", "shouts"]
+
+
+def test_the_browser_shows_tables_figures_reasons_and_definitions(page: Path) -> None:
+    shown = in_browser(page)
+    assert sum(tag == "img" for tag, _ in shown.tags) == 4
+    assert "</script><b>untrained</b>" in shown.texts["left"] and "1 left out" in shown.texts["left-title"]
+    assert "locality_agreement" in shown.texts["definitions"] and "Not measured here" in shown.texts["unmeasured"]
+    script = "[...document.querySelectorAll('th button')].find((one) => one.textContent === 'edits').click();"
+    pressed = [attributes for _, attributes in in_browser(page, "", script).tags if "aria-sort" in attributes]
+    assert [attributes["aria-sort"] for attributes in pressed] == ["descending"]

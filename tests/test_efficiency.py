@@ -1,0 +1,70 @@
+"""Costs of planted editors are measured as planted: time, one-off costs, memory, bytes, slower answers."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+import torch
+from planted import RankOne, Refuses, simple_cases
+
+import tracer
+from editing.edit import Edit
+from editing.errors import EvaluationError
+from editing.evaluation.efficiency import latency_ratio, measure_efficiency
+from editing.evaluation.peak import PeakMemory
+
+REQUESTS = [case.request for case in simple_cases(5)]
+
+
+class Sleeps(RankOne):
+    """Sleeps 0.3 s before its first edit and 0.1 s in each."""
+
+    def apply(self, model, requests, *, seed=0, progress=None) -> Edit:
+        time.sleep(0.1 if self.calls else 0.4)
+        return super().apply(model, requests)
+
+
+def slow() -> Sleeps:
+    time.sleep(0.2)
+    return Sleeps()
+
+
+def test_one_off_time_is_not_in_the_time_of_an_edit(toy_model: tracer.LanguageModel) -> None:
+    toy_model.fingerprint()
+    editor, found = measure_efficiency(toy_model, slow, REQUESTS, edits=3)
+    assert found.edit_seconds == pytest.approx(0.1, rel=0.2)
+    assert found.one_off_seconds == pytest.approx(0.5, rel=0.2)
+    assert (found.edits, editor.calls) == (3, [1] * 4) and toy_model.edits == []
+
+
+def test_the_bytes_that_stay_are_those_of_the_saved_edit(toy_model: tracer.LanguageModel, tmp_path) -> None:
+    _, found = measure_efficiency(toy_model, RankOne, REQUESTS[:2])
+    with RankOne().apply(toy_model, [REQUESTS[1]]) as edit:
+        edit.save(tmp_path / "edit.safetensors")
+    assert found.persistent_bytes == (tmp_path / "edit.safetensors").stat().st_size
+
+
+def test_peak_memory_of_a_block_is_seen_and_then_forgotten() -> None:
+    device = torch.device("cpu")
+    with PeakMemory(device) as large:
+        torch.ones(2**24, dtype=torch.float64).sum()
+    with PeakMemory(device) as small:
+        torch.ones(2**10).sum()
+    assert large.bytes == pytest.approx(2**27, rel=0.1) and large.absolute > large.bytes
+    assert small.bytes < 2**24
+
+
+def test_answers_that_take_twice_as_long_have_a_ratio_of_two(toy_model: tracer.LanguageModel, monkeypatch) -> None:
+    monkeypatch.setattr(
+        "editing.evaluation.efficiency.complete",
+        lambda model, prompts, *, new_tokens: time.sleep(0.04 if model.edits else 0.02),
+    )
+    edit = RankOne().each(toy_model, REQUESTS[:1])[0]
+    assert latency_ratio(toy_model, edit, ["a"], repeats=3) == pytest.approx(2, rel=0.2)
+    assert edit.model is None
+
+
+def test_an_editor_that_can_write_nothing_costs_nothing_that_can_be_measured(toy_model) -> None:
+    with pytest.raises(EvaluationError, match="0 of 5 requests could be written, 2 are needed: no subject"):
+        measure_efficiency(toy_model, Refuses, REQUESTS)
