@@ -14,6 +14,7 @@ import tracer
 from editing.edit import Edit
 from editing.editors import Editor
 from editing.locate_then_edit.rome import ROME
+from editing.located import average_to_locate
 from editing.request import EditRequest, check_requests
 from editing.scoring.generation import complete
 from editing.scoring.scores import target_scores
@@ -26,7 +27,6 @@ from tracer.model.inputs import prompt_encoding
 from tracer.model.tokens import visible
 from tracer.place import Place
 from tracer.progress import bar
-from tracer.site import proportional_window
 from tracer.storage import write_json
 
 PromptKind = Literal["edited", "paraphrase", "neighbour"]
@@ -162,10 +162,8 @@ def locate_then_edit(
     before = tracer.trace(model, fact, severed=("mlp",), **options)
     average = None
     if layer is None:
-        pool = spread_over_relations(bundled()) if facts is None else facts
-        roles = ("last subject token",)
-        narrow = {**options, "window": proportional_window(model.depth)}
-        average = tracer.average(model, pool, kinds=("mlp",), roles=roles, most=n_facts, **narrow)
+        narrow = {name: value for name, value in options.items() if name != "window"}
+        average = average_to_locate(model, facts=facts, most=n_facts, **narrow)
     place = None if average is None else tracer.locate(average)
     at = layer if place is None else place.layer
     assert at is not None

@@ -108,6 +108,23 @@ def test_a_slice_is_taken_from_the_start_or_evenly(tmp_path: Path) -> None:
     assert [case.id for case in read_benchmark(path, n=3, evenly=True).cases] == ["0", "3", "6"]
 
 
+def test_cases_edited_together_are_as_many_as_asked_for_and_edit_different_facts(tmp_path: Path) -> None:
+    subjects = ["Paris", "Paris", "Rome", "Oslo", "Oslo", "Bern"]
+    records = [
+        {"case_id": number, "prompt": f"{subject} is in", "subject": subject, "target_new": f"N{number}",
+         "ground_truth": "T", "rephrase_prompt": f"Where is {subject}?", "locality_prompt": "Lyon is in",
+         "locality_ground_truth": "France"}
+        for number, subject in enumerate(subjects)
+    ]  # fmt: skip
+    path = written(tmp_path, records)
+    assert [case.id for case in read_benchmark(path, n=3).cases] == ["0", "1", "2"]
+    assert [case.id for case in read_benchmark(path, n=3, together=True).cases] == ["0", "2", "3"]
+    assert [case.id for case in read_benchmark(path, n=3, evenly=True, together=True).cases] == ["0", "2", "4"]
+    most = read_benchmark(path, n=6, together=True)
+    assert [case.id for case in most.cases] == ["0", "2", "3", "5"]
+    assert most.left_out == {"edits a fact of an earlier record again": 2}
+
+
 @pytest.mark.parametrize(
     ("records", "said"),
     [

@@ -413,7 +413,7 @@ def test_damaged_statistics_are_measured_again(toy_model: tracer.LanguageModel) 
 
 def test_the_diagnostics_say_how_well_the_statistics_are_known(toy_model: tracer.LanguageModel) -> None:
     with ROME(layer=1, **QUICK).apply(toy_model, [REQUEST]) as edit:
-        said = edit.diagnostics[0]["statistics"]
+        (said,) = edit.summary["statistics"]
     assert said["tokens"] == 700 and 0 < said["half_difference"] < 1 and said["condition_number_at_least"] > 1
 
 

@@ -14,6 +14,7 @@ import tracer
 from editing import EditRequest, load_edit
 from editing.cli import app as editing_app
 from editing.locate_then_edit.rome import ROME
+from editing.located import average_to_locate, located_layer
 from editing.workflow import locate_then_edit
 from tracer.cli import app as tracer_app
 
@@ -71,6 +72,23 @@ def test_a_given_layer_is_taken_and_nothing_is_averaged(toy_model: tracer.Langua
     report = locate_then_edit(toy_model, REQUEST, layer=2, editor=quick, samples=2)
     assert report.place is None and report.average is None
     assert report.edit.editor["layer"] == 2
+
+
+def test_a_layer_is_located_once_for_a_model_also_while_it_is_edited(toy_model, monkeypatch) -> None:
+    facts = [tracer.Fact(f"{name} is in the city of", subject=name) for name in ("The Louvre", "The Space Needle")]
+    monkeypatch.setattr("editing.located.bundled", lambda: facts)
+    found = located_layer(toy_model)
+    assert found == tracer.locate(average_to_locate(toy_model, facts=facts)).layer
+    monkeypatch.setattr("editing.located.average_to_locate", None)  # what is known is not traced again
+    assert located_layer(toy_model) == found
+    with quick(1).apply(toy_model, [EditRequest(facts[0].prompt, facts[0].subject, " Rome")]):
+        assert located_layer(toy_model) == found
+
+
+def test_a_model_that_knows_no_fact_has_no_located_layer(toy_model: tracer.LanguageModel, monkeypatch) -> None:
+    wrong = tracer.Fact("The Louvre is in the city of", subject="The Louvre", answer="Rome")
+    monkeypatch.setattr("editing.located.bundled", lambda: [wrong])
+    assert located_layer(toy_model) is None
 
 
 def test_a_failing_re_trace_leaves_the_model_unedited(toy_model: tracer.LanguageModel, monkeypatch) -> None:

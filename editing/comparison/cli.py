@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -24,6 +25,7 @@ from editing.evaluation.examination import Questions
 from editing.evaluation.mquake_run import is_mquake, read_hops
 from editing.evaluation.sequential import CHECKPOINTS, SequentialPlan
 from editing.evaluation.tables import as_markdown
+from editing.located import located_layer
 from editing.options import named_values, whole_numbers
 from tracer.console import AsJson, Device, Dtype, Model, Out, Quiet, opened, reported, result, run_folder, show_progress
 from tracer.facts.readers import read_records
@@ -42,7 +44,9 @@ def compare(
         str | None, typer.Option(help="Of zsRE files: zsre (true answers) or zsre-survey (false ones).")
     ] = None,
     protocols: Annotated[str, typer.Option(help="Of single, batch, sequential; comma-separated.")] = "single",
-    layer: Annotated[int | None, typer.Option(help="For editors that need one and are told none otherwise.")] = None,
+    layer: Annotated[
+        int | None, typer.Option(help="For editors that need one and are told none; default: located by tracing.")
+    ] = None,
     settings: Annotated[Path | None, typer.Option(help="TOML or JSON, a table for each editor.")] = None,
     given: Annotated[
         list[str] | None, typer.Option("--set", help="Another setting, EDITOR.NAME=VALUE; repeatable.")
@@ -86,7 +90,7 @@ def compare(
             if is_mquake(path):
                 files[name] = read_hops(path, n=n, together=together)
                 continue
-            one = _benchmark(path, benchmark, n=n, evenly=evenly)
+            one = _benchmark(path, benchmark, n=n, evenly=evenly, together=_protocols(protocols) != ("single",))
             one = one.only(groups.split(",")) if groups else one
             files[name] = one.asking(asked, choices_a_case) if asked else one
         plan = ComparisonPlan(
@@ -99,9 +103,11 @@ def compare(
             seed=seed,
         )
         where = run_folder(out, f"compare {Path(model).name}")
-        found = run_comparison(
-            opened(model, device, dtype), takes_part, files, where, plan=plan, progress=show_progress(quiet)
-        )
+        opened_model = opened(model, device, dtype)
+        if any(one.lacks_layer for one in takes_part):
+            located = located_layer(opened_model, progress=show_progress(quiet))
+            takes_part = [dataclasses.replace(one, layer=located) if one.lacks_layer else one for one in takes_part]
+        found = run_comparison(opened_model, takes_part, files, where, plan=plan, progress=show_progress(quiet))
         paths, told = save_comparison(found)
         record = {"folder": str(where), "editors": found.editors, "left_out": found.about["left_out"]}
         result(record | {"files": list(map(str, paths))}, _told(found, told, paths), as_json=as_json)

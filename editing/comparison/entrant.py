@@ -42,6 +42,11 @@ class Entrant:
     layer: int | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def lacks_layer(self) -> bool:
+        """Whether it cannot be made for want of a layer."""
+        return self.layer is None and needs_layer(self.editor) and "layers" not in self.settings
+
     def made(self, model: LanguageModel) -> Editor:
         """The editor, suited to a model; may take a while for one that trains."""
         return editor_named(self.editor, model, self.layer, **self.settings)

@@ -16,8 +16,8 @@ from typing import Any
 from editing.comparison.entrant import Entrant
 from editing.comparison.folder import run_folder_of
 from editing.errors import EvaluationError
-from editing.evaluation.batch import without_conflicts
 from editing.evaluation.benchmarks import Benchmark
+from editing.evaluation.conflicts import without_conflicts
 from editing.evaluation.examination import Questions
 from editing.evaluation.manifest import MANIFEST, cases_digest, digest, read_same
 from editing.evaluation.mquake_run import PROTOCOL, HopBenchmark

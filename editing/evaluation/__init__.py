@@ -1,10 +1,11 @@
 """What an edit did: scores that are comparable between editors, models and papers."""
 
-from editing.evaluation.batch import batch_edits, without_conflicts
+from editing.evaluation.batch import batch_edits
 from editing.evaluation.benchmarks import Benchmark, read_benchmark
 from editing.evaluation.bundled import bundled_records
 from editing.evaluation.case import Ask, Case, CaseScores, Group
 from editing.evaluation.choices import read_choices
+from editing.evaluation.conflicts import without_conflicts
 from editing.evaluation.counterfact import evaluate_counterfact
 from editing.evaluation.definitions import Definition, definition
 from editing.evaluation.efficiency import Efficiency, measure_efficiency

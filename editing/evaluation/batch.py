@@ -7,35 +7,13 @@ from collections.abc import Iterator, Sequence
 from editing.editors import Editor
 from editing.errors import EvaluationError
 from editing.evaluation.case import Case, CaseScores
+from editing.evaluation.conflicts import without_conflicts
 from editing.evaluation.examination import Examination
 from editing.evaluation.making import left_as_it_was, made_together
 from editing.evaluation.metrics import failed
 from tracer.progress import bar
 
 CHUNK = 32  # cases scored in one go
-
-
-def without_conflicts(cases: Sequence[Case]) -> tuple[list[Case], list[tuple[Case, str]]]:
-    """The cases that can be written together, and those left out with the reason: the first edit of a fact stays.
-
-    A fact is a subject with a relation, or with a prompt where the benchmark names no relation.
-    """
-    kept: list[Case] = []
-    left_out: list[tuple[Case, str]] = []
-    first: dict[tuple[str, str], Case] = {}
-    for case in cases:
-        request = case.request
-        if request is None:
-            kept.append(case)
-            continue
-        known = first.setdefault((request.subject, request.relation or request.prompt), case)
-        if known is case:
-            kept.append(case)
-        else:
-            assert known.request is not None
-            same = known.request.new.strip() == request.new.strip()
-            left_out.append((case, f"{'repeats' if same else 'contradicts'} case {known.id}"))
-    return kept, left_out
 
 
 def batch_edits(
@@ -62,7 +40,7 @@ def batch_edits(
     Raises:
         EvaluationError: conflicting cases, fewer cases than a size asks for, or something left on the model.
     """
-    _check(cases, sizes)
+    check_batches(cases, sizes)
     with bar(sum(sizes), "batch edits", show=progress, unit="case") as steps:
         for size in sizes:
             chosen = cases[:size]
@@ -99,7 +77,8 @@ def _edited(
     return found
 
 
-def _check(cases: Sequence[Case], sizes: Sequence[int]) -> None:
+def check_batches(cases: Sequence[Case], sizes: Sequence[int]) -> None:
+    """Raises EvaluationError for conflicting cases, or fewer of them than a size asks for."""
     left_out = without_conflicts(cases)[1]
     if left_out:
         case, reason = left_out[0]

@@ -19,6 +19,7 @@ from editing import published
 from editing.errors import EvaluationError, RequestError
 from editing.evaluation.case import Ask, Case, Group
 from editing.evaluation.choices import with_choices
+from editing.evaluation.conflicts import fact_of
 from editing.evaluation.portability import FOLLOWING, knowedit_groups, portability_groups, side_effect_groups
 from editing.published import Published
 from editing.request import EditRequest
@@ -67,7 +68,12 @@ class Benchmark:
 
 
 def read_benchmark(
-    path: str | Path, *, n: int | None = None, evenly: bool = False, protocol: str | None = None
+    path: str | Path,
+    *,
+    n: int | None = None,
+    evenly: bool = False,
+    protocol: str | None = None,
+    together: bool = False,
 ) -> Benchmark:
     """The cases of a CounterFact, flat CounterFact, zsRE or KnowEdit file, also gzipped.
 
@@ -76,6 +82,8 @@ def read_benchmark(
         n: how many records; None: all.
         evenly: draw them evenly over the file, not from its beginning (as papers do).
         protocol: of a zsRE file: "zsre" (ROME and MEMIT: the true answer) or "zsre-survey" (the false one).
+        together: the cases will be edited together: a record that edits a fact again is left out, and the next one
+            of the file takes its place.
 
     Raises:
         FileFormatError: missing, or not JSON.
@@ -83,14 +91,21 @@ def read_benchmark(
     """
     records = read_records(path)
     name = _protocol(path, records, protocol)
-    target, reader = PROTOCOLS[name]
     step = max(1, len(records) // n) if n and evenly else 1
-    cases, left_out = [], Counter()
-    for number, record in enumerate(records[::step][:n]):
-        try:
-            case = reader(record, str(record.get("case_id", number * step)))
-        except (KeyError, TypeError, IndexError) as error:
-            raise EvaluationError(f"{path}, record {number * step}: no {error} for {name}.") from error
+    numbers = list(range(0, len(records), step))[:n]
+    spare = sorted(set(range(len(records))) - set(numbers)) if together else []
+    read, cases, left_out = 0, [], Counter()
+    facts: set[tuple[str, str]] = set()
+    for number in (*numbers, *spare):
+        if read == len(numbers):
+            break
+        case = _read(path, number, records[number], name)
+        if together and isinstance(case, Case) and case.request is not None:
+            if fact_of(case.request) in facts:
+                left_out["edits a fact of an earlier record again"] += 1
+                continue
+            facts.add(fact_of(case.request))
+        read += 1
         if isinstance(case, str):
             left_out[case] += 1
         else:
@@ -101,9 +116,16 @@ def read_benchmark(
     if repeated:
         raise EvaluationError(f"{path} has several records with case_id {', '.join(repeated[:5])}. Give each its own.")
     digest = hashlib.sha256(Path(path).read_bytes()).hexdigest()
-    read = len(records[::step][:n])
     said = f"{'every ' + str(step) + 'th' if step > 1 else 'first'} {read} of {len(records)}"
-    return Benchmark(name, target, tuple(cases), digest, said, dict(left_out))
+    return Benchmark(name, PROTOCOLS[name][0], tuple(cases), digest, said, dict(left_out))
+
+
+def _read(path: str | Path, number: int, record: Record, protocol: str) -> Case | str:
+    """The case of a record, or why it is none."""
+    try:
+        return PROTOCOLS[protocol][1](record, str(record.get("case_id", number)))
+    except (KeyError, TypeError, IndexError) as error:
+        raise EvaluationError(f"{path}, record {number}: no {error} for {protocol}.") from error
 
 
 def counterfact_case(record: Record, label: str) -> Case:

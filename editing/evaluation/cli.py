@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from editing.editors import EDITORS, check_name, editor_named
+from editing.editors import EDITORS, check_name, editor_named, needs_layer
 from editing.evaluation.benchmarks import PROTOCOLS, read_benchmark
 from editing.evaluation.choices import read_choices
 from editing.evaluation.definitions import DEFINITIONS, definition
@@ -18,6 +18,7 @@ from editing.evaluation.run import evaluate as run_evaluation
 from editing.evaluation.sequential import CHECKPOINTS, SequentialPlan
 from editing.evaluation.summary import edit_seconds
 from editing.evaluation.tables import readable
+from editing.located import located_layer
 from editing.options import named_values, whole_numbers
 from tracer.console import AsJson, Device, Dtype, Model, Out, Quiet, opened, reported, result, run_folder, show_progress
 
@@ -34,7 +35,8 @@ def evaluate(
         str | None, typer.Option(help=f"{', '.join(PROTOCOLS)}; default: the file's, and zsre's true answers.")
     ] = None,
     layer: Annotated[
-        int | None, typer.Option(help="The MLP to write to, or the middle of several; not for kn.")
+        int | None,
+        typer.Option(help="The MLP to write to, or the middle of several; not for kn. Default: located by tracing."),
     ] = None,
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="Another setting of the editor, NAME=VALUE; repeatable.")
@@ -69,11 +71,13 @@ def evaluate(
     with reported():
         check_name(editor)
         chosen = named_values(settings or [])
-        cases = read_benchmark(data, n=n, evenly=evenly, protocol=benchmark)
+        cases = read_benchmark(data, n=n, evenly=evenly, protocol=benchmark, together=protocol != "single")
         cases = cases.only(groups.split(",")) if groups else cases
         cases = cases.asking(read_choices(choices), choices_a_case) if choices else cases
         where = run_folder(out, f"evaluate {protocol} {editor} {cases.name} {Path(model).name}")
         opened_model = opened(model, device, dtype)
+        if layer is None and needs_layer(editor) and "layers" not in chosen:
+            layer = located_layer(opened_model, progress=show_progress(quiet))
         found = run_evaluation(
             opened_model,
             editor_named(editor, opened_model, layer, **chosen),

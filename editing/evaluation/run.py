@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from editing.editors import Editor
 from editing.errors import EvaluationError
-from editing.evaluation.batch import batch_edits, without_conflicts
+from editing.evaluation.batch import batch_edits, check_batches
 from editing.evaluation.benchmarks import Benchmark
 from editing.evaluation.case import Case, CaseScores
+from editing.evaluation.conflicts import without_conflicts
 from editing.evaluation.examination import Examination, Questions
 from editing.evaluation.hops import with_known_hops
 from editing.evaluation.lines import Lines
@@ -57,8 +58,9 @@ def evaluate(
     Raises:
         EvaluationError: another evaluation in the folder, sizes that do not fit, an editor that cannot be undone.
     """
-    folder = Path(folder)
-    questions = questions or Questions()
+    if protocol not in get_args(Protocol):
+        raise EvaluationError(f"There is no protocol {protocol!r}. Choose single, batch or sequential.")
+    folder, questions = Path(folder), questions or Questions()
     if protocol == "sequential":  # which reads the text at each checkpoint
         questions = dataclasses.replace(questions, text=0)
     examination = Examination(model, questions, folder=base_folder or folder)
@@ -70,15 +72,15 @@ def evaluate(
     known_hops: Sequence[int] = ()
     if questions.known_hops:
         cases, *known_hops = with_known_hops(examination.base, cases)
+    if protocol == "batch":
+        check_batches(cases, sizes)
     about = manifest(examination, editor, benchmark, cases, settings, conflicts=conflicts, known_hops=known_hops)
     about = continued_manifest(folder, about)
     if protocol == "single":
         return Evaluation(folder, about, cases=tuple(_single(examination, editor, cases, folder, seed, progress)))
     if protocol == "batch":
         return Evaluation(folder, about, batches=_batches(examination, editor, cases, sizes, folder, seed, progress))
-    if protocol == "sequential":
-        return Evaluation(folder, about, checkpoints=_sequence(examination, editor, cases, plan, folder, progress))
-    raise EvaluationError(f"There is no protocol {protocol!r}. Choose single, batch or sequential.")
+    return Evaluation(folder, about, checkpoints=_sequence(examination, editor, cases, plan, folder, progress))
 
 
 def _single(

@@ -23,8 +23,9 @@ from editing.edit import load_edit, undo_all
 from editing.editors import Editor
 from editing.errors import EvaluationError
 from editing.evaluation.alarms import CollapseAlarm, GeneralText
-from editing.evaluation.batch import in_chunks, without_conflicts
+from editing.evaluation.batch import in_chunks
 from editing.evaluation.case import Case, CaseScores
+from editing.evaluation.conflicts import without_conflicts
 from editing.evaluation.examination import Examination
 from editing.evaluation.lines import Lines
 from editing.evaluation.making import Made, left_as_it_was, made_together

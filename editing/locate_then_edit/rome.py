@@ -85,10 +85,10 @@ class ROME(LocateThenEdit):
             "division": division,
             "division_ratio": ratio,
             **dataclasses.asdict(written),
-            "statistics": None if moment is None else moment.report(),
             "seconds": time.perf_counter() - begun,
         }
         edit.diagnostics += (record,)
+        edit.summary = {**edit.summary, "statistics": [] if moment is None else [moment.report()]}
 
     def _change(
         self, model: LanguageModel, reading: Reading, value: Value, moment: SecondMoment | None

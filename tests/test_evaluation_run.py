@@ -1,0 +1,89 @@
+"""`editing evaluate`: what it leaves in a folder, and that a killed run ends with the same records."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from test_comparison import records
+from typer.testing import CliRunner
+
+from editing import ROME
+from editing.cli import app
+from editing.errors import EvaluationError
+from editing.evaluation import Questions, read_benchmark
+from editing.evaluation.run import evaluate
+
+TIMES = re.compile(r'"(\w*seconds)": [^,}]+')
+RECORDS = {"single": "cases.jsonl", "batch": "batches.jsonl", "sequential": "checkpoints.jsonl"}
+EDITOR = ["--editor", "r-rome", "--layer", "1", "--set", "steps=3", "--set", "context_plan=[]", "--set", "tokens=200"]
+
+pytestmark = pytest.mark.filterwarnings("ignore::editing.EditingWarning")  # three steps reach little
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    path = tmp_path / "counterfact.json"
+    path.write_text(json.dumps(records()), encoding="utf-8")
+    return path
+
+
+def run(data: Path, model: Path, out: Path, *more: str, code: int = 0) -> str:
+    words = ["evaluate", "--data", data, "--model", model, "--out", out, "--no-free", "--text", "0", "--quiet", *more]
+    told = CliRunner().invoke(app, [str(word) for word in [*words, *EDITOR]])
+    assert told.exit_code == code, told.output
+    return told.output
+
+
+def records_of(folder: Path, protocol: str) -> list[str]:
+    return TIMES.sub("", (folder / RECORDS[protocol]).read_text(encoding="utf-8")).splitlines()
+
+
+@pytest.mark.parametrize("protocol", RECORDS)
+def test_a_run_cut_off_in_a_line_goes_on_and_ends_with_the_same_records(
+    data: Path, model_folder: Path, tmp_path: Path, protocol: str
+) -> None:
+    options = ["--protocol", protocol, "--batch", "1,3", "--checkpoints", "1,2,4"]
+    told = run(data, model_folder, tmp_path / "whole", *options)
+    assert "reliability" in told
+    for name in ("table.csv", "table.md", "table.tex", "scores.png", "manifest.json"):
+        assert (tmp_path / "whole" / name).stat().st_size > 100, name
+    run(data, model_folder, tmp_path / "cut", *options)
+    path = tmp_path / "cut" / RECORDS[protocol]
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    path.write_text(lines[0] + lines[1][: len(lines[1]) // 2], encoding="utf-8")
+    run(data, model_folder, tmp_path / "cut", *options)
+    assert records_of(tmp_path / "cut", protocol) == records_of(tmp_path / "whole", protocol)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"), [({"protocol": "bogus"}, "no protocol"), ({"protocol": "batch", "sizes": (9,)}, "no batches")]
+)
+def test_what_cannot_be_run_leaves_no_manifest_behind(toy_model, data, tmp_path, options: dict, said: str) -> None:
+    with pytest.raises(EvaluationError, match=said):
+        evaluate(toy_model, ROME(layer=1), read_benchmark(data), tmp_path / "out", progress=False, **options)
+    assert not (tmp_path / "out" / "manifest.json").exists()
+
+
+def test_a_folder_refuses_another_evaluation_and_says_what_differs(toy_model, data: Path, tmp_path: Path) -> None:
+    editor = ROME(layer=1, steps=2, context_plan=(), tokens=200)
+    options = {"questions": Questions(free=False, text=0), "progress": False}
+    evaluate(toy_model, editor, read_benchmark(data, n=1), tmp_path / "out", **options)
+    with pytest.raises(EvaluationError, match="holds another evaluation"):
+        evaluate(toy_model, editor, read_benchmark(data, n=2), tmp_path / "out", **options)
+
+
+def test_without_a_layer_and_without_a_fact_that_the_model_knows_a_layer_is_asked_for(
+    data: Path, model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("editing.evaluation.cli.located_layer", lambda *_, **__: None)
+    words = ["evaluate", "--data", data, "--model", model_folder, "--out", tmp_path / "out", "--editor", "memit"]
+    told = CliRunner().invoke(app, list(map(str, words)))
+    assert told.exit_code == 2 and "Which layer" in told.output
+    monkeypatch.setattr("editing.evaluation.cli.located_layer", lambda *_, **__: 1)
+    settings = ["--set", "steps=2", "--set", "context_plan=[]", "--set", "tokens=200", "--no-free", "--text", "0"]
+    told = CliRunner().invoke(app, [*map(str, words), *settings, "--n", "1"])
+    assert told.exit_code == 0, told.output
+    assert json.loads((tmp_path / "out" / "manifest.json").read_text())["editor"]["layers"] == [1]
