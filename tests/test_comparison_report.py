@@ -12,6 +12,7 @@ from compared import COST, DATA, planted_comparison, point, scores
 from test_report import Elements, in_browser
 
 from editing.comparison import Comparison, recommend, save_comparison
+from editing.comparison.plot import log_ticks
 from editing.comparison.report import UNIT
 from editing.comparison.tables import scores_frame, shown_tables
 from editing.evaluation.definitions import DEFINITIONS
@@ -57,6 +58,19 @@ def test_every_number_stands_with_metric_n_interval_file_and_slice(whole: Compar
     assert page.with_name("table.tex").read_text("utf-8").count("tabular") == 2 * len(
         shown_tables(whole, scores_frame(whole))
     )
+
+
+def test_times_between_two_powers_of_ten_are_drawn(tmp_path: Path) -> None:
+    found = planted_comparison(tmp_path, {"fast": of(1.0, 1.0, seconds=2.0), "slow": of(1.0, 1.0, seconds=5.0)})
+    assert tmp_path / "figures" / "costs.png" in save_comparison(found)[0]
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "ticks"),
+    [(1.7, 5.9, [2, 5]), (0.05, 30, [0.1, 1, 10]), (0.6, 1.7, [0.6, 0.7, 0.8, 0.9, 1]), (3.1, 3.3, [3.2])],
+)
+def test_a_logarithmic_axis_always_has_a_tick(low: float, high: float, ticks: list[float]) -> None:
+    assert log_ticks(low, high) == ticks
 
 
 def test_the_unedited_model_stands_first_and_editors_follow(whole: Comparison) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import matplotlib
@@ -114,8 +115,7 @@ def plot_costs(comparison: Comparison, table: pd.DataFrame) -> Figure | None:
         axes.margins(x=0.18, y=0.08)
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.25, linewidth=0.5)
-        low, high = axes.get_xlim()
-        _plain_log(axes.xaxis, [10.0**power for power in range(-4, 6) if low <= 10.0**power <= high])
+        _plain_log(axes.xaxis, log_ticks(*axes.get_xlim()))
         _named(figure, axes, places, colours)
     return figure
 
@@ -156,6 +156,17 @@ def _course_axis(panel: Axes, name: str) -> None:
     panel.set(yscale="log", ylabel=word)
     low, high = panel.get_ylim()
     _plain_log(panel.yaxis, [tick for tick in (1, 1.5, 2, 3, 5, 10, 100, 1e4, 1e6) if low <= tick <= high] or [1])
+
+
+def log_ticks(low: float, high: float) -> list[float]:
+    """Round numbers on a logarithmic axis: powers of ten where two lie on it, else more; else its middle."""
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    for leading in ((1,), (1, 2, 5), range(1, 10)):
+        found = [float(f"{digit}e{power}") for power in powers for digit in leading]
+        found = [tick for tick in found if low <= tick <= high]
+        if len(found) > 1:
+            return found
+    return [float(f"{math.sqrt(low * high):.2g}")]
 
 
 def _plain_log(axis: Axis, ticks: Sequence[float]) -> None:
