@@ -157,6 +157,25 @@ def stopped_after(lines: int, patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Lines, "append", stop)
 
 
+def test_a_folder_whose_first_editor_was_interrupted_refuses_another_model(
+    toy_model, data, planted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = ComparisonPlan(protocols=("single", "batch"), sizes=(2,), questions=Questions(free=False), costs=False)
+
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("editing.evaluation.run._batches", stop)
+        compare(toy_model, asked("rank-one"), data, tmp_path / "run", plan=plan, progress=False)
+    assert (tmp_path / "run" / "runs" / "counterfact" / "batch").exists()
+    toy_model.torch.get_parameter(toy_model.anatomy.value_weight_name(0)).data.mul_(1.1)
+    for _ in range(2):
+        with pytest.raises(EvaluationError, match="holds another evaluation .*(fingerprint|model)"):
+            compare(toy_model, asked("rank-one"), data, tmp_path / "run", plan=plan, progress=False)
+        (tmp_path / "run" / "comparison.json").unlink(missing_ok=True)  # asked.json says it too
+
+
 def test_an_editor_that_cannot_be_made_is_left_out_with_its_reason(toy_model, data, planted, tmp_path: Path) -> None:
     found = compare(toy_model, asked("rome", "rank-one"), data, tmp_path / "run", plan=QUICK, progress=False)
     assert found.editors == ["rank-one"]

@@ -63,7 +63,8 @@ def compare(
     folder, plan = Path(folder), plan or ComparisonPlan()
     check_sizes(data, plan)
     about = _begun(folder, model)
-    todo = {entrant.label: tasks(entrant, data, folder, plan) for entrant in entrants}
+    fingerprint = about["model"]["fingerprint"]
+    todo = {entrant.label: tasks(entrant, data, folder, plan, fingerprint) for entrant in entrants}
     edits = sum(task.edits for tasks in todo.values() for task in tasks)
     with bar(edits, "comparison", show=progress, unit="edit") as steps, warnings.catch_warnings():
         warnings.simplefilter("ignore", EditingWarning)  # that an edit is weak, its scores say
@@ -173,11 +174,14 @@ class _Run:
 
 
 def _begun(folder: Path, model: LanguageModel) -> dict[str, Any]:
-    """What the comparison's file says so far; a new one for a new folder."""
+    """What the comparison's file says so far; in a new folder a new one, written before anything is evaluated."""
     about = {
         "kind": "comparison",
         "format": 1,
         "model": model_record(model, model.fingerprint()),
     }
     there = read_same(folder / ABOUT, about)
-    return there or {**about, "editors": {}, "left_out": []}
+    if there is None:
+        there = {**about, "editors": {}, "left_out": []}
+        write_json(folder / ABOUT, there)
+    return there

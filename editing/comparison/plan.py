@@ -73,21 +73,22 @@ class Task:
     edits: int
 
 
-def tasks(entrant: Entrant, data: Data, folder: Path, plan: ComparisonPlan) -> list[Task]:
-    """The evaluations of one editor that are missing or unfinished.
+def tasks(entrant: Entrant, data: Data, folder: Path, plan: ComparisonPlan, fingerprint: str) -> list[Task]:
+    """The evaluations of one editor on the model with this fingerprint that are missing or unfinished.
 
     Raises:
-        EvaluationError: the folder holds the editor with other settings, or the data or protocol otherwise.
+        EvaluationError: the folder holds another model, the editor with other settings, or the data or protocol
+            otherwise.
     """
     for earlier in sorted(folder.glob(f"runs/*/*/{entrant.label}/{ASKED}")):
-        read_same(earlier, {"editor": entry(entrant)})
+        _check_asked(earlier, {"model": fingerprint, "editor": entry(entrant)})
     found = []
     for label, benchmark in data.items():
         for protocol in (PROTOCOL,) if isinstance(benchmark, HopBenchmark) else plan.protocols:
             where = run_folder_of(folder, (label, protocol, entrant.label))
-            asked = _asked(entrant, benchmark, protocol, plan)
+            asked = {"model": fingerprint, **_asked(entrant, benchmark, protocol, plan)}
             for other in sorted(where.parent.glob(f"*/{ASKED}")):  # cases that differ could not be compared
-                read_same(other, asked, but=("editor",))
+                _check_asked(other, {key: value for key, value in asked.items() if key != "editor"})
             ids = [case.id for case in _cases(benchmark, protocol)]
             if not _finished(where, ids, plan):
                 edits = sum(plan.sizes) if protocol == "batch" else len(ids)
@@ -99,6 +100,13 @@ def entry(entrant: Entrant) -> dict[str, Any]:
     """An entrant as JSON values."""
     about = {"editor": entrant.editor, "layer": entrant.layer, "settings": dict(entrant.settings)}
     return json.loads(to_json(about))
+
+
+def _check_asked(path: Path, now: dict[str, Any]) -> None:
+    """Raises EvaluationError where a file says something else; earlier versions wrote no model down."""
+    there = read_same(path, now, but=("model",)) or {}
+    if "model" in there:
+        read_same(path, now)
 
 
 def check_sizes(data: Data, plan: ComparisonPlan) -> None:
