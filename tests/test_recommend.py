@@ -64,6 +64,16 @@ def test_what_was_not_measured_is_said_and_who_lacks_something_is_not_ranked(tmp
         recommend(found, {"fluency": 1})
 
 
+def test_an_editor_with_fewer_cases_than_the_others_is_not_ranked_on_them(tmp_path: Path) -> None:
+    halves = [scores(at, {"reliability_token_acc": float(at < 3), "locality_agreement": 0.5}) for at in range(6)]
+    found = planted_comparison(tmp_path, {"begun": cases(1.0, 1.0, 2), "whole": halves, "low": cases(0.1, 0.1)})
+    ranking = recommend(found, {"reliability": 1, "locality": 1}, resamples=20)
+    assert [one.editor for one in ranking.ranked] == ["whole", "low"] and ranking.ranked[0].score == 0.5
+    said = "counterfact, single, 2 of 6 cases"
+    assert ranking.not_ranked == {"begun": f"reliability ({said}), locality ({said})"}
+    assert set(profile(found, resamples=5).query("property == 'reliability'")["editor"]) == {"whole", "low"}
+
+
 @pytest.mark.parametrize(
     ("weights", "said"),
     [({"speed": 1}, "no property 'speed'"), ({"time": -1}, "rank nothing"), ({"time": 0}, "rank nothing")],

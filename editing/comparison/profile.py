@@ -15,7 +15,7 @@ RESAMPLES = 2000
 
 
 def profile(comparison: Comparison, *, resamples: int = RESAMPLES, seed: int = 0) -> pd.DataFrame:
-    """A row for each measured property and each editor that has all its components, per cent.
+    """A row for each measured property and each editor that has all its components to the end, per cent.
 
     Columns: property, editor, value, low, high; the interval is the 95 % percentile interval.
     """
@@ -42,7 +42,8 @@ def property_draws(
 ) -> tuple[dict[str, dict[str, np.ndarray]], dict[str, int]]:
     """By editor and property its value and those of the resamples, [1 + resample]; by data file the cases.
 
-    NaN where an editor lacks a component of a property. A resample draws the same cases for all editors.
+    NaN where an editor lacks a component of a property, or has fewer cases of it than others. A resample draws the
+    same cases for all editors.
     """
     draws = {data: _draws(ids, resamples, seed) for data, ids in _shared_cases(measured, editors).items()}
     values = {

@@ -103,16 +103,23 @@ class Component:
     Attributes:
         values: editor: {case: value}; a "kept" value is a pair, after and before.
         constants: editor: the component itself.
+        uneven: that editors have unequal cases does not mean that one is unfinished.
     """
 
     where: Where
     values: Mapping[str, Mapping[str, tuple[float, float]]]
     constants: Mapping[str, float]
+    uneven: bool = False
 
     @property
     def editors(self) -> set[str]:
-        """Those it was measured of."""
-        return {*self.values, *self.constants}
+        """Those it was measured of, on as many cases as of any."""
+        return {editor for editor in {*self.values, *self.constants} if not self.unfinished(editor)}
+
+    def unfinished(self, editor: str) -> str:
+        """How many cases an editor has where others have more, in words; "" where it has as many, or none."""
+        most, own = max(map(len, self.values.values()), default=0), len(self.values.get(editor, ()))
+        return f"{own} of {most} cases" if 0 < own < most and not self.uneven else ""
 
 
 def check_weights(weights: Mapping[str, float]) -> None:
@@ -134,7 +141,8 @@ def components(comparison: Comparison, wanted: Property) -> list[Component]:
     found: dict[Where, dict[str, dict[str, tuple[float, float]]]] = {}
     for editor, where, case_id, value in _measured(comparison, wanted):
         found.setdefault(where, {}).setdefault(editor, {})[case_id] = value
-    return [Component(where, values, {}) for where, values in found.items()]
+    uneven = wanted.kind == "seconds"  # of those that could be edited alone
+    return [Component(where, values, {}, uneven) for where, values in found.items()]
 
 
 def _measured(comparison: Comparison, wanted: Property) -> Iterator[tuple[str, Where, str, tuple[float, float]]]:

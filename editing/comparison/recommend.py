@@ -4,7 +4,7 @@
 
 Cases are resampled with replacement, the same ones for all editors; `first` is the share of the resamples in
 which an editor has the highest score, ties shared. An editor of which a weighted property was not measured as of
-the others is not ranked, for its score would be another thing.
+the others, or on fewer cases, is not ranked, for its score would be another thing.
 """
 
 from __future__ import annotations
@@ -108,9 +108,9 @@ def recommend(
 
 
 def _lacking(editor: str, measured: Mapping[str, Sequence[Component]]) -> str:
-    """What was measured of others and not of this editor, in words; "" for nothing."""
+    """What was measured of others and not, or not to the end, of this editor, in words; "" for nothing."""
     missing = [
-        f"{name} ({', '.join(word for word in part.where[:2] if word)})"
+        f"{name} ({', '.join(word for word in (*part.where[:2], part.unfinished(editor)) if word)})"
         for name, found in measured.items()
         for part in found
         if editor not in part.editors
