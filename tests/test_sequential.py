@@ -26,6 +26,7 @@ from editing.evaluation import (
     without_conflicts,
 )
 from editing.evaluation.benchmarks import counterfact_case
+from editing.evaluation.metrics import GENERAL_TEXT, MOST_RATIO
 from editing.scoring.scores import target_scores
 
 QUICK = Questions(free=False)
@@ -160,17 +161,40 @@ def test_cases_that_cannot_be_edited_fail_in_a_sequence_too(toy_model: tracer.La
     assert points[-1].scores[1].after["reliability_token_acc"] == 0 and points[-1].scores[0].editable
 
 
-def test_a_model_that_turns_to_nan_is_recorded_as_lost(toy_model: tracer.LanguageModel) -> None:
-    class Breaks(Planted):
-        def apply(self, model, requests, *, seed=0, progress=None):
-            edit = super().apply(model, requests)
-            edit.handles = [*edit.handles, model.anatomy.head.register_forward_hook(lambda *said: said[2] * math.nan)]
-            return edit
+class Breaks(Planted):
+    """An editor after which the model gives NaN."""
 
+    def apply(self, model, requests, *, seed=0, progress=None):
+        edit = super().apply(model, requests)
+        edit.handles = [*edit.handles, model.anatomy.head.register_forward_hook(lambda *said: said[2] * math.nan)]
+        return edit
+
+
+def test_a_model_that_turns_to_nan_is_lost_by_every_protocol(toy_model: tracer.LanguageModel) -> None:
+    cases, questions = simple_cases(2), Questions(text=2, free=False)
+    single = list(single_edits(Examination(toy_model, questions), Breaks(), cases, progress=False))
+    ((_, batch),) = batch_edits(Examination(toy_model, questions), Breaks(), cases, [2], progress=False)
     with pytest.warns(EditingWarning):
-        (point,) = sequence(toy_model, Breaks(), simple_cases(1))
-    assert point.text.collapsed and point.retention("reliability_token_acc") == 0
-    assert point.fixed[0].after["specificity_accuracy"] == 0
+        (point,) = sequence(toy_model, Breaks(), cases, SequentialPlan(checkpoints=(2,)))
+    assert toy_model.edits == [] and point.text.collapsed
+    changed, stayed = point.scores[0].after, point.fixed[0].after
+    for case in (*single, *batch):
+        assert case.editable and "NaN" in case.diagnostics["lost"]
+        shares = {name for name in case.after if name.endswith(("acc", "exact", "agreement", "accuracy"))}
+        assert {case.after[name] for name in shares} == {0.0} and "locality_agreement" in shares
+        assert case.after["perplexity_ratio"] == MOST_RATIO and math.isnan(case.after["text_kl"])
+        assert math.isnan(case.after["reliability_nll"]) and math.isnan(case.after["locality_kl"])
+        both = {name: value for name, value in case.after.items() if name not in GENERAL_TEXT}
+        assert both == pytest.approx({**changed, **stayed}, nan_ok=True)
+
+
+def test_a_refused_case_shares_the_perplexity_of_its_batch(toy_model: tracer.LanguageModel) -> None:
+    cases = [*simple_cases(1), Case("x", None, simple_cases(2)[1].groups, refused="no subject")]
+    examination = Examination(toy_model, Questions(text=2, free=False))
+    ((_, (written, refused)),) = batch_edits(examination, RankOne(scale=3), cases, [2], progress=False)
+    assert refused.after["reliability_token_acc"] == 0 and not refused.editable
+    assert [refused.after[name] for name in GENERAL_TEXT] == [written.after[name] for name in GENERAL_TEXT]
+    assert written.after["perplexity_ratio"] != 1
 
 
 def test_the_table_of_a_sequence_has_retention_and_last_edit_side_by_side(toy_model) -> None:

@@ -9,8 +9,9 @@ from editing.errors import EvaluationError
 from editing.evaluation.case import Case, CaseScores
 from editing.evaluation.conflicts import without_conflicts
 from editing.evaluation.examination import Examination
-from editing.evaluation.making import left_as_it_was, made_together
-from editing.evaluation.metrics import failed
+from editing.evaluation.making import Made, left_as_it_was, made_together
+from editing.evaluation.metrics import GENERAL_TEXT, failed, lost
+from tracer.errors import NumericsError
 from tracer.progress import bar
 
 CHUNK = 32  # cases scored in one go
@@ -27,7 +28,8 @@ def batch_edits(
 ) -> Iterator[tuple[int, list[CaseScores]]]:
     """For each size, the scores of the first cases edited at once.
 
-    A batch that fails fails for all its cases. The seconds of a case are its share of the batch's.
+    A batch that fails fails for all its cases, also one after which the model gives NaN. The seconds of a case are its
+    share of the batch's.
 
     Args:
         examination: of the unedited model.
@@ -62,19 +64,31 @@ def _edited(
 ) -> list[CaseScores]:
     requests = [case.request for case in cases if case.request is not None]
     made = made_together(examination.model, editor, requests, seed)
-    if made.edit is not None:
-        with made.edit:
-            after = in_chunks(examination.after, cases)
-    else:
-        after = [failed(case, metrics) for case, metrics in zip(cases, before, strict=True)]
+    after, reason = _after(examination, made, cases, before)
     found, written = [], 0
     for case, old, new in zip(cases, before, after, strict=True):
         if case.request is None:
-            found.append(CaseScores(case.id, old, failed(case, old), {"not_editable": case.refused}))
+            general = {name: new[name] for name in GENERAL_TEXT if name in new}  # the model's, whatever was asked
+            found.append(CaseScores(case.id, old, failed(case, old) | general, {"not_editable": case.refused}))
         else:
-            found.append(CaseScores(case.id, old, new, made.diagnostics(written), made.seconds / len(requests)))
+            diagnostics = made.diagnostics(written) | ({"lost": reason} if reason else {})
+            found.append(CaseScores(case.id, old, new, diagnostics, made.seconds / len(requests)))
             written += 1
     return found
+
+
+def _after(
+    examination: Examination, made: Made, cases: Sequence[Case], before: Sequence[dict[str, float]]
+) -> tuple[list[dict[str, float]], str]:
+    """The metrics after a batch, undone again; and why the model was lost, "" where it was not."""
+    both = list(zip(cases, before, strict=True))
+    if made.edit is None:
+        return [failed(case, old) for case, old in both], ""
+    with made.edit:
+        try:
+            return in_chunks(examination.after, cases), ""
+        except NumericsError as error:
+            return [lost(case, old) for case, old in both], str(error)
 
 
 def check_batches(cases: Sequence[Case], sizes: Sequence[int]) -> None:

@@ -91,7 +91,8 @@ class CaseScores:
     """The scores of one case by metric, before and after its edit.
 
     Attributes:
-        diagnostics: the editor's record of the request; "not_editable" says why there is none.
+        diagnostics: the editor's record of the request; "not_editable" says why there is none, "lost"
+            that the model gave NaN.
         seconds: that the edit took, NaN where unknown; edits made together share their time.
     """
 

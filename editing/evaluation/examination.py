@@ -14,13 +14,11 @@ from editing.evaluation.alarms import PASSAGES, CollapseAlarm
 from editing.evaluation.base import Base
 from editing.evaluation.case import Case
 from editing.evaluation.fluency import Snippets, TfIdf, consistency, fluency
-from editing.evaluation.metrics import GENERAL_TEXT, case_metrics
+from editing.evaluation.metrics import GENERAL_TEXT, MOST_RATIO, case_metrics
 from editing.scoring.distributions import MAX_BYTES
 from editing.scoring.generation import answers, seeded_samples
 from editing.scoring.scores import Pair, target_scores
 from tracer.model import LanguageModel
-
-MOST_RATIO = 1e12  # of perplexities; JSON has no infinity, and a lost model must not look like one not asked
 
 
 @dataclass(frozen=True, kw_only=True)

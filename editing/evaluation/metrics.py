@@ -13,6 +13,7 @@ Groups of other kinds give names of the form GROUP_STATISTIC; `definitions.py` e
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -44,6 +45,7 @@ NAMES: Mapping[tuple[str, str], str] = {
 WORDS = {"agree": "agreement", "agree_exact": "agreement_exact"}
 WRITING = ("fluency", "consistency")
 GENERAL_TEXT = ("perplexity_ratio", "text_kl")
+MOST_RATIO = 1e12  # of perplexities; JSON has no infinity, and a lost model must not look like one not asked
 UNSCALED = ("nll", "nll_sum", "kl", "ratio", "relative_change")  # ends of the names that are no shares
 
 
@@ -94,6 +96,20 @@ def failed(case: Case, before: Mapping[str, float]) -> dict[str, float]:
         elif group.asks and group.compared:
             still = {"agree": 1.0, "agree_exact": 1.0, "kl": 0.0}
             metrics |= {metric_name(group.name, kind): value for kind, value in still.items()}
+    return metrics
+
+
+def lost(case: Case, before: Mapping[str, float]) -> dict[str, float]:
+    """The metrics of a case after whose edit the model gives NaN: nothing is right and nothing as it was.
+
+    Perplexity has grown by `MOST_RATIO`; nll and KL, which have no largest value, are NaN.
+    """
+    metrics = {name: math.nan if name.endswith(UNSCALED) else 0.0 for name in before}
+    metrics |= {"perplexity_ratio": MOST_RATIO} if "perplexity_ratio" in before else {}
+    for group in case.groups:
+        if group.stays and group.asks and group.compared:
+            gone = {"agree": 0.0, "agree_exact": 0.0, "kl": math.nan}
+            metrics |= {metric_name(group.name, kind): value for kind, value in gone.items()}
     return metrics
 
 

@@ -29,7 +29,7 @@ from editing.evaluation.conflicts import without_conflicts
 from editing.evaluation.examination import Examination
 from editing.evaluation.lines import Lines
 from editing.evaluation.making import Made, left_as_it_was, made_together
-from editing.evaluation.metrics import failed
+from editing.evaluation.metrics import failed, lost
 from tracer.errors import FileFormatError, NumericsError
 from tracer.model import LanguageModel
 from tracer.progress import bar
@@ -223,8 +223,8 @@ class _Sequence:
             after = in_chunks(self.examination.after, self.cases[:end])
             fixed = in_chunks(self.examination.after, self.fixed)
         except NumericsError:  # a model of NaN has lost everything
-            after = [failed(case, old) for case, old in zip(self.cases[:end], self.before[:end], strict=True)]
-            fixed = [{name: 0.0 for name in old} for old in self.fixed_before]
+            after = [lost(case, old) for case, old in zip(self.cases[:end], self.before[:end], strict=True)]
+            fixed = [lost(case, old) for case, old in zip(self.fixed, self.fixed_before, strict=True)]
         return Checkpoint(
             end,
             end - begin,

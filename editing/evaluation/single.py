@@ -8,7 +8,7 @@ from editing.editors import Editor
 from editing.evaluation.case import Case, CaseScores
 from editing.evaluation.examination import Examination
 from editing.evaluation.making import left_as_it_was, made_each
-from editing.evaluation.metrics import failed
+from editing.evaluation.metrics import failed, lost
 from tracer.errors import NumericsError
 from tracer.progress import bar
 
@@ -28,8 +28,8 @@ def single_edits(
 ) -> Iterator[CaseScores]:
     """Edits, scores and undoes one case after the other; stopping early leaves the model unedited.
 
-    A case that cannot be edited fails where the edit should show and counts as untouched elsewhere; its
-    diagnostics say why.
+    A case that cannot be edited fails where the edit should show and counts as untouched elsewhere; one whose edit
+    makes the model give NaN fails everywhere. The diagnostics say why.
 
     Args:
         examination: of the unedited model.
@@ -71,6 +71,6 @@ def _chunk(examination: Examination, editor: Editor, cases: Sequence[Case], seed
                 with made.edit:
                     (after,) = examination.after([case])
             except NumericsError as error:
-                after, diagnostics = failed(case, before[case.id]), {**diagnostics, "not_editable": str(error)}
+                after, diagnostics = lost(case, before[case.id]), {**diagnostics, "lost": str(error)}
         yield CaseScores(case.id, before[case.id], after, diagnostics, made.seconds)
     examination.forget()
