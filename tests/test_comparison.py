@@ -22,6 +22,7 @@ from editing.evaluation.benchmarks import Benchmark
 from tracer.storage import cache_folder
 
 SUBJECTS = ("Angela Merkel", "Max Planck", "Karl Marx", "Otto Hahn")
+PATHS = ("a/b", "..", "*", "ro?e", "[ab]", ".hidden", "a b")
 QUICK = ComparisonPlan(questions=Questions(free=False), costs=False)
 TIMES = re.compile(r'"(seconds|\w+_seconds)": [^,}]+')
 
@@ -231,6 +232,68 @@ def test_a_folder_refuses_an_editor_with_other_settings_on_other_data(toy_model,
         compare(toy_model, other, {"other": data["counterfact"]}, tmp_path / "run", plan=QUICK, progress=False)
 
 
+@pytest.mark.parametrize("name", ["editor.safetensors", ""])
+def test_a_folder_refuses_an_editor_trained_again_at_the_same_path(
+    toy_model, data, planted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setitem(EDITORS, "trained", lambda model, layer, **settings: RankOne())
+    (tmp_path / "training").mkdir()
+    (tmp_path / "training" / "editor.safetensors").write_bytes(b"first")
+    names = entrants(["trained"], tables={"trained": {"checkpoint": str(tmp_path / "training" / name)}})
+    for _ in range(2):
+        compare(toy_model, names, data, tmp_path / "run", plan=QUICK, progress=False)
+    (tmp_path / "training" / "editor.safetensors").write_bytes(b"again")
+    with pytest.raises(EvaluationError, match="files"):
+        compare(toy_model, names, data, tmp_path / "run", plan=QUICK, progress=False)
+
+
+def test_what_an_earlier_version_did_not_write_down_is_not_compared(toy_model, data, planted, tmp_path: Path) -> None:
+    (tmp_path / "corpus.txt").write_text("text", encoding="utf-8")
+    EDITORS["rank-one"] = lambda model, layer, **_: RankOne()  # pyright: ignore[reportIndexIssue]
+    names = entrants(["rank-one"], tables={"rank-one": {"corpus": str(tmp_path / "corpus.txt")}})
+    compare(toy_model, names, data, tmp_path / "run", plan=QUICK, progress=False)
+    (path,) = (tmp_path / "run").rglob("asked.json")
+    there = json.loads(path.read_text("utf-8"))
+    del there["model"], there["editor"]["files"]
+    path.write_text(json.dumps(there), encoding="utf-8")
+    assert compare(toy_model, names, data, tmp_path / "run", plan=QUICK, progress=False).editors == ["rank-one"]
+
+
+def test_reasons_of_failure_stay_until_what_failed_is_asked_again(toy_model, data, planted, tmp_path: Path) -> None:
+    fails = [True]
+
+    class Fails(RankOne):
+        def apply(self, model, requests, *, seed=0, progress=None):
+            if fails:
+                raise RuntimeError("out of memory")
+            return super().apply(model, requests)
+
+        each = None
+
+    EDITORS["rank-one"] = lambda model, layer: Fails()  # pyright: ignore[reportIndexIssue]
+    first, other = data, {"other": data["counterfact"]}
+    compare(toy_model, asked("rank-one", "says-new"), first, tmp_path / "run", plan=QUICK, progress=False)
+    fails.clear()
+    for _ in range(2):
+        found = compare(toy_model, asked("rank-one"), other, tmp_path / "run", plan=QUICK, progress=False)
+        assert [one["what"] for one in found.about["left_out"]] == ["counterfact, single"]
+    found = compare(toy_model, asked("rank-one"), first, tmp_path / "run", plan=QUICK, progress=False)
+    assert found.about["left_out"] == []
+
+
+def test_batches_without_a_size_are_refused(toy_model, data, planted, tmp_path) -> None:
+    plan = ComparisonPlan(protocols=("batch",), sizes=())
+    with pytest.raises(EvaluationError, match="--batch 1,10"):
+        compare(toy_model, asked("rank-one"), data, tmp_path / "run", plan=plan, progress=False)
+
+
+def test_blanks_in_lists_of_names_are_no_part_of_them(tmp_path: Path) -> None:
+    (tmp_path / "counterfact.json").write_text(json.dumps(records()), encoding="utf-8")
+    command = ["compare", "--data", str(tmp_path / "counterfact.json"), "--editors", "ft, kn", "--protocols"]
+    told = CliRunner().invoke(app, [*command, "single, bogus", "--model", str(tmp_path / "nowhere")])
+    assert told.exit_code == 2 and "no editor" not in told.output and "single, bogus" in told.output
+
+
 def test_batches_larger_than_the_data_are_refused_before_anything_runs(toy_model, data, planted, tmp_path) -> None:
     plan = ComparisonPlan(protocols=("batch",), sizes=(1, 100))
     with pytest.raises(EvaluationError, match="4 cases without conflicts"):
@@ -281,6 +344,7 @@ def test_settings_are_tables_of_editors_or_of_new_names(tmp_path: Path) -> None:
         (["memory"], {}, RequestError, "no editor 'memory'"),
         (["rome", "rome"], {}, EvaluationError, "name each once"),
         (["rome"], {"mine": {"clamp": 1}}, EvaluationError, "say no editor"),
+        *(([label], {label: {"editor": "rome"}}, EvaluationError, "letters and digits") for label in PATHS),
     ],
 )
 def test_entrants_that_cannot_be_are_refused(names, tables, error, said: str) -> None:

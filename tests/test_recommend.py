@@ -144,3 +144,5 @@ def test_the_command_ranks_and_says_what_is_missing(tmp_path: Path) -> None:
     assert [one["editor"] for one in record["editors"]] == ["good", "copies"] and record["cases"] == {"counterfact": 6}
     wrong = CliRunner().invoke(app, ["recommend", str(tmp_path), "--weights", "time=fast"])
     assert wrong.exit_code == 2
+    twice = CliRunner().invoke(app, ["recommend", str(tmp_path), "--weights", "reliability=1, reliability =5"])
+    assert twice.exit_code == 2 and "reliability twice" in twice.output

@@ -15,6 +15,8 @@ from editing.cli import app
 from editing.editors import editor_named
 from editing.memory import ScopedFacts, bundled_facts, load_scope
 from editing.memory.scope_training import ScopeTraining, train_scope
+from editing.training.checkpoint import check_same_training
+from tracer.errors import FileFormatError
 
 FACTS = ScopedFacts("some", bundled_facts().facts[:150])
 
@@ -25,6 +27,13 @@ def data(tmp_path: Path) -> Path:
     path = tmp_path / "flat.json"
     path.write_text(json.dumps(flat_records(120)))
     return path
+
+
+@pytest.mark.parametrize("text", ['{"seed": ', "[]"])
+def test_a_damaged_record_of_a_training_is_named(tmp_path: Path, text: str) -> None:
+    (tmp_path / "training.json").write_text(text, encoding="utf-8")
+    with pytest.raises(FileFormatError, match=r"training\.json"):
+        check_same_training(tmp_path, {"seed": 0}, {})
 
 
 def test_serac_is_trained_goes_on_and_is_evaluated_by_its_folder(

@@ -80,7 +80,7 @@ def compare(
     """Run editors beside each other; stopped or killed, the same command goes on where it was."""
     with reported():
         tables = _with_settings(read_settings(settings) if settings else {}, given or [])
-        takes_part = entrants([name for name in editors.split(",") if name], layer=layer, tables=tables)
+        takes_part = entrants(_names(editors), layer=layer, tables=tables)
         asked = read_choices(choices) if choices else ()
         files: dict[str, Any] = {}
         for path in data:
@@ -91,7 +91,7 @@ def compare(
                 files[name] = read_hops(path, n=n, together=together)
                 continue
             one = _benchmark(path, benchmark, n=n, evenly=evenly, together=_protocols(protocols) != ("single",))
-            one = one.only(groups.split(",")) if groups else one
+            one = one.only(_names(groups)) if groups else one
             files[name] = one.asking(asked, choices_a_case) if asked else one
         plan = ComparisonPlan(
             protocols=_protocols(protocols),
@@ -172,8 +172,13 @@ def _with_settings(tables: dict[str, dict[str, Any]], given: Sequence[str]) -> d
     return tables
 
 
+def _names(listed: str) -> list[str]:
+    """The names in a comma-separated option."""
+    return [name for name in map(str.strip, listed.split(",")) if name]
+
+
 def _protocols(listed: str) -> tuple[Any, ...]:
-    chosen = tuple(name for name in listed.split(",") if name)
+    chosen = tuple(_names(listed))
     if not chosen or set(chosen) - {"single", "batch", "sequential"}:
         raise EvaluationError(f"--protocols {listed!r}: choose from single, batch and sequential.")
     return chosen
@@ -181,10 +186,12 @@ def _protocols(listed: str) -> tuple[Any, ...]:
 
 def _weights(listed: str) -> dict[str, float]:
     found = {}
-    for one in filter(None, map(str.strip, listed.split(","))):
-        name, _, weight = one.partition("=")
+    for one in _names(listed):
+        name, weight = (part.strip() for part in one.partition("=")[::2])
+        if name in found:
+            raise EvaluationError(f"--weights gives {name} twice. Write it once.")
         try:
-            found[name.strip()] = float(weight)
+            found[name] = float(weight)
         except ValueError as error:
             raise EvaluationError(f"--weights {one!r}: {weight!r} is no number. Write {name}=1.") from error
     return found

@@ -12,7 +12,7 @@ import functools
 import json
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -34,6 +34,7 @@ from tracer.progress import bar
 from tracer.storage import write_json
 
 CRASHES = (*FAILURES, RuntimeError)  # the last one is PyTorch's, also for want of memory
+EVERYTHING, COSTS = "everything", "costs"  # what fails of an editor, beside its tasks
 REQUESTS = 12  # tried to find those whose costs are measured
 
 
@@ -91,8 +92,10 @@ class _Run:
         """Runs what is missing of one editor, and notes what failed."""
         label, editors, begun = entrant.label, self.about["editors"], time.monotonic()
         editors[label] = {"family": "", **editors.get(label, {}), **entry(entrant)}
-        self.about["left_out"] = [one for one in self.about["left_out"] if one["editor"] != label]
-        if tasks or (self.plan.costs and not self._costs_known(entrant)):
+        costs = self.plan.costs and not self._costs_known(entrant)
+        if tasks or costs:
+            again = {EVERYTHING, *(task.what for task in tasks), *([COSTS] if costs else [])}
+            self._forget_reasons(label, again)
             self.steps.set_postfix_str(label)
             try:
                 editor = self._made(entrant)
@@ -120,7 +123,7 @@ class _Run:
                 editor, found = measure_efficiency(self.model, make, requests, prompts=prompts, seed=self.plan.seed)
         except CRASHES as error:
             editor = entrant.made(self.model)  # or this one says why not
-            self._left_out(entrant.label, error, what="costs")
+            self._left_out(entrant.label, error, what=COSTS)
             return editor
         about = {"entry": entry(entrant), "data": label, "data_sha256": benchmark.sha256, "cold": self.plan.cold}
         write_json(self._costs_path(entrant), {**dataclasses.asdict(found), **about})
@@ -132,7 +135,7 @@ class _Run:
         try:
             self._evaluation(editor, task).save(figure=False)
         except CRASHES as error:
-            self._left_out(entrant.label, error, what=f"{task.data}, {task.protocol}")
+            self._left_out(entrant.label, error, what=task.what)
         self.steps.update(task.edits)
 
     def _evaluation(self, editor: Editor, task: Task) -> Evaluation:
@@ -162,7 +165,12 @@ class _Run:
                 f"Run the others without it, into the same folder."
             )
 
-    def _left_out(self, label: str, error: Exception, *, what: str = "everything") -> None:
+    def _forget_reasons(self, label: str, again: Container[str]) -> None:
+        """Those of what is tried again; reasons of what this call does not ask for stay."""
+        left_out = self.about["left_out"]
+        self.about["left_out"] = [one for one in left_out if one["editor"] != label or one["what"] not in again]
+
+    def _left_out(self, label: str, error: Exception, *, what: str = EVERYTHING) -> None:
         self.about["left_out"].append({"editor": label, "what": what, "reason": str(error)})
 
     def _costs_path(self, entrant: Entrant) -> Path:

@@ -14,6 +14,7 @@ its own if it says which one it is:
 from __future__ import annotations
 
 import json
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,6 +25,8 @@ from editing.editors import EDITORS, Editor, check_name, editor_named, needs_lay
 from editing.errors import EvaluationError
 from editing.options import hashable
 from tracer.model import LanguageModel
+
+LABEL = re.compile(r"\w(?:[\w.-]*\w)?")
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,7 @@ def entrants(
 
     Raises:
         RequestError: there is no such editor.
-        EvaluationError: a name twice, or a table that is no editor's.
+        EvaluationError: a name twice or with other signs than - _ . in it, or a table that is no editor's.
     """
     tables = tables or {}
     for label, table in tables.items():
@@ -94,6 +97,8 @@ def read_settings(path: str | Path) -> dict[str, dict[str, Any]]:
 
 
 def _entrant(label: str, layer: int | None, table: Mapping[str, Any]) -> Entrant:
+    if not LABEL.fullmatch(label):  # folders are named after it
+        raise EvaluationError(f"{label!r} names no editor of a table. Use letters and digits, and - _ . between them.")
     settings = dict(table)
     editor = settings.pop("editor", label)
     check_name(editor)

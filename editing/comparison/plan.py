@@ -7,7 +7,9 @@ finished, and a later call that asks for something else is refused.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +26,7 @@ from editing.evaluation.mquake_run import PROTOCOL, HopBenchmark
 from editing.evaluation.records import read_evaluation
 from editing.evaluation.run import SIZES, Protocol
 from editing.evaluation.sequential import SequentialPlan
+from editing.training.checkpoint import EDITOR as TRAINED
 from tracer.storage import to_json
 
 ASKED = "asked.json"
@@ -72,6 +75,11 @@ class Task:
     asked: dict[str, Any]
     edits: int
 
+    @property
+    def what(self) -> str:
+        """Data and protocol, as a reason of failure names them."""
+        return f"{self.data}, {self.protocol}"
+
 
 def tasks(entrant: Entrant, data: Data, folder: Path, plan: ComparisonPlan, fingerprint: str) -> list[Task]:
     """The evaluations of one editor on the model with this fingerprint that are missing or unfinished.
@@ -97,20 +105,35 @@ def tasks(entrant: Entrant, data: Data, folder: Path, plan: ComparisonPlan, fing
 
 
 def entry(entrant: Entrant) -> dict[str, Any]:
-    """An entrant as JSON values."""
+    """An entrant as JSON values; of files that its settings name also their sha256."""
     about = {"editor": entrant.editor, "layer": entrant.layer, "settings": dict(entrant.settings)}
-    return json.loads(to_json(about))
+    files = {name: sha256 for name, value in entrant.settings.items() if (sha256 := _file_sha256(value))}
+    return json.loads(to_json(about | ({"files": files} if files else {})))
+
+
+def _file_sha256(value: Any) -> str:
+    """Of the file that a setting names, of a training's folder that with the trained editor; "" of anything else."""
+    if not isinstance(value, str | Path):
+        return ""
+    path = Path(value) / TRAINED if os.path.isdir(value) else Path(value)  # of a long text pathlib's would raise
+    if not os.path.isfile(path):
+        return ""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _check_asked(path: Path, now: dict[str, Any]) -> None:
-    """Raises EvaluationError where a file says something else; earlier versions wrote no model down."""
-    there = read_same(path, now, but=("model",)) or {}
-    if "model" in there:
-        read_same(path, now)
+    """Raises EvaluationError where a file says something else; earlier versions wrote neither model nor files down."""
+    there = read_same(path, {}) or {}
+    if "files" in now.get("editor", {}) and "files" not in there.get("editor", {}):
+        now = {**now, "editor": {key: value for key, value in now["editor"].items() if key != "files"}}
+    read_same(path, now, but=() if "model" in there else ("model",))
 
 
 def check_sizes(data: Data, plan: ComparisonPlan) -> None:
-    """Raises EvaluationError where a file has fewer cases without conflicts than a batch asks for."""
+    """Raises EvaluationError for batches without a size, or where a file has fewer cases than one asks for."""
+    if "batch" in plan.protocols and not plan.sizes:
+        raise EvaluationError("Batches of no size edit nothing. Give their sizes, as in --batch 1,10.")
     for label, benchmark in data.items() if "batch" in plan.protocols else ():
         most = max(plan.sizes) if isinstance(benchmark, HopBenchmark) else len(_cases(benchmark, "batch"))
         if max(plan.sizes) > most:
