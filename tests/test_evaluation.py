@@ -283,6 +283,20 @@ def test_the_summary_is_the_mean_over_cases() -> None:
     assert table.loc[("after", "locality_kl"), "mean"] == pytest.approx(0.2)
 
 
+def test_the_interval_of_s_is_that_of_its_parts_where_they_are_one() -> None:
+    values = np.random.RandomState(0).uniform(0.2, 1, 200)
+    equal = summary([CaseScores(str(at), {}, dict.fromkeys(("ES", "PS", "NS"), float(value)))
+                     for at, value in enumerate(values)]).set_index("score")["half_width"]  # fmt: skip
+    assert equal["S"] == pytest.approx(equal["ES"], rel=0.1)  # the harmonic mean of three equal means is the mean
+    again = np.random.RandomState(1).permutation(values)
+    apart = summary([CaseScores(str(at), {}, {"ES": value, "PS": 0.6, "NS": 0.6})
+                     for at, value in enumerate(again)]).set_index("score")  # fmt: skip
+    slope = (apart["mean"]["S"] / apart["mean"]["ES"]) ** 2 / 3  # dS / dES by the definition of S
+    assert apart["half_width"]["S"] == pytest.approx(slope * apart["half_width"]["ES"], rel=0.1)
+    alone = summary([CaseScores("1", {}, {"ES": 1.0, "PS": 1.0, "NS": 1.0})]).set_index("score")
+    assert np.isnan(alone["half_width"]["S"])
+
+
 def test_the_interval_by_hand() -> None:
     cases = [CaseScores(str(n), {}, {"ES": value}) for n, value in enumerate((0.0, 1.0, 1.0, 1.0))]
     row = summary(cases).iloc[0]

@@ -2,7 +2,8 @@
 
 A mean is over the prompts of a case first, then over cases. Its 95 % half-width is 1.96 s / sqrt(n), s the
 cases' standard deviation (n - 1). S is the harmonic mean of the aggregated ES, PS and NS; `accuracy_S` that
-of efficacy, paraphrase and specificity accuracy (zsRE).
+of efficacy, paraphrase and specificity accuracy (zsRE). Their half-width is 1.96 times the standard deviation
+over resampled cases, the same cases for all three parts.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ COMPOUND: Mapping[str, tuple[str, ...]] = {
 }
 ORDER = ("ES", "PS", "NS", "S")  # what a table begins with
 RESAMPLES = 10_000
+SPREAD_RESAMPLES = 1000  # are enough for a standard deviation
 
 
 def summary(cases: Sequence[CaseScores], *, editable_only: bool = False) -> pd.DataFrame:
@@ -46,7 +48,8 @@ def summary(cases: Sequence[CaseScores], *, editable_only: bool = False) -> pd.D
         for name, parts in COMPOUND.items():
             if all(part in estimates for part in parts):
                 mean = harmonic_mean([estimates[part].mean for part in parts])
-                rows.append((when, name, 100 * mean, np.nan, min(estimates[part].n for part in parts)))
+                half_width = 100 * 1.96 * _resampled_deviation(metrics, parts)
+                rows.append((when, name, 100 * mean, half_width, min(estimates[part].n for part in parts)))
     rows.sort(key=lambda row: (row[0] == "after", ORDER.index(row[1]) if row[1] in ORDER else len(ORDER)))
     return pd.DataFrame(rows, columns=pd.Index(["when", "score", "mean", "half_width", "n"]))
 
@@ -148,6 +151,22 @@ def harmonic_mean(values: Sequence[float]) -> float:
 def scale(score: str) -> float:
     """Shares and word entropies are shown times 100, nats and ratios as they are."""
     return 1.0 if score.endswith(UNSCALED) else 100.0
+
+
+def _resampled_deviation(metrics: Sequence[Mapping[str, float]], parts: Sequence[str]) -> float:
+    """Standard deviation of the harmonic mean of the parts' means over resampled cases; NaN for fewer than two.
+
+    A case without a part counts for the others alone, and a resample without any case of a part not at all.
+    """
+    values = np.array([[record.get(part, np.nan) for part in parts] for record in metrics])
+    if len(values) < 2:
+        return math.nan
+    known = ~np.isnan(values)
+    drawn = resampled_means(np.hstack([np.where(known, values, 0.0), known]), resamples=SPREAD_RESAMPLES, seed=0)
+    sums, shares = np.split(drawn, 2, axis=1)
+    whole = (shares > 0).all(1)
+    found = [harmonic_mean(row) for row in (sums[whole] / shares[whole]).tolist()]
+    return float(np.std(found)) if len(found) > 1 else math.nan
 
 
 def _estimates(metrics: Sequence[Mapping[str, float]]) -> dict[str, Estimate]:
