@@ -72,6 +72,23 @@ def test_the_two_meanings_of_locality_have_two_names() -> None:
     assert "specificity_accuracy" in same.note
 
 
+@pytest.mark.parametrize(
+    ("name", "source"),
+    [
+        ("ES", "Meng et al. 2022"),
+        ("neighborhood_magnitude", "Meng et al. 2022"),
+        ("reliability_token_acc", "Yao et al. 2023"),
+        ("locality_agreement", "Yao et al. 2023"),
+        ("specificity_accuracy", "Meng et al. 2023"),
+        ("generalization_nll", "as measured here; the prompts: Meng et al. 2022"),
+        ("reasoning_token_acc", "Zhang et al. 2024"),
+        ("reasoning_nll", "as measured here; the prompts: Zhang et al. 2024"),
+    ],
+)
+def test_the_source_is_that_of_the_statistic_and_not_of_its_prompts_alone(name: str, source: str) -> None:
+    assert definition(name).source.startswith(source)
+
+
 def test_a_wrong_name_is_answered_with_those_it_may_mean() -> None:
     with pytest.raises(EvaluationError, match="Did you mean .*reliability_token_acc"):
         definition("reliability_token_accuracy")

@@ -15,6 +15,7 @@ from editing.errors import EvaluationError
 from editing.evaluation.metrics import metric_name
 
 ROME = "Meng et al. 2022 (ROME), sec. 3.4"
+MEMIT = "Meng et al. 2023 (MEMIT), sec. 5.2 (zsRE)"
 SURVEY = "Yao et al. 2023, sec. 3 and 5"
 KNOWEDIT = "Zhang et al. 2024 (KnowEdit), sec. 4"
 MQUAKE = "Zhong et al. 2023 (MQuAKE), sec. 4"
@@ -30,7 +31,7 @@ class Definition:
         formula: of one prompt, edit or case.
         prompts: what is asked.
         unit: of the number in tables.
-        source: where it was published.
+        source: where it was published; for one that is only measured here, where its prompts were.
         note: what it is easily taken for.
     """
 
@@ -95,8 +96,27 @@ NOTES: Mapping[str, str] = {
 }
 
 
+# Who published a statistic of a group; of most pairs nobody did.
+SOURCES: Mapping[tuple[str, str], str] = {
+    **{(group, kind): ROME for group in ("rewrite", "paraphrase", "neighborhood") for kind in ("preferred", "margin")},
+    **{(group, "token_acc"): SURVEY for group in ("rewrite", "paraphrase")},
+    ("neighborhood", "token_acc"): MEMIT,
+    ("neighborhood", "agree"): SURVEY,
+    ("distracting_neighborhood", "preferred"): "Hoelscher-Obermaier et al. 2023 (CounterFact+)",
+    ("other_task", "preferred"): GROUPS["other_task"][1],
+    ("other_task", "preferred_sum"): GROUPS["other_task"][1],
+    **{
+        (group, kind): source
+        for group, (_, source) in GROUPS.items()
+        for kind in ("token_acc", "agree")
+        if source in (SURVEY, KNOWEDIT)
+    },
+}
+
+
 def _composed(group: str, statistic: str) -> Definition:
-    prompts, source = GROUPS[group]
+    prompts, of_prompts = GROUPS[group]
+    source = SOURCES.get((group, statistic), f"{HERE}; the prompts: {of_prompts}")
     formula, unit, note = STATISTICS[statistic]
     name = metric_name(group, statistic)
     return Definition(name, f"{formula}; {BY_CASE}", prompts, unit, source, NOTES.get(name, note))
@@ -115,7 +135,7 @@ DEFINITIONS: Mapping[str, Definition] = {
         "harmonic mean of reliability_token_acc, generalization_token_acc and specificity_accuracy",
         "those of its parts",
         "per cent",
-        "Meng et al. 2023 (MEMIT), sec. 5.2 (zsRE)",
+        MEMIT,
     ),
     (
         "fluency",
