@@ -65,6 +65,7 @@ GROUPS: Mapping[str, tuple[str, str]] = {
     "forgetfulness": ("another right answer of the edit's relation, the new one excluded", KNOWEDIT),
     "other_task": ("a goal with two ways to reach it; y the right one, z the other", "Bisk et al. 2020; " + SURVEY),
 }
+LOST = "n: cases after which the model gives numbers"
 BEST = "of several right answers the best one counts"
 STATISTICS: Mapping[str, tuple[str, str, str]] = {
     "preferred": ("1[n(y) < n(z)]; a tie is a failure", "per cent", ""),
@@ -74,8 +75,8 @@ STATISTICS: Mapping[str, tuple[str, str, str]] = {
     "tf_exact": ("prod_t 1[a_t = y_t]", "per cent", BEST),
     "gen_exact": ("1[normalised greedy text up to its first period = normalised y]", "per cent", BEST),
     "gen_contains": ("1[normalised y occurs in the greedy text up to its first period]", "per cent", BEST),
-    "nll": ("n(y)", "nats a token", ""),
-    "nll_sum": ("T n(y)", "nats", ""),
+    "nll": ("n(y)", "nats a token", LOST),
+    "nll_sum": ("T n(y)", "nats", LOST),
     "agree": (
         "(1/T) sum_t 1[a_t of p = a_t of p0]",
         "per cent",
@@ -87,7 +88,7 @@ STATISTICS: Mapping[str, tuple[str, str, str]] = {
         "per cent",
         "n: cases with such prompts",
     ),
-    "kl": ("(1/T) sum_t KL(p0(. | x, y_<t), p(. | x, y_<t))", "nats a token", ""),
+    "kl": ("(1/T) sum_t KL(p0(. | x, y_<t), p(. | x, y_<t))", "nats a token", LOST),
 }
 NOTES: Mapping[str, str] = {
     "specificity_accuracy": "against the benchmark's answer; specificity or locality in papers (ROME, MEMIT: zsRE)",
