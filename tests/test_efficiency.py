@@ -12,7 +12,7 @@ import tracer
 from editing.edit import Edit
 from editing.errors import EvaluationError
 from editing.evaluation.efficiency import latency_ratio, measure_efficiency
-from editing.evaluation.peak import PeakMemory
+from editing.peak import PeakMemory
 
 REQUESTS = [case.request for case in simple_cases(5)]
 

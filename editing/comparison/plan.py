@@ -7,7 +7,6 @@ finished, and a later call that asks for something else is refused.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -27,7 +26,7 @@ from editing.evaluation.records import read_evaluation
 from editing.evaluation.run import SIZES, Protocol
 from editing.evaluation.sequential import SequentialPlan
 from editing.training.checkpoint import EDITOR as TRAINED
-from tracer.storage import to_json
+from tracer.storage import file_sha256, to_json
 
 ASKED = "asked.json"
 TEXT = 3  # passages read after each edit; all would cost more than the case itself
@@ -116,10 +115,7 @@ def _file_sha256(value: Any) -> str:
     if not isinstance(value, str | Path):
         return ""
     path = Path(value) / TRAINED if os.path.isdir(value) else Path(value)  # of a long text pathlib's would raise
-    if not os.path.isfile(path):
-        return ""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return file_sha256(path) if os.path.isfile(path) else ""
 
 
 def _check_asked(path: Path, now: dict[str, Any]) -> None:

@@ -8,7 +8,6 @@ A record with fields for portability or side effects gets groups of prompts for 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,6 +23,7 @@ from editing.evaluation.portability import FOLLOWING, knowedit_groups, portabili
 from editing.published import Published
 from editing.request import EditRequest
 from tracer.facts.readers import read_records
+from tracer.storage import file_sha256
 
 Record = Mapping[str, Any]
 
@@ -115,7 +115,7 @@ def read_benchmark(
     repeated = [label for label, count in Counter(case.id for case in cases).items() if count > 1]
     if repeated:
         raise EvaluationError(f"{path} has several records with case_id {', '.join(repeated[:5])}. Give each its own.")
-    digest = hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    digest = file_sha256(path)
     said = f"{'every ' + str(step) + 'th' if step > 1 else 'first'} {read} of {len(records)}"
     return Benchmark(name, PROTOCOLS[name][0], tuple(cases), digest, said, dict(left_out))
 

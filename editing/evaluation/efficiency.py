@@ -23,7 +23,7 @@ from editing.edit import Edit
 from editing.editors import Editor
 from editing.errors import EvaluationError
 from editing.evaluation.making import FAILURES, now, spared
-from editing.evaluation.peak import PeakMemory
+from editing.peak import PeakMemory
 from editing.request import EditRequest
 from editing.scoring.generation import complete
 from tracer.model import LanguageModel

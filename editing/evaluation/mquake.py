@@ -21,6 +21,7 @@ import numpy as np
 
 from editing.editors import Editor
 from editing.errors import EvaluationError, RequestError
+from editing.evaluation.conflicts import fact_of
 from editing.evaluation.making import left_as_it_was
 from editing.evaluation.matches import first_statement, gen_exact
 from editing.memory.mello import MeLLo
@@ -155,7 +156,7 @@ def without_repeats(cases: Sequence[MultiHop]) -> list[EditRequest]:
     first: dict[tuple[str, str], EditRequest] = {}
     for case in cases:
         for request in case.requests:
-            first.setdefault((request.subject, request.relation or request.prompt), request)
+            first.setdefault(fact_of(request), request)
     return list(first.values())
 
 

@@ -6,7 +6,6 @@ cannot be written fails with its reason.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections.abc import Iterator, Sequence
@@ -25,7 +24,7 @@ from editing.evaluation.records import Evaluation, read_cases
 from tracer.facts.readers import read_records
 from tracer.model import LanguageModel
 from tracer.progress import bar
-from tracer.storage import to_json
+from tracer.storage import file_sha256, to_json
 from tracer.studies.manifest import software
 
 PROTOCOL = "multi-hop"
@@ -58,7 +57,7 @@ def is_mquake(path: str | Path) -> bool:
 def read_hops(path: str | Path, *, n: int | None = None, together: int = 1) -> HopBenchmark:
     """The first `n` cases of an MQuAKE file (see `read_mquake`)."""
     cases = read_mquake(path, n=n)
-    sha256 = hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    sha256 = file_sha256(path)
     return HopBenchmark(cases, sha256, f"first {len(cases)} of {len(read_records(path))}", together)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import gzip
-import hashlib
 import json
 import zlib
 from collections.abc import Iterator
@@ -17,7 +16,7 @@ from editing.errors import CovarianceError
 from editing.scoring.generation import sample_texts
 from tracer.model import LanguageModel
 from tracer.model.tokens import encode, right_padded
-from tracer.storage import cache_folder, write_json
+from tracer.storage import cache_folder, file_sha256, write_json
 
 CHUNK = 128  # tokens in one text
 BATCH = 16  # texts in one pass
@@ -92,5 +91,4 @@ def identity_of(corpus: str | Path | None, seed: int) -> tuple[str, str]:
     path = Path(corpus)
     if not path.is_file():
         raise CovarianceError(f"There is no corpus file {path}. Give a text file, or None for the model's own text.")
-    with path.open("rb") as file:
-        return path.name, hashlib.file_digest(file, "sha256").hexdigest()
+    return path.name, file_sha256(path)

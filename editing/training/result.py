@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from editing.peak import peak_bytes
 from editing.training.checkpoint import State
 
 
@@ -39,15 +39,3 @@ class TrainingResult:
         """Of a training that has ended."""
         held = peak_bytes(device)
         return cls(state.step, state.best_record, early, state.seconds, held, state.skipped, tuple(state.curve))
-
-
-def peak_bytes(device: torch.device) -> int:
-    """The most memory held so far: by tensors on a GPU, else by this process; 0 where nobody counts."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    if sys.platform == "win32":
-        return 0
-    import resource  # which Windows lacks
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024

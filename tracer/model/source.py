@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import warnings
 from pathlib import Path
 from typing import Any, Literal
@@ -24,7 +23,7 @@ from transformers import (
 from tracer.anatomy.names import FAMILIES
 from tracer.errors import MissingPackageError, ModelSourceError, TracerWarning
 from tracer.model.embedded import EMBEDDED, dequantise, embedded_folder
-from tracer.storage import cache_folder
+from tracer.storage import cache_folder, file_sha256
 
 Opened = tuple[PreTrainedModel, PreTrainedTokenizerBase | None, str]
 
@@ -161,9 +160,7 @@ def place_of(source: str) -> str:
         return str(path) if path.is_dir() else source
     if not path.is_file():
         raise ModelSourceError(f"There is no file {path}.")
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    folder = cache_folder() / "models" / f"gguf-{digest[:24]}"
+    folder = cache_folder() / "models" / f"gguf-{file_sha256(path)[:24]}"
     if not folder.is_dir():
         dequantise(path, folder)
     return str(folder)

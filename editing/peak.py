@@ -1,9 +1,8 @@
-"""The most memory that a block takes: of its GPU, else of this process in main memory."""
+"""The most memory held: tensors on a GPU, else this process in main memory; of a block, or so far."""
 
 from __future__ import annotations
 
 import contextlib
-import resource
 import sys
 from pathlib import Path
 from types import TracebackType
@@ -13,6 +12,11 @@ import torch
 CLEAR = Path("/proc/self/clear_refs")
 STATUS = Path("/proc/self/status")
 FORGET_PEAK = "5"  # what Linux reads as: set the high-water mark back to what is resident now
+
+
+def peak_bytes(device: torch.device) -> int:
+    """The most memory held so far; 0 where nobody counts."""
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else _resident("VmHWM")
 
 
 class PeakMemory:
@@ -41,7 +45,7 @@ class PeakMemory:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        most = torch.cuda.max_memory_allocated(self.device) if self.kind == "cuda" else _resident("VmHWM")
+        most = peak_bytes(self.device)
         self.bytes, self.absolute = max(0, most - self._before), most
 
 
@@ -52,9 +56,13 @@ def _forget_peak() -> None:
 
 
 def _resident(name: str) -> int:
-    """VmRSS (now) or VmHWM (the high-water mark) in bytes; elsewhere than on Linux the mark, for both."""
+    """VmRSS (now) or VmHWM (the high-water mark) in bytes; elsewhere than on Linux the mark for both, on Windows 0."""
     if STATUS.is_file():
         (line,) = (line for line in STATUS.read_text().splitlines() if line.startswith(f"{name}:"))
         return int(line.split()[1]) * 1024
+    if sys.platform == "win32":
+        return 0
+    import resource  # which Windows lacks
+
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
