@@ -21,9 +21,23 @@ from editing.editors import EDITORS
 from editing.errors import EvaluationError
 from editing.evaluation.benchmarks import PROTOCOLS, Benchmark, fitting_protocols, read_benchmark
 from editing.evaluation.choices import read_choices
+from editing.evaluation.cli_options import (
+    ALL_CHECKPOINTS,
+    Checkpoints,
+    Choices,
+    ChoicesACase,
+    EditSeed,
+    Evenly,
+    Free,
+    Groups,
+    KnownHops,
+    Sizes,
+    Step,
+    Text,
+)
 from editing.evaluation.examination import Questions
 from editing.evaluation.mquake_run import is_mquake, read_hops
-from editing.evaluation.sequential import CHECKPOINTS, SequentialPlan
+from editing.evaluation.sequential import SequentialPlan
 from editing.evaluation.tables import as_markdown
 from editing.located import located_layer
 from editing.options import named_values, whole_numbers
@@ -39,7 +53,7 @@ def compare(
         str, typer.Option(help=f"all, or some of {', '.join(EDITORS)} and tables of --settings.")
     ] = "all",
     n: Annotated[int | None, typer.Option(min=1, help="Records of each file; default: all.")] = None,
-    evenly: Annotated[bool, typer.Option("--evenly", help="Draw them evenly over the file, not its start.")] = False,
+    evenly: Evenly = False,
     benchmark: Annotated[
         str | None, typer.Option(help="Of zsRE files: zsre (true answers) or zsre-survey (false ones).")
     ] = None,
@@ -51,25 +65,23 @@ def compare(
     given: Annotated[
         list[str] | None, typer.Option("--set", help="Another setting, EDITOR.NAME=VALUE; repeatable.")
     ] = None,
-    batch: Annotated[str, typer.Option(help="Sizes of batches, comma-separated.")] = "1,10,100",
-    step: Annotated[int, typer.Option(min=1, help="Edits of a sequence written together.")] = 1,
-    checkpoints: Annotated[str, typer.Option(help="Of a sequence, comma-separated.")] = ",".join(map(str, CHECKPOINTS)),
+    batch: Sizes = "1,10,100",
+    step: Step = 1,
+    checkpoints: Checkpoints = ALL_CHECKPOINTS,
     together: Annotated[int, typer.Option(min=1, help="Cases of MQuAKE whose edits live together.")] = 1,
-    groups: Annotated[str | None, typer.Option(help="Kinds of prompts asked, comma-separated; default: all.")] = None,
-    choices: Annotated[Path | None, typer.Option(help="PIQA file: another task, as a side effect.")] = None,
-    choices_a_case: Annotated[int, typer.Option(min=1, help="Of its questions, asked with each case.")] = 5,
-    free: Annotated[bool, typer.Option("--free/--no-free", help="Also greedy answers (gen_exact).")] = True,
+    groups: Groups = None,
+    choices: Choices = None,
+    choices_a_case: ChoicesACase = 5,
+    free: Free = True,
     kl: Annotated[bool, typer.Option("--kl/--no-kl", help="Also KL where nothing should change.")] = True,
-    text: Annotated[int, typer.Option(min=0, help="Passages of a fixed text read after each edit: perplexity.")] = TEXT,
-    known_hops: Annotated[
-        bool, typer.Option("--known-hops", help="Also by themselves: one-hop questions whose second hop is known.")
-    ] = False,
+    text: Text = TEXT,
+    known_hops: KnownHops = False,
     writing: Annotated[bool, typer.Option("--writing", help="Also sampled texts: fluency. Slow.")] = False,
     costs: Annotated[bool, typer.Option("--costs/--no-costs", help="Also time, memory and bytes.")] = True,
     cold: Annotated[
         bool, typer.Option("--cold", help="Measure costs with an empty cache: each editor makes its own statistics.")
     ] = False,
-    seed: Annotated[int, typer.Option(help="Of edits and sampled texts.")] = 0,
+    seed: EditSeed = 0,
     model: Model = "gemma-3-270m",
     device: Device = None,
     dtype: Dtype = "float32",

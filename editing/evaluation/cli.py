@@ -10,12 +10,26 @@ import typer
 from editing.editors import EDITORS, check_name, editor_named, needs_layer
 from editing.evaluation.benchmarks import PROTOCOLS, read_benchmark
 from editing.evaluation.choices import read_choices
+from editing.evaluation.cli_options import (
+    ALL_CHECKPOINTS,
+    Checkpoints,
+    Choices,
+    ChoicesACase,
+    EditSeed,
+    Evenly,
+    Free,
+    Groups,
+    KnownHops,
+    Sizes,
+    Step,
+    Text,
+)
 from editing.evaluation.definitions import DEFINITIONS, definition
 from editing.evaluation.examination import Questions
 from editing.evaluation.fluency import read_snippets
 from editing.evaluation.records import Evaluation
 from editing.evaluation.run import evaluate as run_evaluation
-from editing.evaluation.sequential import CHECKPOINTS, SequentialPlan
+from editing.evaluation.sequential import SequentialPlan
 from editing.evaluation.summary import edit_seconds
 from editing.evaluation.tables import readable
 from editing.located import located_layer
@@ -27,9 +41,7 @@ def evaluate(
     data: Annotated[Path, typer.Option(help="A CounterFact (also flat), zsRE or KnowEdit file, also gzipped.")],
     editor: Annotated[str, typer.Option(help=f"{', '.join(EDITORS)}.")] = "r-rome",
     n: Annotated[int | None, typer.Option(min=1, help="Records; default: all.")] = None,
-    evenly: Annotated[
-        bool, typer.Option("--evenly", help="Draw them evenly over the file, not from its start.")
-    ] = False,
+    evenly: Evenly = False,
     protocol: Annotated[Any, typer.Option(parser=str, metavar="NAME", help="single, batch or sequential.")] = "single",
     benchmark: Annotated[
         str | None, typer.Option(help=f"{', '.join(PROTOCOLS)}; default: the file's, and zsre's true answers.")
@@ -41,25 +53,22 @@ def evaluate(
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="Another setting of the editor, NAME=VALUE; repeatable.")
     ] = None,
-    batch: Annotated[str, typer.Option(help="Sizes of batches, comma-separated.")] = "1,10,100",
-    step: Annotated[int, typer.Option(min=1, help="Edits of a sequence written together.")] = 1,
-    checkpoints: Annotated[str, typer.Option(help="Of a sequence, comma-separated.")] = ",".join(map(str, CHECKPOINTS)),
+    batch: Sizes = "1,10,100",
+    step: Step = 1,
+    checkpoints: Checkpoints = ALL_CHECKPOINTS,
     factor: Annotated[float, typer.Option(help="Growth of perplexity that rings the alarm.")] = 1.5,
     stop: Annotated[
         bool, typer.Option("--stop", help="Stop a sequence there, back at the last good checkpoint.")
     ] = False,
-    free: Annotated[bool, typer.Option("--free/--no-free", help="Also greedy answers (gen_exact).")] = True,
-    text: Annotated[int, typer.Option(min=0, help="Passages of a fixed text read after each edit: perplexity.")] = 0,
-    known_hops: Annotated[
-        bool,
-        typer.Option("--known-hops", help="Also by themselves: one-hop questions whose second hop the model knows."),
-    ] = False,
-    choices: Annotated[Path | None, typer.Option(help="PIQA file: another task, as a side effect.")] = None,
-    choices_a_case: Annotated[int, typer.Option(min=1, help="Of its questions, asked with each case.")] = 5,
-    groups: Annotated[str | None, typer.Option(help="Kinds of prompts asked, comma-separated; default: all.")] = None,
+    free: Free = True,
+    text: Text = 0,
+    known_hops: KnownHops = False,
+    choices: Choices = None,
+    choices_a_case: ChoicesACase = 5,
+    groups: Groups = None,
     writing: Annotated[bool, typer.Option("--writing", help="Also sampled texts: fluency, consistency. Slow.")] = False,
     snippets: Annotated[Path | None, typer.Option(help="Attribute snippets, for consistency.")] = None,
-    seed: Annotated[int, typer.Option(help="Of edits and sampled texts.")] = 0,
+    seed: EditSeed = 0,
     model: Model = "gemma-3-270m",
     device: Device = None,
     dtype: Dtype = "float32",

@@ -1,0 +1,25 @@
+"""Options that every command which scores editors has, told once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from editing.evaluation.sequential import CHECKPOINTS
+
+ALL_CHECKPOINTS = ",".join(map(str, CHECKPOINTS))
+Evenly = Annotated[bool, typer.Option("--evenly", help="Draw them evenly over the file, not from its start.")]
+Sizes = Annotated[str, typer.Option(help="Sizes of batches, comma-separated.")]
+Step = Annotated[int, typer.Option(min=1, help="Edits of a sequence written together.")]
+Checkpoints = Annotated[str, typer.Option(help="Of a sequence, comma-separated.")]
+Groups = Annotated[str | None, typer.Option(help="Kinds of prompts asked, comma-separated; default: all.")]
+Choices = Annotated[Path | None, typer.Option(help="PIQA file: another task, as a side effect.")]
+ChoicesACase = Annotated[int, typer.Option(min=1, help="Of its questions, asked with each case.")]
+Free = Annotated[bool, typer.Option("--free/--no-free", help="Also greedy answers (gen_exact).")]
+Text = Annotated[int, typer.Option(min=0, help="Passages of a fixed text read after each edit: perplexity.")]
+KnownHops = Annotated[
+    bool, typer.Option("--known-hops", help="Also by themselves: one-hop questions whose second hop the model knows.")
+]
+EditSeed = Annotated[int, typer.Option(help="Of edits and sampled texts.")]
