@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from editing.locate_then_edit.alphaedit import earlier_keys
 from editing.locate_then_edit.contexts import contexts
 from editing.locate_then_edit.keys import read_keys
 from editing.locate_then_edit.norms import before_norm
+from editing.locate_then_edit.padding import least_padding
 from editing.locate_then_edit.presets import PRESETS
 from editing.locate_then_edit.rows import batched_rows, request_rows
 from editing.locate_then_edit.spread import mean_keys, read_all
@@ -163,11 +165,40 @@ def test_a_delta_at_a_block_equals_one_in_a_whole_pass(family_model: tracer.Lang
     torch.testing.assert_close(found, logits[rows.target_rows, rows.target_places], atol=1e-9, rtol=0)
 
 
-def test_batches_hold_every_request_once(toy_model: tracer.LanguageModel) -> None:
-    for tokens, n_batches in ((1, 3), (10_000, 1)):
-        batches = list(batched_rows(toy_model, REQUESTS, PREFIXES, tokens=tokens))
-        assert len(batches) == n_batches
-        assert sorted(number for numbers, _ in batches for number in numbers) == [0, 1, 2]
+@pytest.mark.parametrize("tokens", [1, 60, 10_000])
+def test_batches_hold_every_request_once(toy_model: tracer.LanguageModel, tokens: int) -> None:
+    batches = list(batched_rows(toy_model, REQUESTS, PREFIXES, tokens=tokens))
+    assert sorted(number for numbers, _ in batches for number in numbers) == [0, 1, 2]
+    assert all(rows.n_requests == len(numbers) for numbers, rows in batches)
+    assert len(batches) == 3 or tokens > 1
+
+
+@pytest.mark.parametrize("most", [1, 20, 1000])
+@pytest.mark.parametrize("overhead", [0.0, 2.5, 7.0, 1000.0])
+def test_batches_cost_as_little_as_the_best_of_all_partitions(most: int, overhead: float) -> None:
+    def cost(batches: list[list[int]]) -> float:
+        return sum(len(batch) * max(lengths[n] for n in batch) + overhead for batch in batches)
+
+    def allowed(batch: list[int]) -> bool:
+        return len(batch) == 1 or len(batch) * max(lengths[n] for n in batch) <= most
+
+    lengths = [5, 2, 9, 5, 3, 3]
+    found = least_padding(lengths, most=most, overhead=overhead)
+    assert sorted(n for batch in found for n in batch) == list(range(len(lengths)))
+    assert all(map(allowed, found))
+    best = min(cost(batches) for batches in partitions(list(range(len(lengths)))) if all(map(allowed, batches)))
+    assert cost(found) == best
+
+
+def partitions(numbers: list[int]) -> Iterator[list[list[int]]]:
+    """Every way to put them into batches."""
+    if not numbers:
+        yield []
+        return
+    for batches in partitions(numbers[1:]):
+        yield [[numbers[0]], *batches]
+        for at, batch in enumerate(batches):
+            yield [*batches[:at], [numbers[0], *batch], *batches[at + 1 :]]
 
 
 # What is written

@@ -82,7 +82,8 @@ def _optimised(
     """Values with the numbers of their requests, a batch after the other."""
     vocabulary = int(model.torch.config.get_text_config().vocab_size)
     most = min(TOGETHER, TOGETHER_TIMES_VOCABULARY // vocabulary)
-    for numbers, rows in batched_rows(model, requests, wanted.prefixes, tokens=most):
+    turn = None if wanted.search.contexts_a_step is None else 1 + wanted.search.contexts_a_step
+    for numbers, rows in batched_rows(model, requests, wanted.prefixes, tokens=most, contexts_a_step=turn):
         begun, update = time.perf_counter(), partial(steps.update, len(numbers))
         values = optimise_values(model, wanted.layer, rows, wanted.search, parts=wanted.parts, each_step=update)
         share = (time.perf_counter() - begun) / len(numbers)

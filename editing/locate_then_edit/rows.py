@@ -13,9 +13,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from editing.locate_then_edit.padding import least_padding
 from editing.request import EditRequest
 from tracer.model import LanguageModel
 from tracer.model.tokens import encode, encode_with_target, right_padded, token_span
+
+CALL = 16  # tokens that a CPU runs in the time which a pass takes whatever its size: weights are read, calls made
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,11 @@ class Rows:
     def essence(self) -> Tensor:
         """The last row of each request, [request]."""
         return torch.arange(self.each - 1, len(self.ids), self.each, device=self.ids.device)
+
+    @property
+    def context_rows(self) -> Tensor:
+        """All other rows, [request * context]."""
+        return torch.arange(len(self.ids), device=self.ids.device).unflatten(0, (-1, self.each))[:, :-1].flatten()
 
     def numbers(self, contexts: Sequence[int]) -> Tensor:
         """The rows of some contexts, by number, and the essence rows, of all requests; rising."""
@@ -104,7 +112,12 @@ def request_rows(model: LanguageModel, requests: Sequence[EditRequest], contexts
 
 
 def batched_rows(
-    model: LanguageModel, requests: Sequence[EditRequest], contexts: Sequence[str], *, tokens: int
+    model: LanguageModel,
+    requests: Sequence[EditRequest],
+    contexts: Sequence[str],
+    *,
+    tokens: int,
+    contexts_a_step: int | None = None,
 ) -> Iterator[tuple[list[int], Rows]]:
     """Batches of requests whose rows are about as long, with their numbers.
 
@@ -113,17 +126,13 @@ def batched_rows(
         requests: at least one.
         contexts: prefixes, the empty one first.
         tokens: run in one batch, from the lookups on; a request with more is a batch by itself.
+        contexts_a_step: of them that are run together; None: all.
     """
     found = [_tokens(model, request, contexts) for request in requests]
-    order = sorted(range(len(found)), key=lambda number: found[number].suffix)
-    batch: list[int] = []
-    for number in order:
-        longer = found[number].suffix * (len(contexts) + 1) * (len(batch) + 1)
-        if batch and longer > tokens:
-            yield batch, _stacked(model, [found[one] for one in batch])
-            batch = []
-        batch.append(number)
-    if batch:
+    together = min(contexts_a_step or len(contexts), len(contexts))
+    overhead = CALL if model.device.type == "cpu" else tokens  # others are so fast that calls are all that counts
+    most = tokens // (len(contexts) + 1)
+    for batch in least_padding([one.suffix for one in found], most=most, overhead=overhead / together):
         yield batch, _stacked(model, [found[one] for one in batch])
 
 

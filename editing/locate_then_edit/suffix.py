@@ -2,13 +2,13 @@
 
 A delta is added at one place (`Part`) of block `layer`, at the last token of the subject. Blocks below
 and tokens before are not changed by it: they are recorded once, and only the tokens from the subject's
-last one on are run again, through the blocks above; in block `layer` itself, only that one token.
+last one on are run again, through the blocks above; in block `layer` itself, only that one token. The
+essence prompts, which are read at that token, are run by themselves: they have no others.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from functools import cached_property
 from typing import Literal
 
@@ -16,10 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from editing.locate_then_edit.rows import Rows
+from editing.locate_then_edit.strand import Strand, longest
 from tracer.model import LanguageModel
-from tracer.sweep.hooks import output_changed
-from tracer.sweep.recording import record
-from tracer.sweep.replay import Recording
 
 Part = Literal["mlp", "attn", "block"]
 KLPosition = Literal["lookup", "last"]
@@ -29,6 +27,7 @@ class Suffix:
     """Answers of some requests as a function of what is added at their subjects' last tokens.
 
     Attributes:
+        rows: the requests'.
         parts: where: the output of the MLP's or the attention's last matrix, or of the block.
     """
 
@@ -40,34 +39,35 @@ class Suffix:
         parts: Sequence[Part] = ("mlp",),
         *,
         essence_at: KLPosition = "lookup",
-        run: Recording | None = None,
+        strands: tuple[Strand, Strand] | None = None,
     ) -> None:
-        """Records the rows, or takes the recording `run` of them; essence prompts are read where `essence_at` says."""
+        """Records the rows, or takes the `strands` of their contexts and of their essence prompts.
+
+        Essence prompts are read where `essence_at` says.
+        """
         self.model, self.layer, self.rows, self.parts = model, layer, rows, tuple(parts)
-        with torch.no_grad():
-            self.run = run or record(model, rows.ids, attention_mask=rows.attention_mask)
-        self.each = torch.arange(len(rows.ids), device=rows.ids.device)
-        n_query = int((rows.attention_mask.sum(1) - rows.lookup).max())
-        self._whole = self._stage(n_query)
-        self._first = self._stage(1)
         self.essence_at: KLPosition = essence_at
-        ends = rows.lookup if essence_at == "lookup" else rows.attention_mask.sum(1) - 1
-        self.read_rows = torch.cat((rows.essence, rows.target_rows))
-        self.read_at = torch.cat((ends[rows.essence], rows.target_places)) - rows.lookup[self.read_rows]
+        self._contexts, self._essence = strands or self._recorded()
+        ends = rows.attention_mask.sum(1) - 1 if essence_at == "last" else rows.lookup
+        self._essence_end = (ends - rows.lookup)[rows.essence]
+        self._target_rows = rows.target_rows - rows.target_rows // rows.each  # among the contexts alone
+        self._target_places = rows.target_places - rows.lookup[rows.target_rows]
 
     def of_some(self, contexts: Sequence[int]) -> Suffix:
         """The same of some contexts, by number, without another pass."""
         if len(contexts) == self.rows.each - 1:
             return self
-        run = self.run.of_rows(self.rows.numbers(contexts))
-        some = self.rows.of_some(contexts)
-        return Suffix(self.model, self.layer, some, self.parts, essence_at=self.essence_at, run=run)
+        some, device = self.rows.of_some(contexts), self.rows.ids.device
+        first = torch.arange(self.rows.n_requests, device=device)[:, None] * (self.rows.each - 1)
+        chosen = (first + torch.tensor(contexts, device=device)).flatten()
+        strands = self._contexts.of_rows(chosen, _longest_context(some)), self._essence
+        return Suffix(self.model, self.layer, some, self.parts, essence_at=self.essence_at, strands=strands)
 
     @cached_property
     def initial(self) -> Tensor:
         """What is there without a delta, at the bare prompt, [request, part, d_model]."""
         if self.parts == ("block",):
-            found = [self.run.outputs[self.layer][self.each, self.rows.lookup]]
+            found = [self._contexts.recorded_at_lookup(self.layer)]
         else:
             kept: dict[nn.Module, Tensor] = {}
 
@@ -76,9 +76,9 @@ class Suffix:
 
             matrices = [self._matrix(part) for part in self.parts]
             with torch.no_grad():
-                self._run_first({matrix: keep(matrix) for matrix in matrices})
+                self._contexts.at_lookup(self.layer, {matrix: keep(matrix) for matrix in matrices})
             found = [kept[matrix][:, 0] for matrix in matrices]
-        return torch.stack([self.rows.of_contexts(of_rows)[:, 0] for of_rows in found], dim=1)
+        return torch.stack([of_rows[:: self.rows.each - 1] for of_rows in found], dim=1)
 
     def logits(self, deltas: Tensor) -> tuple[Tensor, Tensor]:
         """Logits at the targets, [target, vocab], and at the essence prompts, [request, vocab].
@@ -86,69 +86,41 @@ class Suffix:
         Args:
             deltas: added in every row of a request, [request, part, d_model].
         """
-        positions = self._whole[0]
-        recorded = self.run.outputs[self.layer][self.each[:, None], positions]
-        first = self._changed(deltas.repeat_interleave(self.rows.each, 0))
-        hidden = torch.cat((first[:, None], recorded[:, 1:]), dim=1)
-        for at in range(self.layer + 1, self.model.n_layers):
-            hidden = self._block(at, hidden, self._whole)
-        found = self.model.anatomy.unembed(hidden[self.read_rows, self.read_at])
+        answers = self._hidden(self._contexts, deltas.repeat_interleave(self.rows.each - 1, 0))
+        essence = self._hidden(self._essence, deltas)
+        read = answers[self._target_rows, self._target_places], essence[self._essence.each, self._essence_end]
+        found = self.model.anatomy.unembed(torch.cat(read))
         found = found if found.dtype == torch.float64 else found.float()
-        return found[self.rows.n_requests :], found[: self.rows.n_requests]
+        return found[: len(self._target_rows)], found[len(self._target_rows) :]
 
-    def _changed(self, deltas: Tensor) -> Tensor:
-        """The block's output at the lookup of each row, deltas [row, part, d_model] added; [row, d_model]."""
+    def _hidden(self, strand: Strand, deltas: Tensor) -> Tensor:
+        """The last block's output with deltas [row, part, d_model] added at the lookups, [row, query, d_model]."""
         if self.parts == ("block",):
-            output = self.run.outputs[self.layer][self.each, self.rows.lookup]
-            return output + deltas[:, 0].to(output.dtype)
-        changes = {
-            self._matrix(part): lambda output, n=n: output + deltas[:, n, None].to(output.dtype)
-            for n, part in enumerate(self.parts)
-        }
-        return self._run_first(changes)
+            changed = strand.recorded_at_lookup(self.layer)
+            changed = changed + deltas[:, 0].to(changed.dtype)
+        else:
+            changed = strand.at_lookup(
+                self.layer,
+                {
+                    self._matrix(part): lambda output, n=n: output + deltas[:, n, None].to(output.dtype)
+                    for n, part in enumerate(self.parts)
+                },
+            )
+        return strand.above(self.layer, changed)
 
-    def _run_first(self, changes: dict[nn.Module, Callable[[Tensor], Tensor]]) -> Tensor:
-        """Block `layer` at the lookup of each row alone, [row, d_model]."""
-        below = self.run.inputs[self.layer][self.each, self.rows.lookup][:, None]
-        with ExitStack() as hooks:
-            for matrix, change in changes.items():
-                hooks.enter_context(output_changed(matrix, change))
-            return self._block(self.layer, below, self._first)[:, 0]
+    def _recorded(self) -> tuple[Strand, Strand]:
+        rows, model = self.rows, self.model
+        n_essence = 1 if self.essence_at == "lookup" else None
+        strands = []
+        for which, n_query in ((rows.context_rows, None), (rows.essence, n_essence)):
+            strand = Strand.recorded(model, rows.ids[which], rows.attention_mask[which], rows.lookup[which], n_query)
+            strands.append(strand)
+        return strands[0], strands[1]
 
     def _matrix(self, part: Part) -> nn.Module:
         anatomy = self.model.anatomy
         return anatomy.value_matrix(self.layer) if part == "mlp" else anatomy.head_matrix(self.layer)
 
-    def _block(self, layer: int, hidden: Tensor, stage: tuple[Tensor, Tensor, list[Tensor]]) -> Tensor:
-        positions, key_positions, allowed = stage
-        prefix = key_positions.shape[1] - positions.shape[1]
-        return self.run.run_block(
-            layer,
-            hidden,
-            positions=positions,
-            key_positions=key_positions,
-            mask=self.run.attention_mask(layer, allowed[layer], positions, key_positions),
-            keys=self.run.keys[layer][:, :, :prefix],
-            values=self.run.values[layer][:, :, :prefix],
-        )
 
-    def _stage(self, n_query: int) -> tuple[Tensor, Tensor, list[Tensor]]:
-        """`n_query` tokens of each row from its lookup on.
-
-        Returns:
-            their positions [row, query]; those of all keys, [row, prefix + query]; and for each layer who
-            sees whom, [row, query, prefix + query].
-        """
-        rows, device = self.rows, self.rows.ids.device
-        # Queries past a row's end are padding: they read the last token's place, and nothing reads them.
-        positions = (rows.lookup[:, None] + torch.arange(n_query, device=device)).clamp(max=rows.ids.shape[1] - 1)
-        prefix = torch.arange(int(rows.lookup.max()), device=device)
-        before = prefix < rows.lookup[:, None, None]
-        causal = torch.ones(n_query, n_query, dtype=torch.bool, device=device).tril()
-        own = torch.eye(n_query, dtype=torch.bool, device=device)
-        allowed = []
-        for seen in self.run.visible:
-            seen = seen.expand(len(rows.ids), -1, -1)[self.each[:, None], positions]  # [row, query, token]
-            among = seen.gather(2, positions[:, None, :].expand(-1, n_query, -1))
-            allowed.append(torch.cat((seen[:, :, : len(prefix)] & before, (among & causal) | own), dim=2))
-        return positions, torch.cat((prefix.expand(len(rows.ids), -1), positions), dim=1), allowed
+def _longest_context(rows: Rows) -> int:
+    return longest(rows.attention_mask[rows.context_rows], rows.lookup[rows.context_rows])

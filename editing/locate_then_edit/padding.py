@@ -1,0 +1,35 @@
+"""Which prompts to run together: those about as long, so that little is padding, yet not each by itself."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+
+def least_padding(lengths: Sequence[int], *, most: float, overhead: float) -> list[list[int]]:
+    """Numbers of the lengths in batches for which the sum of n * longest + overhead is least.
+
+    Args:
+        lengths: in tokens.
+        most: n * longest of a batch is at most this, unless it is one alone.
+        overhead: what a batch costs by itself, in tokens.
+
+    Some best batches are runs of the sorted lengths: swapping two members so never makes a longest longer.
+    """
+    order = sorted(range(len(lengths)), key=lengths.__getitem__)
+    best, begins = [0.0], [0]
+    for end in range(1, len(order) + 1):
+        longest, least, begin = lengths[order[end - 1]], math.inf, end - 1
+        for start in range(end - 1, -1, -1):
+            size = (end - start) * longest
+            if size > most and end - start > 1:
+                break
+            if best[start] + size + overhead < least:
+                least, begin = best[start] + size + overhead, start
+        best.append(least)
+        begins.append(begin)
+    batches, end = [], len(order)
+    while end:
+        batches.append(order[begins[end] : end])
+        end = begins[end]
+    return batches[::-1]
