@@ -117,7 +117,7 @@ def operations_allow(model: LanguageModel, each: Sequence[Rows], layer: int, ste
     A step runs forwards, and backwards down to the delta. Attention scores and norms are left out.
     """
     block = sum(p.numel() for p in model.anatomy.blocks[0].parameters() if p.dim() == 2)
-    head = model.torch.get_output_embeddings().weight.numel()
+    head = model.anatomy.head.weight.numel()  # pyright: ignore[reportCallIssue, reportAttributeAccessIssue]
     above, straight, least = model.n_layers - layer - 1, 0, 0
     for rows in each:
         tokens = rows.ids.numel()
