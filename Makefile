@@ -19,7 +19,7 @@ demo: install
 		--subject "The Space Needle" --new " Paris" --facts 12 --tokens 8000 --out runs/demo $(ARGS)
 
 test: install
-	$(BIN)/pytest $(ARGS)
+	$(BIN)/pytest --numprocesses auto --dist worksteal $(ARGS)
 
 check: format lint types test
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -24,6 +25,15 @@ import tracer
 from tracer.facts import bundled
 
 WIDTH, LAYERS, VOCABULARY = 32, 4, 600
+
+
+def pytest_configure() -> None:
+    """Processes that test beside each other share the cores, and so do those that they start."""
+    beside = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1))
+    if beside > 1:
+        threads = max(1, torch.get_num_threads() // beside)
+        torch.set_num_threads(threads)
+        os.environ["OMP_NUM_THREADS"] = str(threads)
 
 
 def tiny_gpt2() -> PreTrainedModel:
