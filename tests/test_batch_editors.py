@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import warnings
 from collections.abc import Iterator
 
@@ -13,6 +14,7 @@ from conftest import LAYERS
 import tracer
 from editing import EMMET, MEMIT, PMET, ROME, AlphaEdit, EditRequest, RequestError, layers_around, load_edit
 from editing.errors import CovarianceError
+from editing.locate_then_edit import suffix
 from editing.locate_then_edit.alphaedit import earlier_keys
 from editing.locate_then_edit.contexts import contexts
 from editing.locate_then_edit.keys import read_keys
@@ -21,7 +23,7 @@ from editing.locate_then_edit.padding import least_padding
 from editing.locate_then_edit.presets import PRESETS
 from editing.locate_then_edit.rows import batched_rows, request_rows
 from editing.locate_then_edit.spread import mean_keys, read_all
-from editing.locate_then_edit.suffix import Suffix
+from editing.locate_then_edit.suffix import Part, Suffix
 from editing.locate_then_edit.values import Search, _Path, optimise_values
 from tracer.errors import SiteError
 
@@ -86,12 +88,20 @@ def test_contexts_taken_in_turns_all_have_their_turn_and_the_bare_prompt_every_o
     assert sorted(number for turn in turns for number in turn[1:]) == [1, 2, 3, 4, 5]
 
 
-def test_a_turn_off_the_recording_of_all_rows_equals_one_recorded_alone(family_model: tracer.LanguageModel) -> None:
+@pytest.mark.parametrize("part", ["mlp", "block"])
+@pytest.mark.parametrize("call", [0, math.inf])
+def test_a_turn_off_the_recording_of_all_rows_equals_one_recorded_alone(
+    family_model: tracer.LanguageModel, monkeypatch: pytest.MonkeyPatch, call: float, part: Part
+) -> None:
     rows = request_rows(family_model, REQUESTS, PREFIXES)
-    whole = Suffix(family_model, 2, rows, ("mlp",))
+    monkeypatch.setattr(suffix, "call_tokens", lambda _: call)
+    whole = Suffix(family_model, 2, rows, (part,))
+    assert len(whole.strands) == (2 if call == 0 else 1)  # essence prompts run by themselves, or beside the others
     deltas = 0.1 * torch.randn(len(REQUESTS), 1, family_model.d_model, dtype=torch.float64)
     for turn in rows.in_turns(1):
-        alone = Suffix(family_model, 2, rows.of_some(turn), ("mlp",))
+        monkeypatch.setattr(suffix, "call_tokens", lambda _: math.inf if call == 0 else 0)
+        alone = Suffix(family_model, 2, rows.of_some(turn), (part,))
+        assert len(alone.strands) == (1 if call == 0 else 2)
         torch.testing.assert_close(whole.of_some(turn).initial, alone.initial, atol=1e-7, rtol=0)
         for found, expected in zip(whole.of_some(turn).logits(deltas), alone.logits(deltas), strict=True):
             torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
@@ -174,10 +184,11 @@ def test_batches_hold_every_request_once(toy_model: tracer.LanguageModel, tokens
 
 
 @pytest.mark.parametrize("most", [1, 20, 1000])
-@pytest.mark.parametrize("overhead", [0.0, 2.5, 7.0, 1000.0])
+@pytest.mark.parametrize("overhead", [0.0, 2.5, 7.0, 1000.0, math.inf])
 def test_batches_cost_as_little_as_the_best_of_all_partitions(most: int, overhead: float) -> None:
     def cost(batches: list[list[int]]) -> float:
-        return sum(len(batch) * max(lengths[n] for n in batch) + overhead for batch in batches)
+        each = min(overhead, 1e6)
+        return sum(len(batch) * max(lengths[n] for n in batch) + each for batch in batches)
 
     def allowed(batch: list[int]) -> bool:
         return len(batch) == 1 or len(batch) * max(lengths[n] for n in batch) <= most

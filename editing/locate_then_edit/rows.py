@@ -13,12 +13,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from editing.locate_then_edit.padding import least_padding
+from editing.locate_then_edit.padding import call_tokens, least_padding
 from editing.request import EditRequest
 from tracer.model import LanguageModel
 from tracer.model.tokens import encode, encode_with_target, right_padded, token_span
-
-CALL = 16  # tokens that a CPU runs in the time which a pass takes whatever its size: weights are read, calls made
 
 
 @dataclass(frozen=True)
@@ -130,9 +128,9 @@ def batched_rows(
     """
     found = [_tokens(model, request, contexts) for request in requests]
     together = min(contexts_a_step or len(contexts), len(contexts))
-    overhead = CALL if model.device.type == "cpu" else tokens  # others are so fast that calls are all that counts
+    overhead = call_tokens(model.device) / together
     most = tokens // (len(contexts) + 1)
-    for batch in least_padding([one.suffix for one in found], most=most, overhead=overhead / together):
+    for batch in least_padding([one.suffix for one in found], most=most, overhead=overhead):
         yield batch, _stacked(model, [found[one] for one in batch])
 
 

@@ -48,13 +48,13 @@ class Strand:
 
     @classmethod
     def recorded(
-        cls, model: LanguageModel, ids: Tensor, attention_mask: Tensor, lookup: Tensor, n_query: int | None = None
+        cls, model: LanguageModel, ids: Tensor, attention_mask: Tensor, lookup: Tensor, n_query: int
     ) -> Strand:
-        """Runs `ids` [row, token] once; by default all their tokens from `lookup` [row] on are taken."""
+        """Runs `ids` [row, token] once."""
         width = int(attention_mask.sum(1).max())
         with torch.no_grad():
             run = record(model, ids[:, :width], attention_mask=attention_mask[:, :width])
-        return cls(run, lookup, n_query or longest(attention_mask, lookup))
+        return cls(run, lookup, n_query)
 
     def of_rows(self, chosen: Tensor, n_query: int) -> Strand:
         """The same of some rows, by number, without another pass."""
@@ -109,8 +109,3 @@ class Strand:
             allowed.append(torch.cat((seen[:, :, : len(prefix)] & before, (among & causal) | own), dim=2))
         key_positions = torch.cat((prefix.expand(len(lookup), -1), positions), dim=1)
         return _Window(positions, key_positions, allowed)
-
-
-def longest(attention_mask: Tensor, lookup: Tensor) -> int:
-    """Tokens from the lookup on of the row that has most of them."""
-    return int((attention_mask.sum(1) - lookup).max())
