@@ -109,7 +109,7 @@ def test_a_batch_with_a_missing_file_is_traced_again_whole_and_no_other(model, w
         traced.extend(fact.fact.prompt for fact in facts)
         return [tracer.TraceResult.load(Study.path_in(whole.folder, FACTS.index(fact.fact))) for fact in facts]
 
-    monkeypatch.setattr("tracer.studies.workers.trace_batch", one_by_one)
+    monkeypatch.setattr("tracer.studies.batches.trace_batch", one_by_one)
     run_study(model, FACTS, tmp_path, plan=PLAN, round_size=4)
     assert traced == [fact.prompt for fact in FACTS[4:]]
     assert set(contents(tmp_path)) == set(before)

@@ -1,4 +1,4 @@
-"""Workers: the same bytes as one process, also when some of them are killed."""
+"""Workers of a study: the same bytes as one process, also when some of them are killed."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ import pytest
 
 import tracer
 from tracer import Plan, Study, run_study
-from tracer.errors import MissingPackageError, StudyError
+from tracer.errors import MissingPackageError, StudyError, WorkerError
 from tracer.facts import bundled, spread_over_relations
-from tracer.studies.workers import Attempts
+from tracer.studies.batches import Tracing
+from tracer.workers import Attempts
 
 FACTS = [dataclasses.replace(fact, answer=None) for fact in spread_over_relations(bundled())[:8]]
 # The definition is slow: there is time to kill a worker while it traces.
@@ -68,21 +69,21 @@ def test_ray_workers_write_the_bytes_of_a_serial_run_also_when_one_is_killed(
     model, serial, tmp_path, monkeypatch
 ) -> None:
     pytest.importorskip("ray", reason="the extra 'ray' is not installed")
-    from tracer.studies.on_ray import RayWorkers
+    from tracer.workers.on_ray import RayWorkers
 
     killed: list[int] = []
-    real = RayWorkers.traced
+    real = RayWorkers.answers
 
-    def traced(self, batches):
-        for n, found in enumerate(real(self, batches)):
+    def answers(self, units):
+        for n, found in enumerate(real(self, units)):
             if n == 0:  # a worker has traced, so each of them is at work or will be
-                killed.append(self.ray.get(self.idle[-1].pid.remote()))
+                killed.append(self.ray.get(self.actors[0].pid.remote()))
                 os.kill(killed[0], signal.SIGKILL)
             yield found
 
-    with pytest.raises(StudyError, match="has room for"):
+    with pytest.raises(WorkerError, match="has room for"):
         run_study(model, FACTS, tmp_path / "crowd", plan=PLAN, threads=1, workers=1000, backend="ray")
-    monkeypatch.setattr(RayWorkers, "traced", traced)
+    monkeypatch.setattr(RayWorkers, "answers", answers)
     study = run_study(model, FACTS, tmp_path / "run", plan=PLAN, threads=1, workers=2, backend="ray")
     assert killed and study.n == len(FACTS)
     assert contents(tmp_path / "run") == contents(serial.folder)
@@ -96,23 +97,25 @@ def test_without_ray_the_error_names_the_extra(model, tmp_path, monkeypatch) -> 
 
 def test_a_worker_that_finds_other_weights_under_the_name_is_an_error(model, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(model, "fingerprint", lambda: "other")
-    with pytest.raises(StudyError, match="has other weights than yours"):
+    with pytest.raises(WorkerError, match="has other weights than yours"):
         run_study(model, FACTS, tmp_path, plan=PLAN, workers=1, threads=1)
     assert not multiprocessing.active_children()
 
 
-def test_a_batch_that_kills_every_worker_ends_the_study(model, tmp_path) -> None:
+def test_a_unit_comes_first_again_until_three_workers_have_died_on_it() -> None:
     attempts = Attempts(2)
     assert (attempts.next(), attempts.next(), attempts.next()) == (0, 1, None)
-    attempts.lost(1)
-    assert attempts.next() == 1
-    attempts.lost(1)
-    assert attempts.next() == 1
-    with pytest.raises(StudyError, match="Each of 3 workers died on the same facts"):
-        attempts.lost(1)
+    assert attempts.again(1) and attempts.next() == 1
+    assert attempts.again(1) and attempts.next() == 1
+    assert not attempts.again(1) and attempts.next() is None
+
+
+def test_facts_that_kill_every_worker_end_the_study(model) -> None:
+    with pytest.raises(StudyError, match=f"{FACTS[0].prompt}.*for want of memory. Run the study again"):
+        Tracing(PLAN).given_up([FACTS[0].preflight(model)], "it died for want of memory")
 
 
 @pytest.mark.parametrize("options", [{"workers": -1}, {"workers": 1, "backend": "slurm"}])
 def test_workers_that_there_cannot_be_are_refused(model, tmp_path, options) -> None:
-    with pytest.raises(StudyError, match='workers=2 and backend="local"'):
+    with pytest.raises(WorkerError, match='workers=2 and backend="local"'):
         run_study(model, FACTS, tmp_path, plan=PLAN, **options)

@@ -43,6 +43,10 @@ class StudyError(TracerError):
     """A study that cannot go on, or studies that cannot be put together."""
 
 
+class WorkerError(TracerError):
+    """Workers that there cannot be, or that cannot do their work."""
+
+
 class MissingPackageError(TracerError):
     """An optional package that is not installed; the message names the extra that brings it."""
 

@@ -6,16 +6,20 @@ batches follow from the list of facts and the settings alone, and are traced who
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 
 from tracer.causal_trace import at_once, shape, trace_alike
 from tracer.effect import TraceResult
-from tracer.errors import TracerError
+from tracer.errors import StudyError, TracerError
 from tracer.fact import TokenizedFact
 from tracer.model import LanguageModel
 from tracer.plan import Plan
 
 Batch = tuple[int, ...]
+Facts = Sequence[TokenizedFact]
+Found = list[TraceResult | str]
 
 
 def batches_of(model: LanguageModel, facts: Mapping[int, TokenizedFact], plan: Plan) -> list[Batch]:
@@ -34,7 +38,7 @@ def batches_of(model: LanguageModel, facts: Mapping[int, TokenizedFact], plan: P
     return sorted([*full, *map(tuple, filling.values())])
 
 
-def trace_batch(model: LanguageModel, facts: Sequence[TokenizedFact], plan: Plan) -> list[TraceResult | str]:
+def trace_batch(model: LanguageModel, facts: Facts, plan: Plan) -> Found:
     """The trace of each fact, or why it failed; where a batch fails, its facts are traced one by one."""
     try:
         return list(trace_alike(model, facts, plan))
@@ -42,3 +46,21 @@ def trace_batch(model: LanguageModel, facts: Sequence[TokenizedFact], plan: Plan
         if len(facts) == 1:
             return [f"{type(error).__name__}: {error}"]
         return [found for fact in facts for found in trace_batch(model, [fact], plan)]
+
+
+@dataclass(frozen=True)
+class Tracing:
+    """The tracing of a study's batches, as a job for workers: only the study itself writes files."""
+
+    plan: Plan
+
+    def begun(self, model: LanguageModel, number: int) -> Callable[[Facts], Found]:
+        """Traces a batch."""
+        return partial(trace_batch, model, plan=self.plan)
+
+    def given_up(self, unit: Facts, reason: str) -> Found:
+        """Raises StudyError: facts that another machine would trace have not failed."""
+        raise StudyError(
+            f"{unit[0].fact.prompt!r} and what is traced with it: {reason}. Run the study again with fewer workers or "
+            f"a smaller max_bytes: it goes on where it was."
+        )

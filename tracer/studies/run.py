@@ -11,11 +11,8 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from tracer.corrupt import measured_corruption
 from tracer.errors import FactError, FileFormatError, StudyError
@@ -25,10 +22,10 @@ from tracer.model.ranks import folder_here
 from tracer.plan import Plan
 from tracer.progress import bar
 from tracer.studies.averaging import usable
-from tracer.studies.batches import Batch, batches_of
+from tracer.studies.batches import Batch, Facts, Found, Tracing, batches_of
 from tracer.studies.manifest import NAME, Entry, Manifest, plan_record, software
 from tracer.studies.study import Study
-from tracer.studies.workers import Backend, Recipe, Workers, workers_of
+from tracer.workers import Backend, Team, team_of, threads_each, torch_threads
 
 ROUND = 50
 
@@ -73,6 +70,7 @@ def run_study(
     Raises:
         FactError: no facts.
         StudyError: the folder holds another study, or a worker dies on every attempt.
+        WorkerError: there can be no such workers, or they cannot work.
     """
     facts, out = list(facts), folder_here(model, out)
     if not facts or (most is not None and most < 1):
@@ -83,7 +81,7 @@ def run_study(
     settings: dict[str, Any] = {} if before is None else before.settings
     plan = plan or Plan()
     plan = dataclasses.replace(plan, corruption=measured_corruption(model, plan.corruption, facts))
-    threads = int(threads or settings.get("threads") or max(1, torch.get_num_threads() // max(1, workers)))
+    threads = int(threads or settings.get("threads") or threads_each(workers))
     size = round_size or settings.get("round") or ROUND
     decided = {"plan": plan_record(plan), "known_only": known_only, "round": size, "threads": threads}
     manifest = _manifest_of(model, facts, decided, source)
@@ -92,8 +90,7 @@ def run_study(
         before.check_same(manifest, out)
         manifest = before
     model.torch.eval()  # dropout would make every pass another one
-    recipe = Recipe.of(model, plan, threads)
-    with torch_threads(threads), workers_of(backend, workers, recipe, model) as team:
+    with torch_threads(threads), team_of(backend, workers, Tracing(plan), model, threads) as team:
         total = len(facts) if most is None else min(most, len(facts))
         with bar(total, "tracing facts", show=progress, unit="fact") as steps:
             _Run(model, plan, manifest, stop, out, team, steps).to_the_end()
@@ -110,17 +107,6 @@ def _manifest_of(model: LanguageModel, facts: Sequence[Fact], settings: dict[str
     return Manifest(model=about, settings=settings, facts=[Entry(fact) for fact in facts], source=source)
 
 
-@contextmanager
-def torch_threads(n: int) -> Iterator[None]:
-    """PyTorch with `n` threads, and with as many as before afterwards."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(n)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
 class _Run:
     """One run of a study: examines facts, has them traced, and keeps files and manifest up to date.
 
@@ -135,7 +121,7 @@ class _Run:
         manifest: Manifest,
         stop: dict[str, Any],
         out: Path,
-        team: Workers,
+        team: Team[Facts, Found],
         steps: Any,
     ) -> None:
         self.model, self.plan, self.manifest, self.team, self.steps = model, plan, manifest, team, steps
@@ -206,7 +192,7 @@ class _Run:
         if missing:
             self.manifest.note_software(software())
             self.manifest.save(self.folder)
-        for at, found in self.team.traced([[facts[number] for number in batch] for batch in missing]):
+        for at, found in self.team.answers([[facts[number] for number in batch] for batch in missing]):
             for number, result in zip(missing[at], found, strict=True):
                 self._keep(number, result)
                 self.steps.update()
