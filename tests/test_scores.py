@@ -105,6 +105,26 @@ def test_an_editor_that_acts_on_the_whole_model_is_heard(toy_model: tracer.Langu
     np.testing.assert_allclose([s.nll for s in heard], [s.nll for s in plain], atol=1e-9)
 
 
+def test_a_model_that_nnsight_has_wrapped_is_scored_as_before(toy_model: tracer.LanguageModel) -> None:
+    inner = toy_model.torch.base_model
+    calls: list[str] = []
+    handle = inner.register_forward_hook(lambda *_: calls.append("inner"))
+    own = toy_model.torch.lm_head.register_forward_hook(lambda _m, inputs, _o: calls.append(str(inputs[0].ndim)))
+    pairs = [(PROMPT, target) for target in TARGETS]
+    try:
+        assert toy_model.nnsight is not None and "forward" in vars(toy_model.torch)
+        target_scores(toy_model, pairs)
+        assert set(calls) == {"inner", "2"}  # logits of the targets' positions alone
+        calls.clear()
+        whole = toy_model.torch.forward
+        toy_model.torch.forward = lambda *args, **options: whole(*args, **options)
+        target_scores(toy_model, pairs)
+        assert set(calls) == {"inner", "3"}  # whoever has put that there wants to be heard
+    finally:
+        handle.remove()
+        own.remove()
+
+
 def test_only_the_most_probable_continuation_is_exact(toy_model: tracer.LanguageModel) -> None:
     assert len(toy_model.tokenizer(" of").input_ids) == 1
     with Planted({"of": 1e3}).apply(toy_model, [EditRequest("France is", "France", "of")]):

@@ -25,6 +25,7 @@ from editing.scoring.asking import prompts_end_at, routes
 from editing.scoring.forced_decoder import forced_log_probs
 from editing.scoring.prefix import Ids, Prefix, begin_alike, common_length, read_once
 from tracer.model import LanguageModel
+from tracer.model.foreign import has_foreign_forward
 from tracer.model.inputs import target_encoding
 from tracer.model.tokens import TargetEncoding, right_padded
 
@@ -233,8 +234,7 @@ def _log_probs(
 def _wrapped(model: LanguageModel) -> bool:
     """Whether someone acts on the whole model's input or output: then only its own logits will do."""
     outer = model.torch
-    placed = hasattr(outer, "_hf_hook")  # accelerate, which only moves tensors
-    return bool(outer._forward_hooks or outer._forward_pre_hooks or ("forward" in vars(outer) and not placed))
+    return bool(outer._forward_hooks or outer._forward_pre_hooks or has_foreign_forward(outer))
 
 
 def _share_equal(some: Ids, others: Ids) -> float:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from nnsight.intervention.source import Controller
 from torch import nn
 
 
@@ -22,6 +23,17 @@ def foreign_hooks(model: nn.Module) -> dict[int, str]:
         for number, hook in _hooks(module)
         if not _is_ours(hook)
     }
+
+
+def has_foreign_forward(module: nn.Module) -> bool:
+    """Whether somebody has given a module another forward than its class's.
+
+    nnsight's own, which does nothing outside of its traces, and accelerate's, which moves tensors, are none.
+    """
+    forward = vars(module).get("forward")
+    if isinstance(forward, Controller):
+        return forward.state.original is not type(module).forward
+    return forward is not None and not hasattr(module, "_hf_hook")
 
 
 def _hooks(module: nn.Module) -> Iterator[tuple[int, object]]:
