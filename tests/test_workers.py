@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import multiprocessing
-import os
-import signal
+import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
 import pytest
+from killing import Killer, actors_at_work, children, is_alive
 
 import tracer
 from tracer import Plan, Study, run_study
@@ -39,24 +38,8 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-class Killer(threading.Thread):
-    """Kills a worker as soon as the first file is there, and remembers which."""
-
-    def __init__(self, folder: Path) -> None:
-        super().__init__(daemon=True)
-        self.folder, self.killed = folder / "facts", 0
-
-    def run(self) -> None:
-        for _ in range(20_000):
-            if self.folder.is_dir() and any(self.folder.glob("[0-9]*.safetensors")):
-                self.killed = next(child.pid or 0 for child in multiprocessing.active_children())
-                os.kill(self.killed, signal.SIGKILL)
-                return
-            time.sleep(0.002)
-
-
 def test_two_workers_of_which_one_is_killed_write_the_bytes_of_a_serial_run(model, serial, tmp_path) -> None:
-    killer = Killer(tmp_path)
+    killer = Killer(lambda: any((tmp_path / "facts").glob("[0-9]*.safetensors")), children)
     killer.start()
     study = run_study(model, FACTS, tmp_path, plan=PLAN, threads=1, workers=2)
     killer.join()
@@ -65,27 +48,15 @@ def test_two_workers_of_which_one_is_killed_write_the_bytes_of_a_serial_run(mode
     assert not multiprocessing.active_children()
 
 
-def test_ray_workers_write_the_bytes_of_a_serial_run_also_when_one_is_killed(
-    model, serial, tmp_path, monkeypatch
-) -> None:
+def test_ray_workers_write_the_bytes_of_a_serial_run_also_when_one_is_killed(model, serial, tmp_path) -> None:
     pytest.importorskip("ray", reason="the extra 'ray' is not installed")
-    from tracer.workers.on_ray import RayWorkers
-
-    killed: list[int] = []
-    real = RayWorkers.answers
-
-    def answers(self, units):
-        for n, found in enumerate(real(self, units)):
-            if n == 0:  # a worker has traced, so each of them is at work or will be
-                killed.append(self.ray.get(self.actors[0].pid.remote()))
-                os.kill(killed[0], signal.SIGKILL)
-            yield found
-
     with pytest.raises(WorkerError, match="has room for"):
         run_study(model, FACTS, tmp_path / "crowd", plan=PLAN, threads=1, workers=1000, backend="ray")
-    monkeypatch.setattr(RayWorkers, "answers", answers)
+    killer = Killer(lambda: any((tmp_path / "run" / "facts").glob("[0-9]*.safetensors")), actors_at_work)
+    killer.start()
     study = run_study(model, FACTS, tmp_path / "run", plan=PLAN, threads=1, workers=2, backend="ray")
-    assert killed and study.n == len(FACTS)
+    killer.join()
+    assert killer.killed and study.n == len(FACTS)
     assert contents(tmp_path / "run") == contents(serial.folder)
 
 
@@ -100,6 +71,46 @@ def test_a_worker_that_finds_other_weights_under_the_name_is_an_error(model, tmp
     with pytest.raises(WorkerError, match="has other weights than yours"):
         run_study(model, FACTS, tmp_path, plan=PLAN, workers=1, threads=1)
     assert not multiprocessing.active_children()
+
+
+SLEEPING = """
+import os, sys, time
+from dataclasses import dataclass
+import tracer
+from tracer.workers import team_of
+
+@dataclass(frozen=True)
+class Sleeping:
+    path: str
+    def begun(self, model, number):
+        return self.sleep
+    def sleep(self, unit):
+        with open(self.path, "w") as file:
+            file.write(f"{os.getpid()}\\n")
+        time.sleep(100)
+
+if __name__ == "__main__":
+    with team_of("local", 1, Sleeping(sys.argv[2]), tracer.load(sys.argv[1], check=False), 1) as team:
+        list(team.answers([0]))
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="kill -9")
+def test_a_worker_in_the_middle_of_a_unit_ends_with_the_process_that_asked(model_folder: Path, tmp_path: Path) -> None:
+    script, told = tmp_path / "sleeping.py", tmp_path / "pid"
+    script.write_text(SLEEPING, encoding="utf-8")
+    asking = subprocess.Popen([sys.executable, script, model_folder, told], stderr=subprocess.DEVNULL)
+    until = time.monotonic() + 60
+    while not (told.is_file() and told.read_text().endswith("\n")) and time.monotonic() < until:
+        time.sleep(0.02)
+    worker = int(told.read_text())
+    assert is_alive(worker)
+    asking.kill()
+    asking.wait()
+    until = time.monotonic() + 20
+    while is_alive(worker) and time.monotonic() < until:
+        time.sleep(0.02)
+    assert not is_alive(worker)
 
 
 def test_a_unit_comes_first_again_until_three_workers_have_died_on_it() -> None:

@@ -32,6 +32,18 @@ Subject = Annotated[str, typer.Option(help="The words of the prompt that the fac
 SubjectAt = Annotated[int | None, typer.Option(help="The character where the subject begins; default: its last.")]
 Samples = Annotated[int, typer.Option(min=1, help="Noise draws.")]
 Window = Annotated[int, typer.Option(min=1, help="Layers restored together for MLP and attention.")]
+Workers = Annotated[
+    int, typer.Option(min=0, help="Processes that hold a model each; 0: this one.", rich_help_panel="Workers")
+]
+Backend = Annotated[
+    Any, typer.Option(parser=str, metavar="NAME", help="Of the workers: local or ray.", rich_help_panel="Workers")
+]
+Threads = Annotated[
+    int | None,
+    typer.Option(
+        min=1, help="Of PyTorch in each process; part of the settings, as rounding is.", rich_help_panel="Workers"
+    ),
+]
 Out = Annotated[Path | None, typer.Option(help="Folder for figures and files; default runs/NAME.")]
 
 

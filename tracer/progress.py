@@ -14,7 +14,7 @@ else:
     from tqdm import tqdm
 
 
-def bar(total: int, label: str, *, show: bool | None = None, unit: str = "it") -> Any:
+def bar(total: int, label: str, *, show: bool | None = None, unit: str = "it", initial: int = 0) -> Any:
     """A bar of `total` steps.
 
     Args:
@@ -22,7 +22,9 @@ def bar(total: int, label: str, *, show: bool | None = None, unit: str = "it") -
         label: what is being done.
         show: True or False; None shows it in a terminal or a notebook only, and of torchrun's processes in the first.
         unit: what a step is.
+        initial: steps done before, which say nothing about the time left.
     """
     watched = os.environ.get("RANK", "0") == "0" and (sys.stderr.isatty() or "ipykernel" in sys.modules)
     visible = watched if show is None else show
-    return tqdm(total=total, desc=label, unit=unit, leave=False, disable=not visible, dynamic_ncols=True)
+    look = {"leave": False, "disable": not visible, "dynamic_ncols": True}
+    return tqdm(total=total, desc=label, unit=unit, initial=initial, **look)

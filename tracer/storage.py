@@ -50,6 +50,14 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def remove_half_written(*folders: Path) -> None:
+    """Removes what killed runs were writing into these folders; nobody may be writing there now."""
+    for folder in folders:
+        for half in folder.glob(".*.*"):
+            if half.is_file():
+                half.unlink()
+
+
 @contextmanager
 def of_this_version(path: str | Path, what: str) -> Iterator[None]:
     """Makes errors about missing or strange contents of a file say so: FileFormatError."""

@@ -41,7 +41,22 @@ from editing.evaluation.sequential import SequentialPlan
 from editing.evaluation.tables import as_markdown
 from editing.located import located_layer
 from editing.options import named_values, whole_numbers
-from tracer.console import AsJson, Device, Dtype, Model, Out, Quiet, opened, reported, result, run_folder, show_progress
+from tracer.console import (
+    AsJson,
+    Backend,
+    Device,
+    Dtype,
+    Model,
+    Out,
+    Quiet,
+    Threads,
+    Workers,
+    opened,
+    reported,
+    result,
+    run_folder,
+    show_progress,
+)
 from tracer.facts.readers import read_records
 
 Folder = Annotated[Path, typer.Argument(help="The folder of a comparison.")]
@@ -82,6 +97,9 @@ def compare(
         bool, typer.Option("--cold", help="Measure costs with an empty cache: each editor makes its own statistics.")
     ] = False,
     seed: EditSeed = 0,
+    workers: Workers = 0,
+    backend: Backend = "local",
+    threads: Threads = None,
     model: Model = "gemma-3-270m",
     device: Device = None,
     dtype: Dtype = "float32",
@@ -119,7 +137,17 @@ def compare(
         if any(one.lacks_layer for one in takes_part):
             located = located_layer(opened_model, progress=show_progress(quiet))
             takes_part = [dataclasses.replace(one, layer=located) if one.lacks_layer else one for one in takes_part]
-        found = run_comparison(opened_model, takes_part, files, where, plan=plan, progress=show_progress(quiet))
+        found = run_comparison(
+            opened_model,
+            takes_part,
+            files,
+            where,
+            plan=plan,
+            workers=workers,
+            backend=backend,
+            threads=threads,
+            progress=show_progress(quiet),
+        )
         paths, told = save_comparison(found)
         record = {"folder": str(where), "editors": found.editors, "left_out": found.about["left_out"]}
         result(record | {"files": list(map(str, paths))}, _told(found, told, paths), as_json=as_json)

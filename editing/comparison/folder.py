@@ -1,7 +1,7 @@
 """The folder of a comparison, and what it holds so far.
 
 comparison.json                       the model, the editors that took part, and why others did not
-base/                                 what the unedited model says, asked once for all editors
+base/WORKER/                          what the unedited model says, asked once for all editors by each worker
 costs/EDITOR.json                     time, memory and bytes of its edits
 runs/DATA/PROTOCOL/EDITOR/            an evaluation each; asked.json says what it was asked for
 records.jsonl  table.*  figures/  report.html    made of these
@@ -66,6 +66,11 @@ def run_folder_of(folder: Path, key: Key) -> Path:
     return folder.joinpath("runs", *key)
 
 
+def costs_path(folder: Path, editor: str) -> Path:
+    """Where the costs of an editor are kept."""
+    return folder / "costs" / f"{editor}.json"
+
+
 def read_comparison(folder: str | Path) -> Comparison:
     """What a comparison's folder holds, finished or not.
 
@@ -90,6 +95,6 @@ def read_comparison(folder: str | Path) -> Comparison:
         left_out = "; ".join(f"{one['editor']}: {one['reason']}" for one in about["left_out"])
         raise EvaluationError(f"{folder}: nothing was evaluated. {left_out}".strip())
     ordered = dict(sorted(found.items(), key=lambda item: (*item[0][:2], order[item[0][2]])))
-    files = {label: folder / "costs" / f"{label}.json" for label in order}
+    files = {label: costs_path(folder, label) for label in order}
     costs = {label: json.loads(path.read_text(encoding="utf-8")) for label, path in files.items() if path.is_file()}
     return Comparison(folder, about, ordered, costs)

@@ -63,12 +63,12 @@ class Task:
     """One evaluation that is still to be run.
 
     Attributes:
+        data: the name of its cases.
         asked: what it depends on, as JSON values.
         edits: that it makes, at most.
     """
 
     data: str
-    benchmark: Benchmark | HopBenchmark
     protocol: str
     where: Path
     asked: dict[str, Any]
@@ -99,7 +99,7 @@ def tasks(entrant: Entrant, data: Data, folder: Path, plan: ComparisonPlan, fing
             ids = [case.id for case in _cases(benchmark, protocol)]
             if not _finished(where, ids, plan):
                 edits = sum(plan.sizes) if protocol == "batch" else len(ids)
-                found.append(Task(label, benchmark, protocol, where, asked, edits))
+                found.append(Task(label, protocol, where, asked, edits))
     return found
 
 

@@ -66,7 +66,7 @@ class Examination:
         """The metrics of the unedited model. Call it before the edit: it is what `after` compares with."""
         pairs = [pair for case in cases for pair in case.pairs]
         staying = [pair for case in cases for pair in case.staying] if self.questions.kl else []
-        scores = self.base.scores(pairs, keep=staying)
+        scores = self.base.ask(pairs, keep=staying)
         texts = self.base.texts(_changing(cases)) if self.questions.free else None
         as_before = dict.fromkeys(GENERAL_TEXT, 0.0) | {"perplexity_ratio": 1.0} if self._alarm else {}
         return [case_metrics(case, scores, texts=texts) | as_before | self._writing(case) for case in cases]

@@ -9,13 +9,16 @@ import typer
 
 from tracer.console import (
     AsJson,
+    Backend,
     Device,
     Dtype,
     Model,
     Out,
     Quiet,
     Samples,
+    Threads,
     Window,
+    Workers,
     opened,
     reported,
     result,
@@ -70,11 +73,9 @@ def study(
     whole_answer: WholeAnswer = False,
     engine: EngineOption = "sweep",
     all_facts: Annotated[bool, typer.Option("--all-facts", help="Also facts the model does not predict.")] = False,
-    workers: Annotated[int, typer.Option(min=0, help="Processes that hold a model each; 0: this one.")] = 0,
-    backend: Annotated[Any, typer.Option(parser=str, metavar="NAME", help="Of the workers: local or ray.")] = "local",
-    threads: Annotated[
-        int | None, typer.Option(min=1, help="Of PyTorch in each process; part of the settings, as rounding is.")
-    ] = None,
+    workers: Workers = 0,
+    backend: Backend = "local",
+    threads: Threads = None,
     model: Model = "gemma-3-270m",
     device: Device = None,
     dtype: Dtype = "float32",

@@ -21,6 +21,7 @@ from tracer.model import LanguageModel
 from tracer.model.ranks import folder_here
 from tracer.plan import Plan
 from tracer.progress import bar
+from tracer.storage import remove_half_written
 from tracer.studies.averaging import usable
 from tracer.studies.batches import Batch, Facts, Found, Tracing, batches_of
 from tracer.studies.manifest import NAME, Entry, Manifest, plan_record, software
@@ -133,9 +134,7 @@ class _Run:
 
     def to_the_end(self) -> None:
         """Round after round, until the facts or the wish for more of them end."""
-        for folder in (self.folder, self.folder / "facts"):
-            for half in folder.glob(".*.*"):  # what a killed run was writing
-                half.unlink()
+        remove_half_written(self.folder, self.folder / "facts")
         done = 0
         for facts in self._rounds():
             self.manifest.save(self.folder)

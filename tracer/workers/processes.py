@@ -55,9 +55,10 @@ class Processes:
                 yield at, answer
 
     def close(self) -> None:
-        """Ends all workers."""
+        """Ends all workers: those at work at once, the others by closing their pipes."""
         for worker in list(self.workers):
-            worker.process.terminate()
+            if worker.at is not None:
+                worker.process.terminate()
             self._bury(worker)
 
     def _hand_out(self, units: Sequence[Any], attempts: Attempts) -> None:

@@ -7,6 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
+from transformers.utils import logging
 
 from tracer.anatomy.names import Names
 from tracer.errors import WorkerError
@@ -56,6 +57,7 @@ class Recipe:
             WorkerError: what is loaded under this name has other weights.
         """
         torch.set_num_threads(self.threads)
+        logging.disable_progress_bar()  # of transformers: workers would write over each other's
         with suppress(OSError):  # another machine may not have it: then paths must be whole
             os.chdir(self.folder)
         model = load(
