@@ -26,5 +26,5 @@ def bar(total: int, label: str, *, show: bool | None = None, unit: str = "it", i
     """
     watched = os.environ.get("RANK", "0") == "0" and (sys.stderr.isatty() or "ipykernel" in sys.modules)
     visible = watched if show is None else show
-    look = {"leave": False, "disable": not visible, "dynamic_ncols": True}
+    look: dict[str, Any] = {"leave": False, "disable": not visible, "dynamic_ncols": True}
     return tqdm(total=total, desc=label, unit=unit, initial=initial, **look)

@@ -60,7 +60,9 @@ class Tracing:
 
     def given_up(self, unit: Facts, reason: str) -> Found:
         """Raises StudyError: facts that another machine would trace have not failed."""
+        first = unit[0].fact
+        assert first is not None  # a study's facts are texts
         raise StudyError(
-            f"{unit[0].fact.prompt!r} and what is traced with it: {reason}. Run the study again with fewer workers or "
+            f"{first.prompt!r} and what is traced with it: {reason}. Run the study again with fewer workers or "
             f"a smaller max_bytes: it goes on where it was."
         )
