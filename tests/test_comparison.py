@@ -115,6 +115,11 @@ def test_the_unedited_model_is_asked_once_for_all_editors(toy_model, data, plant
     assert base.read_bytes() == before and len(json.loads(line)["pairs"]) == 4 * 2 + 4 * 2 + 2
 
 
+def results(folder: Path) -> dict[str, str]:
+    """All but what each worker was told by the unedited model."""
+    return {name: text for name, text in contents(folder).items() if not name.startswith("base")}
+
+
 def contents(folder: Path) -> dict[str, str]:
     """Every file that holds numbers, without times."""
     paths = [path for path in sorted(folder.rglob("*")) if path.suffix in (".json", ".jsonl", ".csv")]
@@ -354,14 +359,18 @@ def test_entrants_that_cannot_be_are_refused(names, tables, error, said: str) ->
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="kill -9")
-def test_the_command_ended_by_kill_9_goes_on_and_ends_with_the_same_bytes(model_folder: Path, tmp_path: Path) -> None:
+def test_the_command_with_workers_ended_by_kill_9_goes_on_without_them_and_ends_with_the_same_bytes(
+    model_folder: Path, tmp_path: Path
+) -> None:
     (tmp_path / "counterfact.json").write_text(json.dumps(records()), encoding="utf-8")
     (tmp_path / "settings.toml").write_text('[gentle]\neditor = "ft"\nsteps = 2\n', encoding="utf-8")
     command = ["compare", "--data", tmp_path / "counterfact.json", "--editors", "gentle,mend", "--no-free"]
     command += ["--settings", tmp_path / "settings.toml", "--protocols", "single,batch", "--batch", "2", "--no-costs"]
-    words = [str(word) for word in [*command, "--quiet", "--model", model_folder, "--out"]]
+    words = [str(word) for word in [*command, "--quiet", "--threads", 1, "--model", model_folder, "--out"]]
     killed, whole = tmp_path / "killed", tmp_path / "whole"
-    running = subprocess.Popen([sys.executable, "-m", "editing.cli", *words, str(killed)], stderr=subprocess.DEVNULL)
+    running = subprocess.Popen(
+        [sys.executable, "-m", "editing.cli", *words, str(killed), "--workers", "2"], stderr=subprocess.DEVNULL
+    )
     until = time.monotonic() + 120
     while not list(killed.rglob("cases.jsonl")) and time.monotonic() < until and running.poll() is None:
         time.sleep(0.005)
@@ -372,7 +381,7 @@ def test_the_command_ended_by_kill_9_goes_on_and_ends_with_the_same_bytes(model_
         told = CliRunner().invoke(app, [*words, str(folder)])
         assert told.exit_code == 0, told.output
         assert "mend" in told.stdout and "trained" in told.stdout  # left out, with its reason
-    assert contents(killed) == contents(whole)
+    assert results(killed) == results(whole)
     assert (whole / "report.html").stat().st_size > 50_000
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from killing import Killer, actors_at_work, children
-from test_comparison import contents, records
+from test_comparison import records, results
 
 import tracer
 from editing.comparison import ComparisonPlan, compare, entrants, read_comparison
@@ -48,11 +48,6 @@ def serial(model, data, tmp_path_factory: pytest.TempPathFactory) -> dict[str, s
     folder = tmp_path_factory.mktemp("serial")
     compare(model, ENTRANTS, data, folder, plan=PLAN, threads=1, progress=False)
     return results(folder)
-
-
-def results(folder: Path) -> dict[str, str]:
-    """All but what each worker was told by the unedited model."""
-    return {name: text for name, text in contents(folder).items() if not name.startswith("base")}
 
 
 def first_case(folder: Path) -> bool:
