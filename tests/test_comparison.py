@@ -385,6 +385,22 @@ def test_the_command_with_workers_ended_by_kill_9_goes_on_without_them_and_ends_
     assert (whole / "report.html").stat().st_size > 50_000
 
 
+def test_with_snippets_the_command_scores_how_consistent_sampled_texts_are(model_folder: Path, tmp_path: Path) -> None:
+    snippets = [{"relation_id": "P103", "target_id": "Q150", "samples": [{"text": "French is spoken in France."}]}]
+    for name, content in (("counterfact", records(1)), ("snippets", snippets)):
+        (tmp_path / f"{name}.json").write_text(json.dumps(content), encoding="utf-8")
+    (tmp_path / "settings.toml").write_text('[gentle]\neditor = "ft"\nsteps = 1\n', encoding="utf-8")
+    command = ["compare", "--data", tmp_path / "counterfact.json", "--settings", tmp_path / "settings.toml", "--quiet"]
+    command += ["--editors", "gentle", "--no-free", "--no-costs", "--text", 0, "--model", model_folder]
+    words = [str(word) for word in [*command, "--snippets", tmp_path / "snippets.json", "--out", tmp_path / "run"]]
+    refused = CliRunner().invoke(app, words)
+    assert refused.exit_code == 2 and "Add --writing" in refused.output and not (tmp_path / "run").exists()
+    told = CliRunner().invoke(app, [*words, "--writing"])
+    assert told.exit_code == 0 and "consistency" in told.stdout, told.output
+    (case,) = read_comparison(tmp_path / "run").evaluations["counterfact", "single", "gentle"].cases
+    assert 0 <= case.after["consistency"] <= 1 and case.after["fluency"] > 0
+
+
 def test_a_folder_without_a_comparison_says_how_to_make_one(tmp_path: Path) -> None:
     with pytest.raises(EvaluationError, match="`editing compare` makes one"):
         read_comparison(tmp_path)

@@ -32,8 +32,11 @@ from editing.evaluation.cli_options import (
     Groups,
     KnownHops,
     Sizes,
+    SnippetsOption,
     Step,
     Text,
+    Writing,
+    told_snippets,
 )
 from editing.evaluation.examination import Questions
 from editing.evaluation.mquake_run import is_mquake, read_hops
@@ -91,7 +94,8 @@ def compare(
     kl: Annotated[bool, typer.Option("--kl/--no-kl", help="Also KL where nothing should change.")] = True,
     text: Text = TEXT,
     known_hops: KnownHops = False,
-    writing: Annotated[bool, typer.Option("--writing", help="Also sampled texts: fluency. Slow.")] = False,
+    writing: Writing = False,
+    snippets: SnippetsOption = None,
     costs: Annotated[bool, typer.Option("--costs/--no-costs", help="Also time, memory and bytes.")] = True,
     cold: Annotated[
         bool, typer.Option("--cold", help="Measure costs with an empty cache: each editor makes its own statistics.")
@@ -127,7 +131,15 @@ def compare(
             protocols=_protocols(protocols),
             sizes=whole_numbers(batch, "--batch"),
             sequence=SequentialPlan(checkpoints=whole_numbers(checkpoints, "--checkpoints"), step=step),
-            questions=Questions(free=free, kl=kl, text=text, known_hops=known_hops, writing=writing, seed=seed),
+            questions=Questions(
+                free=free,
+                kl=kl,
+                text=text,
+                known_hops=known_hops,
+                writing=writing,
+                snippets=told_snippets(snippets, writing),
+                seed=seed,
+            ),
             costs=costs,
             cold=cold,
             seed=seed,

@@ -20,7 +20,7 @@ from editing.errors import EvaluationError
 from editing.evaluation.benchmarks import Benchmark
 from editing.evaluation.conflicts import without_conflicts
 from editing.evaluation.examination import Questions
-from editing.evaluation.manifest import MANIFEST, cases_digest, digest, read_same
+from editing.evaluation.manifest import MANIFEST, cases_digest, questions_record, read_same
 from editing.evaluation.mquake_run import PROTOCOL, HopBenchmark
 from editing.evaluation.records import read_evaluation
 from editing.evaluation.run import SIZES, Protocol
@@ -175,7 +175,5 @@ def _asked(
         return json.loads(to_json(asked))
     if protocol == "sequential":
         asked["protocol"] |= dataclasses.asdict(plan.sequence) | {"seed": plan.seed}
-    snippets = plan.questions.snippets
-    questions = dataclasses.asdict(dataclasses.replace(plan.questions, snippets=None))
-    asked["questions"] = {**questions, "snippets": digest(sorted(snippets.items())) if snippets else None}
+    asked["questions"] = questions_record(plan.questions)
     return json.loads(to_json(asked))

@@ -21,12 +21,14 @@ from editing.evaluation.cli_options import (
     Groups,
     KnownHops,
     Sizes,
+    SnippetsOption,
     Step,
     Text,
+    Writing,
+    told_snippets,
 )
 from editing.evaluation.definitions import DEFINITIONS, definition
 from editing.evaluation.examination import Questions
-from editing.evaluation.fluency import read_snippets
 from editing.evaluation.records import Evaluation
 from editing.evaluation.run import evaluate as run_evaluation
 from editing.evaluation.sequential import SequentialPlan
@@ -66,8 +68,8 @@ def evaluate(
     choices: Choices = None,
     choices_a_case: ChoicesACase = 5,
     groups: Groups = None,
-    writing: Annotated[bool, typer.Option("--writing", help="Also sampled texts: fluency, consistency. Slow.")] = False,
-    snippets: Annotated[Path | None, typer.Option(help="Attribute snippets, for consistency.")] = None,
+    writing: Writing = False,
+    snippets: SnippetsOption = None,
     seed: EditSeed = 0,
     model: Model = "gemma-3-270m",
     device: Device = None,
@@ -79,7 +81,7 @@ def evaluate(
     """Score an editor on a benchmark; stopped or killed, the same command goes on where it was."""
     with reported():
         check_name(editor)
-        chosen = named_values(settings or [])
+        chosen, references = named_values(settings or []), told_snippets(snippets, writing)
         cases = read_benchmark(data, n=n, evenly=evenly, protocol=benchmark, together=protocol != "single")
         cases = cases.only(groups.split(",")) if groups else cases
         cases = cases.asking(read_choices(choices), choices_a_case) if choices else cases
@@ -102,7 +104,7 @@ def evaluate(
                 text=text,
                 known_hops=known_hops,
                 writing=writing,
-                snippets=read_snippets(snippets) if snippets else None,
+                snippets=references,
                 seed=seed,
             ),
             seed=seed,

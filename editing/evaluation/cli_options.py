@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from editing.errors import EvaluationError
+from editing.evaluation.fluency import Snippets, read_snippets
 from editing.evaluation.sequential import CHECKPOINTS
 
 ALL_CHECKPOINTS = ",".join(map(str, CHECKPOINTS))
@@ -22,4 +24,21 @@ Text = Annotated[int, typer.Option(min=0, help="Passages of a fixed text read af
 KnownHops = Annotated[
     bool, typer.Option("--known-hops", help="Also by themselves: one-hop questions whose second hop the model knows.")
 ]
+Writing = Annotated[
+    bool, typer.Option("--writing", help="Also sampled texts: fluency and, with --snippets, consistency. Slow.")
+]
+SnippetsOption = Annotated[Path | None, typer.Option(help="CounterFact's attribute snippets, for consistency.")]
 EditSeed = Annotated[int, typer.Option(help="Of edits and sampled texts.")]
+
+
+def told_snippets(path: Path | None, writing: bool) -> Snippets | None:
+    """The reference texts of this file.
+
+    Raises:
+        EvaluationError: no texts are sampled that could be compared with them.
+    """
+    if path is None:
+        return None
+    if not writing:
+        raise EvaluationError("--snippets are what sampled texts are compared with. Add --writing, which samples them.")
+    return read_snippets(path)

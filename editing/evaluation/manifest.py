@@ -20,7 +20,7 @@ from editing.errors import EvaluationError
 from editing.evaluation.alarms import PASSAGES
 from editing.evaluation.benchmarks import Benchmark
 from editing.evaluation.case import Case
-from editing.evaluation.examination import Examination
+from editing.evaluation.examination import Examination, Questions
 from editing.evaluation.fluency import WORDS
 from tracer.model import LanguageModel
 from tracer.storage import to_json, write_json
@@ -59,20 +59,16 @@ def manifest(
             "known_hops": list(known_hops),
         },
         "protocol": protocol,
-        "questions": {
-            "free": questions.free,
-            "kl": questions.kl,
-            "text": questions.text,
-            "known_hops": questions.known_hops,
-            "writing": questions.writing,
-            "snippets": digest(sorted(questions.snippets.items())) if questions.snippets else None,
-            "seed": questions.seed,
-            "words": WORDS,
-            "passages": digest(PASSAGES),
-        },
+        "questions": {**questions_record(questions), "words": WORDS, "passages": digest(PASSAGES)},
         "versions": [software()],
     }
     return json.loads(to_json(about))
+
+
+def questions_record(questions: Questions) -> dict[str, Any]:
+    """What is asked, with the sha256 of the snippets in their place."""
+    snippets = digest(sorted(questions.snippets.items())) if questions.snippets else None
+    return {**dataclasses.asdict(dataclasses.replace(questions, snippets=None)), "snippets": snippets}
 
 
 def model_record(model: LanguageModel, fingerprint: str) -> dict[str, Any]:
