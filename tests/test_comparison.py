@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from planted import RECORD, Copies, Dictated, Planted, RankOne
+from test_mquake import WHOLE
 from typer.testing import CliRunner
 
 from editing.cli import app
@@ -298,6 +299,23 @@ def test_blanks_in_lists_of_names_are_no_part_of_them(tmp_path: Path) -> None:
     command = ["compare", "--data", str(tmp_path / "counterfact.json"), "--editors", "ft, kn", "--protocols"]
     told = CliRunner().invoke(app, [*command, "single, bogus", "--model", str(tmp_path / "nowhere")])
     assert told.exit_code == 2 and "no editor" not in told.output and "single, bogus" in told.output
+
+
+@pytest.mark.filterwarnings("default::editing.EditingWarning")
+def test_options_that_say_nothing_about_mquake_are_refused_or_with_other_files_noted(tmp_path: Path) -> None:
+    for name, content in (("counterfact", records()), ("mquake", [WHOLE])):
+        (tmp_path / f"{name}.json").write_text(json.dumps(content), encoding="utf-8")
+    options = ["--groups", "rewrite", "--no-kl", "--evenly", "--n", "1", "--model", str(tmp_path / "nowhere")]
+
+    def told(*names: str) -> str:
+        files = [word for name in names for word in ("--data", str(tmp_path / f"{name}.json"))]
+        return CliRunner().invoke(app, ["compare", *files, "--editors", "ft", *options]).output
+
+    sentence = "--groups, --no-kl: this does not apply to mquake. MQuAKE's cases have a protocol of their own"
+    alone, beside = told("mquake"), told("mquake", "counterfact")
+    assert f"EvaluationError: {sentence}" in alone and "Leave it out" in alone and "Loading" not in alone
+    assert f"note: {sentence}" in beside and "Loading" in beside
+    assert "does not apply" not in told("counterfact")
 
 
 def test_batches_larger_than_the_data_are_refused_before_anything_runs(toy_model, data, planted, tmp_path) -> None:

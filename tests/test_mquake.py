@@ -89,6 +89,11 @@ def test_both_forms_of_the_file_are_read(tmp_path) -> None:
     assert whole.before is not None and whole.before.right == ("Henry Ford",)
     assert reduced.requests[0].new == "Ada" and not reduced.hops and reduced.before is None
     assert len(read_mquake(path, n=1)) == 1
+    path.write_text(json.dumps([{**REDUCED, "case_id": at} for at in range(7)]), encoding="utf-8")
+    assert [case.id for case in read_mquake(path, n=3, evenly=True)] == ["0", "2", "4"]
+    assert [case.id for case in read_mquake(path, n=3)] == ["0", "1", "2"]
+    slices = [read_hops(path, n=3, evenly=evenly).slice for evenly in (True, False)]
+    assert slices == ["every 2th 3 of 7", "first 3 of 7"]
     path.write_text("[{}]")
     with pytest.raises(EvaluationError, match="record 0: no 'edits'"):
         read_mquake(path)

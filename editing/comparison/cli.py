@@ -11,6 +11,7 @@ import typer
 
 from editing.comparison.compare import compare as run_comparison
 from editing.comparison.entrant import entrants, read_settings
+from editing.comparison.files import Reading, read_files
 from editing.comparison.folder import Comparison, read_comparison
 from editing.comparison.plan import TEXT, ComparisonPlan
 from editing.comparison.properties import PROPERTIES
@@ -19,7 +20,6 @@ from editing.comparison.recommend import recommend as rank
 from editing.comparison.saved import save_comparison
 from editing.editors import EDITORS
 from editing.errors import EvaluationError
-from editing.evaluation.benchmarks import PROTOCOLS, Benchmark, fitting_protocols, read_benchmark
 from editing.evaluation.choices import read_choices
 from editing.evaluation.cli_options import (
     ALL_CHECKPOINTS,
@@ -39,7 +39,6 @@ from editing.evaluation.cli_options import (
     told_snippets,
 )
 from editing.evaluation.examination import Questions
-from editing.evaluation.mquake_run import is_mquake, read_hops
 from editing.evaluation.sequential import SequentialPlan
 from editing.evaluation.tables import as_markdown
 from editing.located import located_layer
@@ -60,12 +59,19 @@ from tracer.console import (
     run_folder,
     show_progress,
 )
-from tracer.facts.readers import read_records
 
 Folder = Annotated[Path, typer.Argument(help="The folder of a comparison.")]
 
 
+# Options about cases of one edit, and of how such edits are made.
+NOT_OF_HOPS = (
+    *("protocols", "batch", "step", "checkpoints", "benchmark", "groups", "choices", "choices_a_case"),
+    *("free", "kl", "text", "known_hops", "writing", "snippets"),
+)
+
+
 def compare(
+    context: typer.Context,
     data: Annotated[list[Path], typer.Option(help="CounterFact, zsRE, KnowEdit or MQuAKE file; repeatable.")],
     editors: Annotated[
         str, typer.Option(help=f"all, or some of {', '.join(EDITORS)} and tables of --settings.")
@@ -115,20 +121,20 @@ def compare(
     with reported():
         tables = _with_settings(read_settings(settings) if settings else {}, given or [])
         takes_part = entrants(_names(editors), layer=layer, tables=tables)
-        asked = read_choices(choices) if choices else ()
-        files: dict[str, Any] = {}
-        for path in data:
-            name = path.name.split(".json")[0]
-            if name in files:
-                raise EvaluationError(f"Two files are called {name}. Rename one: tables name them so.")
-            if is_mquake(path):
-                files[name] = read_hops(path, n=n, together=together)
-                continue
-            one = _benchmark(path, benchmark, n=n, evenly=evenly, together=_protocols(protocols) != ("single",))
-            one = one.only(_names(groups)) if groups else one
-            files[name] = one.asking(asked, choices_a_case) if asked else one
+        several = _protocols(protocols)
+        reading = Reading(
+            n=n,
+            evenly=evenly,
+            protocol=benchmark,
+            together=several != ("single",),
+            groups=_names(groups or ""),
+            choices=read_choices(choices) if choices else (),
+            choices_a_case=choices_a_case,
+            hops_together=together,
+        )
+        files = read_files(data, reading, not_of_hops=_written(context, NOT_OF_HOPS))
         plan = ComparisonPlan(
-            protocols=_protocols(protocols),
+            protocols=several,
             sizes=whole_numbers(batch, "--batch"),
             sequence=SequentialPlan(checkpoints=whole_numbers(checkpoints, "--checkpoints"), step=step),
             questions=Questions(
@@ -206,12 +212,14 @@ def _told(found: Comparison, tables: Sequence[Any], paths: Sequence[Path]) -> st
     return "\n".join([*lines, *map(str, paths)])
 
 
-def _benchmark(path: Path, protocol: str | None, **options: Any) -> Benchmark:
-    """The cases of a file; `protocol` is for those that it fits."""
-    if protocol not in (None, *PROTOCOLS):
-        raise EvaluationError(f"There is no protocol {protocol!r} of files. Choose from {', '.join(PROTOCOLS)}.")
-    fits = protocol in fitting_protocols(read_records(path))
-    return read_benchmark(path, protocol=protocol if fits else None, **options)
+def _written(context: typer.Context, names: Sequence[str]) -> list[str]:
+    """Those of these options that the user wrote, as on the command line."""
+    found = []
+    for name in names:
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            found.append(f"--{'no-' if context.params[name] is False else ''}{name.replace('_', '-')}")
+    return found
 
 
 def _with_settings(tables: dict[str, dict[str, Any]], given: Sequence[str]) -> dict[str, dict[str, Any]]:

@@ -20,6 +20,7 @@ from editing.evaluation.case import Ask, Case, Group
 from editing.evaluation.choices import with_choices
 from editing.evaluation.conflicts import fact_of
 from editing.evaluation.portability import FOLLOWING, knowedit_groups, portability_groups, side_effect_groups
+from editing.evaluation.slices import chosen_numbers, slice_in_words
 from editing.published import Published
 from editing.request import EditRequest
 from tracer.facts.readers import read_records
@@ -91,8 +92,7 @@ def read_benchmark(
     """
     records = read_records(path)
     name = _protocol(path, records, protocol)
-    step = max(1, len(records) // n) if n and evenly else 1
-    numbers = list(range(0, len(records), step))[:n]
+    numbers = chosen_numbers(len(records), n, evenly=evenly)
     spare = sorted(set(range(len(records))) - set(numbers)) if together else []
     read, cases, left_out = 0, [], Counter()
     facts: set[tuple[str, str]] = set()
@@ -116,7 +116,7 @@ def read_benchmark(
     if repeated:
         raise EvaluationError(f"{path} has several records with case_id {', '.join(repeated[:5])}. Give each its own.")
     digest = file_sha256(path)
-    said = f"{'every ' + str(step) + 'th' if step > 1 else 'first'} {read} of {len(records)}"
+    said = slice_in_words(len(records), n, read, evenly=evenly)
     return Benchmark(name, PROTOCOLS[name][0], tuple(cases), digest, said, dict(left_out))
 
 

@@ -24,6 +24,7 @@ from editing.errors import EvaluationError, RequestError
 from editing.evaluation.conflicts import fact_of
 from editing.evaluation.making import left_as_it_was
 from editing.evaluation.matches import first_statement, gen_exact
+from editing.evaluation.slices import chosen_numbers
 from editing.memory.mello import MeLLo
 from editing.memory.memory import MemoryEditor
 from editing.request import EditRequest
@@ -89,15 +90,16 @@ class MultiHopScores:
     base: float
 
 
-def read_mquake(path: str | Path, *, n: int | None = None) -> tuple[MultiHop, ...]:
+def read_mquake(path: str | Path, *, n: int | None = None, evenly: bool = False) -> tuple[MultiHop, ...]:
     """The cases of an MQuAKE file, also gzipped; of its reduced form too, which has edits and questions alone.
 
     Raises:
         FileFormatError: missing, or not JSON.
         EvaluationError: a record without a field it needs, or no record.
     """
-    cases = []
-    for number, record in enumerate(read_records(path)[:n]):
+    records, cases = read_records(path), []
+    for number in chosen_numbers(len(records), n, evenly=evenly):
+        record = records[number]
         try:
             cases.append(_whole(record) if "requested_rewrite" in record else _reduced(record))
         except (KeyError, TypeError, RequestError) as error:

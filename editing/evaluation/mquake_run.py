@@ -21,6 +21,7 @@ from editing.evaluation.making import FAILURES
 from editing.evaluation.manifest import cases_digest, continued_manifest, editor_record, model_record
 from editing.evaluation.mquake import MultiHop, MultiHopScores, multi_hop_scores, read_mquake
 from editing.evaluation.records import Evaluation, read_cases
+from editing.evaluation.slices import slice_in_words
 from tracer.facts.readers import read_records
 from tracer.model import LanguageModel
 from tracer.progress import bar
@@ -54,11 +55,11 @@ def is_mquake(path: str | Path) -> bool:
     return bool(records) and isinstance(records[0], dict) and {"questions", "new_answer"} <= set(records[0])
 
 
-def read_hops(path: str | Path, *, n: int | None = None, together: int = 1) -> HopBenchmark:
-    """The first `n` cases of an MQuAKE file (see `read_mquake`)."""
-    cases = read_mquake(path, n=n)
-    sha256 = file_sha256(path)
-    return HopBenchmark(cases, sha256, f"first {len(cases)} of {len(read_records(path))}", together)
+def read_hops(path: str | Path, *, n: int | None = None, evenly: bool = False, together: int = 1) -> HopBenchmark:
+    """The first `n` cases of an MQuAKE file, or as many evenly over it (see `read_mquake`)."""
+    cases = read_mquake(path, n=n, evenly=evenly)
+    said = slice_in_words(len(read_records(path)), n, len(cases), evenly=evenly)
+    return HopBenchmark(cases, file_sha256(path), said, together)
 
 
 def evaluate_hops(
