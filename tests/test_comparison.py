@@ -10,17 +10,20 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from planted import RECORD, Copies, Dictated, Planted, RankOne
 from test_mquake import WHOLE
 from typer.testing import CliRunner
 
 from editing.cli import app
-from editing.comparison import ComparisonPlan, Entrant, compare, entrants, read_comparison, read_settings
+from editing.comparison import ComparisonPlan, Entrant, compare, entrants, read_comparison, read_settings, scores_frame
+from editing.comparison.tables import shown_tables
 from editing.editors import EDITORS
 from editing.errors import EvaluationError, RequestError
 from editing.evaluation import Questions, SequentialPlan, read_benchmark
 from editing.evaluation.benchmarks import Benchmark
-from tracer.storage import cache_folder
+from editing.training.checkpoint import State, save_state, training_spent
+from tracer.storage import cache_folder, write_json
 
 SUBJECTS = ("Angela Merkel", "Max Planck", "Karl Marx", "Otto Hahn")
 PATHS = ("a/b", "..", "*", "ro?e", "[ab]", ".hidden", "a b")
@@ -332,6 +335,33 @@ def test_costs_are_measured_once_before_the_edits_are_scored(toy_model, data, pl
     assert len(planted["rank-one"]) == 1
     cost = found.costs["rank-one"]
     assert cost["edits"] == 3 and cost["edit_seconds"] > 0 and cost["persistent_bytes"] > 1000
+
+
+def test_costs_hold_what_a_training_took_and_how_many_workers_ran(
+    toy_model, data, planted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(EDITORS, "trained", lambda model, layer, **settings: RankOne())
+    network = torch.nn.Linear(2, 2)
+    state = State(network, torch.optim.Adam(network.parameters()), seconds=12.5)
+    save_state(tmp_path / "training", state)
+    (tmp_path / "training" / "editor.safetensors").write_bytes(b"network")
+    names = entrants(["trained"], tables={"trained": {"checkpoint": str(tmp_path / "training")}})
+    plan = ComparisonPlan(questions=Questions(free=False))
+    found = compare(toy_model, names, data, tmp_path / "run", plan=plan, progress=False)
+    cost = found.costs["trained"]
+    assert (cost["training_seconds"], cost["training_bytes"], cost["workers"]) == (12.5, len(b"network"), 0)
+    path = tmp_path / "run" / "costs" / "trained.json"
+    write_json(path, {name: value for name, value in cost.items() if not name.startswith("training")})
+    again = compare(toy_model, names, data, tmp_path / "run", plan=plan, progress=False)
+    assert again.costs["trained"]["training_seconds"] == 12.5  # of an earlier version they are measured again
+    (single, *_) = shown_tables(again, scores_frame(again))
+    assert list(single.cells["edit_seconds"])[1].endswith(", a share of 4 at once")
+
+
+def test_what_is_not_known_of_a_training_is_none(tmp_path: Path) -> None:
+    (tmp_path / "mine.safetensors").write_bytes(b"network")
+    assert training_spent(tmp_path / "mine.safetensors") == (None, len(b"network"))
+    assert training_spent(tmp_path / "nowhere") == (None, None)
 
 
 @pytest.mark.parametrize("cold", [True, False])

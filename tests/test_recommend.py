@@ -11,8 +11,9 @@ from compared import COST, planted_comparison, point, scores
 from typer.testing import CliRunner
 
 from editing.cli import app
-from editing.comparison import PROPERTIES, recommend
+from editing.comparison import PROPERTIES, recommend, scores_frame
 from editing.comparison.profile import profile
+from editing.comparison.tables import shown_tables
 from editing.errors import EvaluationError
 from tracer.effect.resample import percentile_interval, resampled_means
 
@@ -95,6 +96,22 @@ def test_costs_are_on_fixed_scales(tmp_path: Path) -> None:
     assert "storage" not in values
     interval = table.set_index("property").loc["time", ["low", "high"]]
     assert interval["low"] == pytest.approx(25) and interval["high"] == pytest.approx(50)
+
+
+def test_a_training_counts_as_preparation_and_what_it_left_as_storage(tmp_path: Path) -> None:
+    editors = dict.fromkeys(("trained", "forgotten", "here"), [scores(0, {"reliability_token_acc": 1.0})])
+    known = {**COST, "persistent_bytes": 10**5, "training_seconds": 900.0, "training_bytes": 9 * 10**5}
+    costs = {
+        "trained": known,
+        "forgotten": {**known, "training_seconds": None},
+        "here": {**known, "training_seconds": 0.0, "training_bytes": 0},
+    }
+    found = planted_comparison(tmp_path, editors, costs=costs)
+    values = profile(found, resamples=20).set_index(["property", "editor"])["value"]
+    assert values["preparation"].to_dict() == pytest.approx({"trained": 25, "here": 50})
+    assert values["storage"].to_dict() == pytest.approx({"trained": 50, "forgotten": 50, "here": 100 * 4 / 6})
+    shown = shown_tables(found, scores_frame(found))[-1]
+    assert list(shown.cells["training_seconds"]) == ["900", "", "0"] and "not measured here" in shown.source
 
 
 def test_shares_of_before_and_growth_are_brought_to_one(tmp_path: Path) -> None:

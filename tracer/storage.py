@@ -128,18 +128,28 @@ def read_tensors(path: str | Path, kind: str) -> tuple[dict[str, torch.Tensor], 
     Raises:
         FileFormatError: the file is missing, truncated, or its header is not of this `kind`.
     """
-    path = Path(path)
-    if not path.is_file():
+    about = read_about(path, kind)
+    with _whole_file(path), safe_open(path, framework="pt") as file:
+        names = list(file.keys())  # a safetensors file is not iterable itself
+        # Copies: as they lie in a file they are not aligned, and products of them round otherwise.
+        return {name: file.get_tensor(name).clone() for name in names}, about
+
+
+def read_about(path: str | Path, kind: str) -> dict[str, Any]:
+    """The header alone of what `write_tensors` wrote; errors as `read_tensors`'."""
+    if not Path(path).is_file():
         raise FileFormatError(f"There is no file {path}. Give the path that the result was saved to.")
-    try:
-        with safe_open(path, framework="pt") as file:
-            about = json.loads((file.metadata() or {}).get("about", "null"))
-            names = list(file.keys())  # a safetensors file is not iterable itself
-            # Copies: as they lie in a file they are not aligned, and products of them round otherwise.
-            tensors = {name: file.get_tensor(name).clone() for name in names}
-    except (SafetensorError, json.JSONDecodeError, OSError) as error:
-        raise FileFormatError(f"{path} is not a whole safetensors file ({error}). Save it again.") from error
+    with _whole_file(path), safe_open(path, framework="pt") as file:
+        about = json.loads((file.metadata() or {}).get("about", "null"))
     if not isinstance(about, dict) or about.get("kind") != kind:
         found = about.get("kind", "something else") if isinstance(about, dict) else "something else"
         raise FileFormatError(f"{path} holds {found!r}, where {kind!r} is expected.")
-    return tensors, about
+    return about
+
+
+@contextmanager
+def _whole_file(path: str | Path) -> Iterator[None]:
+    try:
+        yield
+    except (SafetensorError, json.JSONDecodeError, OSError) as error:
+        raise FileFormatError(f"{path} is not a whole safetensors file ({error}). Save it again.") from error

@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from editing.comparison.costs import costs_known
 from editing.comparison.entrant import Entrant
 from editing.comparison.evaluating import Evaluating
 from editing.comparison.folder import Comparison, costs_path, read_comparison
-from editing.comparison.notes import Notes, costs_known, threads_before
+from editing.comparison.notes import Notes, threads_before
 from editing.comparison.plan import ComparisonPlan, Data, check_sizes, tasks
 from editing.comparison.progress import shown_progress
 from editing.comparison.unit import in_order, units_of

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
+from editing.comparison.costs import training_costs
 from editing.comparison.entrant import Entrant
 from editing.comparison.folder import costs_path
 from editing.comparison.plan import ASKED, ComparisonPlan, Data, Task, entry
@@ -116,7 +117,7 @@ class _Worker:
             return editor
         self.made = entrant, editor
         about = {"entry": entry(entrant), "data": label, "data_sha256": benchmark.sha256, "cold": plan.cold}
-        about["workers"] = self.job.workers
+        about |= {"workers": self.job.workers, **training_costs(entrant)}
         write_json(costs_path(self.job.folder, entrant.label), {**dataclasses.asdict(found), **about})
         return editor
 

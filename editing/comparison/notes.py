@@ -6,7 +6,6 @@ whatever order, times apart.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -78,8 +77,3 @@ class Notes:
     def _place(self, left_out: dict[str, str]) -> tuple[int, bool, bool, str]:
         what = left_out["what"]
         return list(self.about["editors"]).index(left_out["editor"]), what != EVERYTHING, what != COSTS, what
-
-
-def costs_known(path: Path, entrant: Entrant) -> bool:
-    """Whether a file holds the costs of this editor with these settings."""
-    return path.is_file() and json.loads(path.read_text(encoding="utf-8"))["entry"] == entry(entrant)

@@ -107,7 +107,9 @@ def plot_costs(comparison: Comparison, table: pd.DataFrame) -> Figure | None:
     with matplotlib.rc_context(STYLE):
         figure = NotebookFigure(figsize=(5.6, 4.0), layout="constrained")
         axes = figure.subplots()
-        axes.set(xscale="log", xlabel="seconds an edit (median)", ylabel="quality, per cent")
+        axes.set(
+            xscale="log", xlabel="seconds an edit (median; a share, where computed at once)", ylabel="quality, per cent"
+        )
         axes.set_title(f"quality: mean of {', '.join(names)}", loc="left", fontsize=8)
         places = {editor: (value, quality[editor]) for editor, value in known.items()}
         for editor, (x, y) in places.items():

@@ -18,6 +18,7 @@ from typing import Literal
 
 import numpy as np
 
+from editing.comparison.costs import total_cost
 from editing.comparison.folder import Comparison
 from editing.errors import EvaluationError
 from editing.evaluation.case import CaseScores
@@ -36,7 +37,7 @@ class Property:
 
     Attributes:
         said: what it is and how it is brought to [0, 1], in words.
-        metrics: of single edits, or of the most edits that all editors had by `protocol`; for costs their name.
+        metrics: of single edits, or of the most edits that all editors had by `protocol`; of costs those to add up.
         kind: how a component is read.
         best, worst: of a cost, mapped to 1 and 0 on a logarithmic scale.
     """
@@ -82,14 +83,15 @@ PROPERTIES: Mapping[str, Property] = {
                  protocol="batch"),
         Property("sequence", "retention of reliability after the most edits all were given",
                  ("reliability_token_acc",), protocol="sequential"),
-        Property("time", "seconds an edit (median): 10 ms is 1, 100 s is 0, each factor of ten a quarter",
+        Property("time", "seconds an edit (median; computed at once, a share): 10 ms is 1, 100 s is 0, each factor of "
+                 "ten a quarter",
                  ("edit_seconds",), "seconds", best=1e-2, worst=1e2),
-        Property("preparation", "one-off seconds: 1 s is 1, 10,000 s is 0, each factor of ten a quarter",
-                 ("one_off_seconds",), "cost", best=1, worst=1e4),
+        Property("preparation", "one-off seconds, with training: 1 s is 1, 10,000 s is 0, each factor of ten a quarter",
+                 ("one_off_seconds", "training_seconds"), "cost", best=1, worst=1e4),
         Property("memory", "bytes more at an edit's peak: 1 MB is 1, 100 GB is 0, each factor of ten a fifth",
                  ("peak_bytes",), "cost", best=1e6, worst=1e11),
-        Property("storage", "bytes of a saved edit: 1 kB is 1, 1 GB is 0, each factor of ten a sixth",
-                 ("persistent_bytes",), "cost", best=1e3, worst=1e9),
+        Property("storage", "bytes of a saved edit and of what was trained: 1 kB is 1, 1 GB is 0, each factor of ten a "
+                 "sixth", ("persistent_bytes", "training_bytes"), "cost", best=1e3, worst=1e9),
         Property("latency", "answers edited / unedited in time: 1 is 1, 10 times is 0, logarithmic",
                  ("latency_ratio",), "cost", best=1, worst=10),
     )
@@ -134,10 +136,9 @@ def check_weights(weights: Mapping[str, float]) -> None:
 def components(comparison: Comparison, wanted: Property) -> list[Component]:
     """Where a property was measured; empty where nowhere."""
     if wanted.kind == "cost":
-        (name,) = wanted.metrics
-        known = {editor: cost[name] for editor, cost in comparison.costs.items() if cost.get(name) is not None}
-        constants = {editor: wanted.on_scale(value) for editor, value in known.items()}
-        return [Component(("", "costs", 0, name), {}, constants)] if known else []
+        totals = {editor: total_cost(cost, wanted.metrics) for editor, cost in comparison.costs.items()}
+        constants = {editor: wanted.on_scale(total) for editor, total in totals.items() if total is not None}
+        return [Component(("", "costs", 0, " + ".join(wanted.metrics)), {}, constants)] if constants else []
     found: dict[Where, dict[str, dict[str, tuple[float, float]]]] = {}
     for editor, where, case_id, value in _measured(comparison, wanted):
         found.setdefault(where, {}).setdefault(editor, {})[case_id] = value

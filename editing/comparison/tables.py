@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from editing.comparison.costs import OF_TRAINING
 from editing.comparison.folder import Comparison, Key
 from editing.evaluation.definitions import GROUPS
 from editing.evaluation.metrics import metric_name
@@ -147,20 +148,27 @@ def _per_editor(evaluations: dict[Key, Evaluation]) -> pd.DataFrame:
     for (_, _, editor), evaluation in evaluations.items():
         median, low, high, n = edit_seconds(evaluation.cases)
         seconds = f"{median:.3g} ({low:.3g} to {high:.3g})" if n else ""
+        together = max((case.together for case in evaluation.cases), default=1)
+        seconds += f", a share of {together} at once" if n and together > 1 else ""
         rows.append((editor, seconds, str(evaluation.not_editable)))
     return pd.DataFrame(rows, columns=pd.Index(["editor", "edit_seconds", "not editable"]))
 
 
 def _costs(comparison: Comparison) -> ShownTable:
+    costs = comparison.costs
+    trained = any(cost.get(name, 0) != 0 for cost in costs.values() for name in OF_TRAINING)
     names = ["edit_seconds", "one_off_seconds", "peak_bytes", "absolute_peak_bytes", "persistent_bytes"]
-    names += ["latency_ratio"]
+    names += ["latency_ratio", *(OF_TRAINING if trained else ())]
     rows = [
-        [editor, *(_number(cost[name]) for name in names), str(cost["edits"])]
-        for editor, cost in comparison.costs.items()
+        [editor, *(_number(cost.get(name)) for name in names), str(cost["edits"])] for editor, cost in costs.items()
     ]
-    memory = ", ".join(dict.fromkeys(cost["memory"] for cost in comparison.costs.values()))
+    memory = ", ".join(dict.fromkeys(cost["memory"] for cost in costs.values()))
     about = comparison.about["model"]
     source = f"{about['name']}, {about['dtype']} on {about['device']}, {about['threads']} threads; memory: {memory}"
+    source += "; edits one at a time"
+    source += f"; {' and '.join(OF_TRAINING)} as the training's folder says, not measured here" if trained else ""
+    beside = {cost.get("workers", 0): None for cost in costs.values() if cost.get("workers", 0) > 1}
+    source += f"; measured while {' or '.join(map(str, beside))} workers ran" if beside else ""
     return ShownTable("costs", source, pd.DataFrame(rows, columns=pd.Index(["editor", *names, "n"])))
 
 

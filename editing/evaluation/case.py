@@ -12,6 +12,8 @@ from typing import Any
 from editing.request import EditRequest
 from editing.scoring.scores import Pair
 
+TOGETHER = "computed_together"
+
 
 @dataclass(frozen=True)
 class Ask:
@@ -91,8 +93,8 @@ class CaseScores:
     """The scores of one case by metric, before and after its edit.
 
     Attributes:
-        diagnostics: the editor's record of the request; "not_editable" says why there is none, "lost"
-            that the model gave NaN.
+        diagnostics: the editor's record of the request; "not_editable" says why there is none, "lost" that the
+            model gave NaN, "computed_together" with how many edits it shared its time.
         seconds: that the edit took, NaN where unknown; edits made together share their time.
     """
 
@@ -101,6 +103,11 @@ class CaseScores:
     after: Mapping[str, float]
     diagnostics: Mapping[str, Any] = field(default_factory=dict)
     seconds: float = float("nan")
+
+    @property
+    def together(self) -> int:
+        """Single edits that the editor computed together with this one, itself among them."""
+        return self.diagnostics.get(TOGETHER, 1)
 
     @property
     def editable(self) -> bool:

@@ -140,5 +140,7 @@ def _told(found: Evaluation, paths: list[str]) -> str:
     cases = found.cases or found.batches.get(max(found.batches, default=0), ())
     median, low, high, n = edit_seconds(cases)
     if n:
-        lines.append(f"{median:.2f} s an edit ({low:.2f} to {high:.2f}, n={n})")
+        together = max(case.together for case in cases)
+        share = f", its share of {together} computed at once" if together > 1 else ""
+        lines.append(f"{median:.2f} s an edit ({low:.2f} to {high:.2f}, n={n}){share}")
     return "\n".join([*lines, *paths])

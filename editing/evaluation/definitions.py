@@ -165,14 +165,15 @@ DEFINITIONS: Mapping[str, Definition] = {
     ("unanswered", "share of the questions without any answer", "multi-hop questions", "per cent", HERE),
     (
         "edit_seconds",
-        "median over edits of the wall-clock time of apply, device synchronised, the first 2 left out; with quartiles",
+        "median over edits of the wall-clock time of apply, device synchronised, the first 2 left out; with quartiles. "
+        "Single edits that are computed at once share their time; for the table of costs they are made one by one",
         "nothing",
         "s",
         HERE,
     ),
     (
         "one_off_seconds",
-        "making the editor and its first edit, less a later edit: training or statistics not in a cache",
+        "making the editor and its first edit, less a later edit: statistics not in a cache, training done by it",
         "nothing",
         "s",
         HERE,
@@ -180,6 +181,9 @@ DEFINITIONS: Mapping[str, Definition] = {
     ("peak_bytes", "most memory during an edit, less that before it", "nothing", "bytes", HERE),
     ("absolute_peak_bytes", "most memory during an edit, the model included", "nothing", "bytes", HERE),
     ("persistent_bytes", "size of the saved edit of one fact", "nothing", "bytes", HERE),
+    ("training_seconds", "training, validation and writing of what the editor was made from, as its folder says",
+     "nothing", "s", HERE),
+    ("training_bytes", "size of the file of what was trained", "nothing", "bytes", HERE),
     ("latency_ratio", "median over repeats of seconds edited / seconds unedited, equal prompts and new tokens",
      "edited prompts and neighbours, answered greedily", "ratio", HERE),
 )  # fmt: skip

@@ -13,7 +13,7 @@ import torch
 from editing.edit import Edit
 from editing.editors import Editor
 from editing.errors import EditingError, EvaluationError
-from editing.evaluation.case import Case
+from editing.evaluation.case import TOGETHER, Case
 from editing.request import EditRequest
 from tracer.errors import TracerError
 from tracer.model import LanguageModel
@@ -29,17 +29,20 @@ class Made:
         edit: None where it failed.
         seconds: that making it took, with what its kept values took when they were found; edits made
             together share their time evenly.
+        together: edits that were computed together and share that time.
     """
 
     edit: Edit | None
     seconds: float
     reason: str = ""
+    together: int = 1
 
     def diagnostics(self, number: int = 0) -> dict[str, Any]:
         """The editor's record of a request of the edit, or the reason of the failure."""
         if self.edit is None:
             return {"not_editable": self.reason}
-        return dict(self.edit.diagnostics[number]) if number < len(self.edit.diagnostics) else {}
+        found = dict(self.edit.diagnostics[number]) if number < len(self.edit.diagnostics) else {}
+        return {**found, TOGETHER: self.together} if self.together > 1 else found
 
 
 def made_together(model: LanguageModel, editor: Editor, requests: Sequence[EditRequest], seed: int) -> Made:
@@ -71,16 +74,16 @@ def made_each(model: LanguageModel, editor: Editor, cases: Sequence[Case], seed:
         elif ready is None:
             yield case, made_together(model, editor, [case.request], seed)
         else:
-            yield case, _applied(model, next(ready), share)
+            yield case, _applied(model, next(ready), share, len(requests))
 
 
-def _applied(model: LanguageModel, edit: Edit, seconds: float) -> Made:
+def _applied(model: LanguageModel, edit: Edit, seconds: float, together: int) -> Made:
     begun = now(model)
     try:
         edit.apply(model)
     except FAILURES as error:
         return Made(None, seconds, str(error))
-    return Made(edit, seconds + now(model) - begun + spared(edit))
+    return Made(edit, seconds + now(model) - begun + spared(edit), together=together)
 
 
 def spared(edit: Edit) -> float:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from editing.errors import RequestError
-from tracer.storage import atomic_path, of_this_version, read_tensors, to_json, write_json, write_tensors
+from tracer.storage import atomic_path, of_this_version, read_about, read_tensors, to_json, write_json, write_tensors
 
 STATE, EDITOR, CURVE, ABOUT = "state.safetensors", "editor.safetensors", "curve.jsonl", "training.json"
 
@@ -123,6 +123,20 @@ def resume(folder: Path, state: State) -> None:
     state.adjusted = dict(about["adjusted"])
     lines = (folder / CURVE).read_text(encoding="utf-8").splitlines()
     state.curve = [record for record in map(json.loads, lines) if record["step"] <= state.step]
+
+
+def training_spent(trained: str | Path) -> tuple[float | None, int | None]:
+    """Seconds of a training and bytes of what it has left; None for what is not known.
+
+    Args:
+        trained: its folder, or the file of what was trained, beside which its state may lie.
+    """
+    path = Path(trained)
+    path = path / EDITOR if path.is_dir() else path
+    seconds = None
+    if path.name == EDITOR and (path.parent / STATE).is_file():
+        seconds = float(read_about(path.parent / STATE, "training")["seconds"])
+    return seconds, path.stat().st_size if path.is_file() else None
 
 
 def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
