@@ -28,7 +28,8 @@ def of(reliability: float, locality: float, n: int = 4, seconds: float = 1.0) ->
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Comparison:
     single = {"copies": of(0.0, 1.0), "good": of(0.9, 0.8), "shouts": of(1.0, 0.0)}
     batches = {name: {1: records[:1], 4: records} for name, records in single.items()}
-    points = {name: [point(2, of(0.5, 1, 2), [], ratio=1.2), point(4, of(0.4, 1), [], ratio=3.0)] for name in single}
+    fixed = [scores(0, {"specificity_accuracy": 0.7})]
+    points = {name: [point(2, of(0.5, 1, 2), [], ratio=1.2), point(4, of(0.4, 1), fixed, ratio=3.0)] for name in single}
     families = {"copies": "memory", "good": "locate then edit", "shouts": "locate then edit"}
     costs = dict.fromkeys(single, COST)
     folder = tmp_path_factory.mktemp("comparison")
@@ -92,7 +93,9 @@ def test_cases_that_could_not_be_edited_are_counted_both_ways(tmp_path: Path) ->
 
 def test_there_is_a_record_for_each_case_edit_count_and_editor(whole: Comparison, page: Path) -> None:
     records = [json.loads(line) for line in page.with_name("records.jsonl").read_text("utf-8").splitlines()]
-    assert len(records) == 3 * (4 + (1 + 4) + (2 + 4))
+    assert len(records) == 3 * (4 + (1 + 4) + (2 + 4 + 1))
+    (fixed,) = [one for one in records if one["fixed"] and one["editor"] == "good"]
+    assert (fixed["protocol"], fixed["edits"], fixed["after"]) == ("sequential", 4, {"specificity_accuracy": 0.7})
     single = [one for one in records if one["protocol"] == "single" and one["editor"] == "good"]
     assert [one["case_id"] for one in single] == ["0", "1", "2", "3"] and single[0]["after"][
         "locality_agreement"

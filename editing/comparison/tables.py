@@ -69,11 +69,16 @@ def scores_frame(comparison: Comparison) -> pd.DataFrame:
 
 
 def case_records(comparison: Comparison) -> Iterator[dict[str, Any]]:
-    """A record for each editor, data file, protocol, number of edits and case."""
-    for (data, protocol, editor), edits, cases in comparison.scored():
-        about = {"data": data, "protocol": protocol, "editor": editor, "edits": edits}
-        for case in cases:
-            yield {**about, **vars(case)}
+    """A record for each editor, data file, protocol, number of edits and case.
+
+    "fixed" tells the cases of a sequence's fixed set, whose neighbours are asked at every checkpoint, from its edits.
+    """
+    scored = [(*one, False) for one in comparison.scored()]
+    for key, evaluation in comparison.evaluations.items():
+        scored += [(key, point.edits, point.fixed, True) for point in evaluation.checkpoints]
+    for (data, protocol, editor), edits, cases, fixed in scored:
+        about = {"data": data, "protocol": protocol, "editor": editor, "edits": edits, "fixed": fixed}
+        yield from ({**about, **vars(case)} for case in cases)
 
 
 def shown_tables(comparison: Comparison, frame: pd.DataFrame) -> list[ShownTable]:
