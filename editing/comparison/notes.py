@@ -14,16 +14,16 @@ from editing.comparison.entrant import Entrant
 from editing.comparison.folder import ABOUT
 from editing.comparison.plan import entry
 from editing.comparison.unit import COSTS, EVERYTHING, Outcome, Unit
-from editing.evaluation.manifest import model_record, read_same
+from editing.errors import EvaluationError
+from editing.evaluation.manifest import model_record
+from tracer.continuing import read_same
 from tracer.model import LanguageModel
 from tracer.storage import write_json
 
 
 def threads_before(folder: Path) -> int | None:
     """PyTorch's threads with which a folder's comparison was begun; None in a new folder."""
-    if not (folder / ABOUT).is_file():
-        return None
-    about = read_same(folder / ABOUT, {}) or {}
+    about = read_same(folder / ABOUT, {}, what="comparison", error=EvaluationError) or {}
     return about.get("model", {}).get("threads")
 
 
@@ -42,7 +42,7 @@ class Notes:
         """
         self.path = folder / ABOUT
         about = {"kind": "comparison", "format": 1, "model": model_record(model, model.fingerprint())}
-        there = read_same(self.path, about)
+        there = read_same(self.path, about, what="comparison", error=EvaluationError)
         self.about: dict[str, Any] = there or {**about, "editors": {}, "left_out": []}
         if there is None:
             write_json(self.path, self.about)

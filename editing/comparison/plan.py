@@ -11,6 +11,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,13 @@ from editing.errors import EvaluationError
 from editing.evaluation.benchmarks import Benchmark
 from editing.evaluation.conflicts import without_conflicts
 from editing.evaluation.examination import Questions
-from editing.evaluation.manifest import MANIFEST, cases_digest, questions_record, read_same
+from editing.evaluation.manifest import MANIFEST, cases_digest, questions_record
 from editing.evaluation.mquake_run import PROTOCOL, HopBenchmark
 from editing.evaluation.records import read_evaluation
 from editing.evaluation.run import SIZES, Protocol
 from editing.evaluation.sequential import SequentialPlan
 from editing.training.checkpoint import EDITOR as TRAINED
+from tracer.continuing import read_same
 from tracer.storage import file_sha256, to_json
 
 ASKED = "asked.json"
@@ -120,10 +122,10 @@ def _file_sha256(value: Any) -> str:
 
 def _check_asked(path: Path, now: dict[str, Any]) -> None:
     """Raises EvaluationError where a file says something else; earlier versions wrote neither model nor files down."""
-    there = read_same(path, {}) or {}
-    if "files" in now.get("editor", {}) and "files" not in there.get("editor", {}):
-        now = {**now, "editor": {key: value for key, value in now["editor"].items() if key != "files"}}
-    read_same(path, now, but=() if "model" in there else ("model",))
+    same = partial(read_same, path, what="evaluation", error=EvaluationError)
+    there = same({}) or {}
+    known = {"model": "model" in there, "editor.files": "files" in there.get("editor", {})}
+    same(now, but=[name for name, written in known.items() if not written])
 
 
 def check_sizes(data: Data, plan: ComparisonPlan) -> None:

@@ -22,6 +22,7 @@ from editing.evaluation.benchmarks import Benchmark
 from editing.evaluation.case import Case
 from editing.evaluation.examination import Examination, Questions
 from editing.evaluation.fluency import WORDS
+from tracer.continuing import read_same
 from tracer.model import LanguageModel
 from tracer.storage import to_json, write_json
 from tracer.studies.manifest import software
@@ -98,33 +99,12 @@ def continued_manifest(folder: Path, now: dict[str, Any]) -> dict[str, Any]:
         EvaluationError: the folder holds something else.
     """
     path = folder / MANIFEST
-    there = read_same(path, now, but=("versions",))
+    there = read_same(path, now, what="evaluation", error=EvaluationError, but=("versions",))
     if there is not None:
         versions = there["versions"]
         now = {**now, "versions": versions if now["versions"][0] in versions else versions + now["versions"]}
     write_json(path, now)
     return now
-
-
-def read_same(path: Path, now: dict[str, Any], *, but: Sequence[str] = ()) -> dict[str, Any] | None:
-    """What a file of an earlier run says, None where there is none; apart from `but` it must say what holds now.
-
-    Raises:
-        EvaluationError: it says something else, or is damaged.
-    """
-    if not path.is_file():
-        return None
-    try:
-        there = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise EvaluationError(f"{path} is damaged ({error}). Give this evaluation a folder of its own.") from error
-    different = [key for key in now if key not in but and there.get(key) != now[key]]
-    if different:
-        said = "; ".join(f"{key}: {_short(there.get(key), now[key])}" for key in different)
-        raise EvaluationError(
-            f"{path.parent} holds another evaluation ({said}). Go on with what made it, or write another --out."
-        )
-    return there
 
 
 def cases_digest(cases: Sequence[Any]) -> str:
@@ -135,13 +115,3 @@ def cases_digest(cases: Sequence[Any]) -> str:
 def digest(value: Any) -> str:
     """sha256 of a JSON value."""
     return hashlib.sha256(to_json(value).encode()).hexdigest()
-
-
-def _short(there: Any, now: Any) -> str:
-    """The parts of two values that differ."""
-    if isinstance(there, dict) and isinstance(now, dict):
-        keys = [key for key in dict.fromkeys([*there, *now]) if there.get(key) != now.get(key)]
-        return ", ".join(
-            f"{key} {to_json(there.get(key))[:40]} there, {to_json(now.get(key))[:40]} now" for key in keys
-        )
-    return f"{to_json(there)[:40]} there, {to_json(now)[:40]} now"

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from editing.errors import RequestError
-from tracer.storage import atomic_path, of_this_version, read_about, read_tensors, to_json, write_json, write_tensors
+from tracer.continuing import read_same
+from tracer.storage import atomic_path, read_about, read_tensors, to_json, write_json, write_tensors
 
 STATE, EDITOR, CURVE, ABOUT = "state.safetensors", "editor.safetensors", "curve.jsonl", "training.json"
 
@@ -75,18 +76,9 @@ def check_same_training(folder: Path, about: Mapping[str, Any], subjects: Mappin
         RequestError: the folder holds another training.
         FileFormatError: what it says is damaged.
     """
-    path = folder / ABOUT
     wanted = json.loads(to_json(about))
-    if not path.exists():
-        write_json(path, {**wanted, "subjects": subjects})
-        return
-    with of_this_version(path, "a training"):
-        found = json.loads(path.read_text(encoding="utf-8"))
-        other = [name for name in wanted if found.get(name) != wanted[name]]
-    if other:
-        raise RequestError(
-            f"{folder} holds another training: {', '.join(other)} differ. Give a new folder, or the same arguments."
-        )
+    if read_same(folder / ABOUT, wanted, what="training", error=RequestError) is None:
+        write_json(folder / ABOUT, {**wanted, "subjects": subjects})
 
 
 def save_state(folder: Path, state: State) -> None:

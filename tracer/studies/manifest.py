@@ -11,13 +11,13 @@ import dataclasses
 import json
 import platform
 from collections import Counter
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Literal
 from warnings import warn
 
+from tracer.continuing import differences
 from tracer.errors import FileFormatError, StudyError, TracerWarning
 from tracer.fact import Fact
 from tracer.facts.digest import facts_digest
@@ -111,8 +111,8 @@ class Manifest:
     def differences(self, now: Manifest) -> list[str]:
         """Where model and settings differ, e.g. "settings.plan.window: 10 there, 4 now"."""
         return [
-            *_differences("model", self.model, now.model),
-            *_differences("settings", self.settings, now.settings),
+            *differences(self.model, now.model, name="model"),
+            *differences(self.settings, now.settings, name="settings"),
         ]
 
     def save(self, folder: Path) -> None:
@@ -163,13 +163,3 @@ def software() -> dict[str, str]:
 def _entry(record: dict[str, Any]) -> Entry:
     status, reason = record.pop("status"), record.pop("reason")
     return Entry(Fact(**record), status, reason)
-
-
-def _differences(name: str, there: Any, now: Any) -> Iterator[str]:
-    """What differs between two JSON values, e.g. "settings.window: 10 there, 4 now"."""
-    if isinstance(there, Mapping) and isinstance(now, Mapping):
-        for key in dict.fromkeys([*there, *now]):
-            yield from _differences(f"{name}.{key}", there.get(key, "absent"), now.get(key, "absent"))
-    elif there != now:
-        short = [text if len(text) < 60 else f"{text[:56]}..." for text in (to_json(there), to_json(now))]
-        yield f"{name}: {short[0]} there, {short[1]} now"
