@@ -5,7 +5,8 @@ from editing.added_parameters.calinet import CaliNet
 from editing.added_parameters.detection import Known, known, unrelated_templates
 from editing.added_parameters.grace import GRACE
 from editing.added_parameters.t_patcher import TPatcher
-from editing.edit import Edit, load_edit, undo_all, unedited
+from editing.edit import Edit, undo_all, unedited
+from editing.edit_file import load_edit
 from editing.errors import (
     BaseModelError,
     CovarianceError,

@@ -8,8 +8,10 @@ from typing import Annotated, Any
 
 import typer
 
-from editing.comparison.cli import compare, recommend
-from editing.edit import Edit, load_edit
+from editing.comparison.cli import compare
+from editing.comparison.recommend_cli import recommend
+from editing.edit import Edit
+from editing.edit_file import load_edit
 from editing.errors import RequestError
 from editing.evaluation.cli import evaluate, explain_metric
 from editing.layer_check.cli import check_layers

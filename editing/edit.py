@@ -1,14 +1,11 @@
-"""What was written: changes of weights, or what was put beside them; undone, saved and applied again.
+"""What was written: changes of weights, or what was put beside them; undone and applied again.
 
-Undo puts the old values back bit for bit: subtracting a change would not. A saved edit holds the
-changes alone (for low-rank ones two thin matrices, a few kilobytes), its attachments and the
-fingerprint of the model it was made for.
+Undo puts the old values back bit for bit: subtracting a change would not.
 """
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,15 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from editing.attachment import ATTACHMENTS, Attachment
-from editing.change import KINDS, Change
+from editing.attachment import Attachment
+from editing.change import Change
 from editing.errors import BaseModelError, EditFailedError, EditOrderError
 from editing.request import EditRequest
-from tracer.errors import FileFormatError
 from tracer.model import LanguageModel
-from tracer.storage import read_tensors, write_tensors
-
-FORMAT = 3
 
 
 @dataclass(frozen=True)
@@ -199,61 +192,10 @@ class Edit:
         return merge(self, folder)
 
     def save(self, path: str | Path) -> None:
-        """Writes changes and attachments to one safetensors file, atomically."""
-        tensors = {f"kept/{name}": tensor for name, tensor in self.kept.items()}
-        for number, change in enumerate(self.changes):
-            tensors |= {f"{number}/{name}": tensor for name, tensor in change.tensors().items()}
-        for number, attachment in enumerate(self.attachments):
-            tensors |= {f"attached/{number}/{name}": tensor for name, tensor in attachment.tensors().items()}
-        names: dict[type, str] = {of: kind for kind, of in KINDS.items()}
-        about = {
-            "kind": "edit",
-            "format": FORMAT,
-            "base": self.base,
-            "changes": [{"kind": names[type(change)], "weight": change.weight} for change in self.changes],
-            "attachments": [{"kind": one.kind, "about": one.about()} for one in self.attachments],
-            "requests": [dataclasses.asdict(request) for request in self.requests],
-            "editor": dict(self.editor),
-            "diagnostics": [dict(record) for record in self.diagnostics],
-            "summary": dict(self.summary),
-        }
-        write_tensors(path, tensors, about)
+        """Writes changes and attachments to one safetensors file, atomically; `editing.load_edit` reads it."""
+        from editing.edit_file import write_edit  # which builds on this module
 
-
-def load_edit(path: str | Path) -> Edit:
-    """Reads a saved edit; `.apply(model)` writes it.
-
-    Raises:
-        FileFormatError: the file is missing, truncated or something else.
-    """
-    tensors, about = read_tensors(path, "edit")
-    try:
-        if about["format"] != FORMAT:
-            raise ValueError(f"format {about['format']}, not {FORMAT}")
-        changes = tuple(_change(number, record, tensors) for number, record in enumerate(about["changes"]))
-        requests = tuple(EditRequest(**request) for request in about["requests"])
-        kept = {name.removeprefix("kept/"): tensor for name, tensor in tensors.items() if name.startswith("kept/")}
-        attached = tuple(_attachment(number, one, tensors) for number, one in enumerate(about["attachments"]))
-        records, summary = tuple(about["diagnostics"]), dict(about["summary"])
-        edit = Edit(requests, changes, dict(about["editor"]), str(about["base"]), records, kept, summary, attached)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise FileFormatError(f"{path} is an edit of another version: {error}. Make it again.") from error
-    expected = sum(len(part.tensors()) for part in (*changes, *attached)) + len(kept)
-    if len(tensors) != expected or not all(torch.isfinite(tensor).all() for tensor in tensors.values()):
-        raise FileFormatError(f"{path} is damaged. Make the edit again.")
-    return edit
-
-
-def _change(number: int, record: Mapping[str, str], tensors: Mapping[str, Tensor]) -> Change:
-    kind = KINDS[record["kind"]]
-    names = [one.name for one in dataclasses.fields(kind) if one.name != "weight"]
-    return kind(record["weight"], *(tensors[f"{number}/{name}"] for name in names))
-
-
-def _attachment(number: int, record: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Attachment:
-    begin = f"attached/{number}/"
-    own = {name.removeprefix(begin): tensor for name, tensor in tensors.items() if name.startswith(begin)}
-    return ATTACHMENTS[record["kind"]].restored(record["about"], own)
+        write_edit(self, path)
 
 
 def undo_all(edits: Sequence[Edit]) -> None:

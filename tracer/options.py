@@ -40,7 +40,7 @@ EngineOption = Annotated[
 
 
 def names(listed: str) -> Any:
-    """The names in a comma-separated option; `tracer.Plan` checks them."""
+    """The names in a comma-separated option; whoever takes them checks them."""
     return tuple(name.strip() for name in listed.split(",") if name.strip())
 
 

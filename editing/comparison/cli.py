@@ -1,4 +1,4 @@
-"""The commands `editing compare` and `editing recommend`."""
+"""The command `editing compare`."""
 
 from __future__ import annotations
 
@@ -12,11 +12,8 @@ import typer
 from editing.comparison.compare import compare as run_comparison
 from editing.comparison.entrant import entrants, read_settings
 from editing.comparison.files import Reading, read_files
-from editing.comparison.folder import Comparison, read_comparison
+from editing.comparison.folder import Comparison
 from editing.comparison.plan import TEXT, ComparisonPlan
-from editing.comparison.properties import PROPERTIES
-from editing.comparison.recommend import Recommendation
-from editing.comparison.recommend import recommend as rank
 from editing.comparison.saved import save_comparison
 from editing.editors import EDITORS
 from editing.errors import EvaluationError
@@ -59,9 +56,7 @@ from tracer.console import (
     run_folder,
     show_progress,
 )
-
-Folder = Annotated[Path, typer.Argument(help="The folder of a comparison.")]
-
+from tracer.options import names
 
 # Options about cases of one edit, and of how such edits are made.
 NOT_OF_HOPS = (
@@ -120,14 +115,14 @@ def compare(
     """Run editors beside each other; stopped or killed, the same command goes on where it was."""
     with reported():
         tables = _with_settings(read_settings(settings) if settings else {}, given or [])
-        takes_part = entrants(_names(editors), layer=layer, tables=tables)
+        takes_part = entrants(names(editors), layer=layer, tables=tables)
         several = _protocols(protocols)
         reading = Reading(
             n=n,
             evenly=evenly,
             protocol=benchmark,
             together=several != ("single",),
-            groups=_names(groups or ""),
+            groups=names(groups or ""),
             choices=read_choices(choices) if choices else (),
             choices_a_case=choices_a_case,
             hops_together=together,
@@ -171,41 +166,6 @@ def compare(
         result(record | {"files": list(map(str, paths))}, _told(found, told, paths), as_json=as_json)
 
 
-def recommend(
-    folder: Folder,
-    weights: Annotated[
-        str, typer.Option(help=f"PROPERTY=WEIGHT, comma-separated. Properties: {', '.join(PROPERTIES)}.")
-    ] = "reliability=1,generalization=1,locality=1",
-    seed: Annotated[int, typer.Option(help="Of the resampled cases.")] = 0,
-    as_json: AsJson = False,
-) -> None:
-    """Rank the editors of a comparison by what matters to you; intervals are over resampled cases."""
-    with reported():
-        found = rank(read_comparison(folder), _weights(weights), seed=seed)
-        record = {
-            "editors": found.to_frame().to_dict("records"),
-            "weights": dict(found.weights),
-            "not_measured": list(found.not_measured),
-            "not_ranked": dict(found.not_ranked),
-            "cases": dict(found.cases),
-        }
-        result(record, _ranking(found), as_json=as_json)
-
-
-def _ranking(found: Recommendation) -> str:
-    frame = found.to_frame()
-    frame.insert(0, "", [str(place) for place in range(1, len(frame) + 1)])
-    interval = [f"{low:.1f} to {high:.1f}" for low, high in zip(frame["low"], frame["high"], strict=True)]
-    frame = frame.drop(columns=["low", "high"]).round(1)
-    frame.insert(3, "95 %", interval)
-    frame["first"] = [f"{share:.0f} %" for share in frame["first"]]
-    cases = ", ".join(f"{n} of {data}" for data, n in found.cases.items())
-    lines = [frame.to_string(index=False), "", f"first: share of resamples of the cases ({cases or 'none'}) it wins"]
-    lines += [f"{name} ({weight:g}): {PROPERTIES[name].said}" for name, weight in found.weights.items()]
-    lines += [f"{name}: NOT MEASURED here, and left out of the score" for name in found.not_measured]
-    return "\n".join(lines + [f"{editor} is not ranked; it lacks {what}" for editor, what in found.not_ranked.items()])
-
-
 def _told(found: Comparison, tables: Sequence[Any], paths: Sequence[Path]) -> str:
     lines = [f"{one.title}\n{as_markdown(one.cells)}\n" for one in tables]
     lines += [f"left out: {one['editor']} ({one['what']}): {one['reason']}" for one in found.about["left_out"]]
@@ -232,26 +192,8 @@ def _with_settings(tables: dict[str, dict[str, Any]], given: Sequence[str]) -> d
     return tables
 
 
-def _names(listed: str) -> list[str]:
-    """The names in a comma-separated option."""
-    return [name for name in map(str.strip, listed.split(",")) if name]
-
-
 def _protocols(listed: str) -> tuple[Any, ...]:
-    chosen = tuple(_names(listed))
+    chosen = names(listed)
     if not chosen or set(chosen) - {"single", "batch", "sequential"}:
         raise EvaluationError(f"--protocols {listed!r}: choose from single, batch and sequential.")
     return chosen
-
-
-def _weights(listed: str) -> dict[str, float]:
-    found = {}
-    for one in _names(listed):
-        name, weight = (part.strip() for part in one.partition("=")[::2])
-        if name in found:
-            raise EvaluationError(f"--weights gives {name} twice. Write it once.")
-        try:
-            found[name] = float(weight)
-        except ValueError as error:
-            raise EvaluationError(f"--weights {one!r}: {weight!r} is no number. Write {name}=1.") from error
-    return found

@@ -4,6 +4,7 @@ from editing.evaluation.batch import batch_edits
 from editing.evaluation.benchmarks import Benchmark, read_benchmark
 from editing.evaluation.bundled import bundled_records
 from editing.evaluation.case import Ask, Case, CaseScores, Group
+from editing.evaluation.checkpoints import Checkpoint, retention_matrix
 from editing.evaluation.choices import read_choices
 from editing.evaluation.conflicts import without_conflicts
 from editing.evaluation.counterfact import evaluate_counterfact
@@ -11,7 +12,7 @@ from editing.evaluation.definitions import Definition, definition
 from editing.evaluation.efficiency import Efficiency, measure_efficiency
 from editing.evaluation.examination import Examination, Questions
 from editing.evaluation.records import Evaluation, read_evaluation
-from editing.evaluation.sequential import Checkpoint, SequentialPlan, retention_matrix, sequential_edits
+from editing.evaluation.sequential import SequentialPlan, sequential_edits
 from editing.evaluation.single import single_edits
 from editing.evaluation.summary import (
     Difference,

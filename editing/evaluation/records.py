@@ -21,9 +21,9 @@ import pandas as pd
 from editing.errors import EvaluationError
 from editing.evaluation.alarms import GeneralText
 from editing.evaluation.case import CaseScores
+from editing.evaluation.checkpoints import Checkpoint
 from editing.evaluation.lines import Lines
 from editing.evaluation.manifest import MANIFEST
-from editing.evaluation.sequential import Checkpoint
 from editing.evaluation.summary import batch_summary, sequential_summary, summary
 from editing.evaluation.tables import as_latex, as_markdown, readable
 from tracer.storage import atomic_path, of_this_version

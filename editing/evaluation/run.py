@@ -12,13 +12,14 @@ from editing.errors import EvaluationError
 from editing.evaluation.batch import batch_edits, check_batches
 from editing.evaluation.benchmarks import Benchmark
 from editing.evaluation.case import Case, CaseScores
+from editing.evaluation.checkpoints import Checkpoint
 from editing.evaluation.conflicts import without_conflicts
 from editing.evaluation.examination import Examination, Questions
 from editing.evaluation.hops import with_known_hops
 from editing.evaluation.lines import Lines
 from editing.evaluation.manifest import continued_manifest, manifest
 from editing.evaluation.records import Evaluation, read_batches, read_cases, read_checkpoints
-from editing.evaluation.sequential import Checkpoint, SequentialPlan, sequential_edits
+from editing.evaluation.sequential import SequentialPlan, sequential_edits
 from editing.evaluation.single import begin_of_chunk, single_edits
 from tracer.model import LanguageModel
 

@@ -1,9 +1,5 @@
-"""Edits made one after another and never undone: what is kept of them, and of the model.
+"""Edits made one after another and never undone; at checkpoints everything is measured.
 
-With r(k, j) the score of edit j once k edits were made, at checkpoints k:
-    last-edit success  r(k, k)                     what each edit achieves when it is made
-    retention          (1/k) sum_{j <= k} r(k, j)  what is left of all of them
-Scoring each edit right after it is made, and averaging, gives the mean of r(j, j): that is no retention.
 Locality is measured on a fixed set of prompts against the model before the first edit.
 """
 
@@ -11,20 +7,19 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pandas as pd
-
-from editing.edit import load_edit, undo_all
+from editing.edit import undo_all
+from editing.edit_file import load_edit
 from editing.editors import Editor
 from editing.errors import EvaluationError
-from editing.evaluation.alarms import CollapseAlarm, GeneralText
+from editing.evaluation.alarms import CollapseAlarm
 from editing.evaluation.batch import in_chunks
 from editing.evaluation.case import Case, CaseScores
+from editing.evaluation.checkpoints import Checkpoint
 from editing.evaluation.conflicts import without_conflicts
 from editing.evaluation.examination import Examination
 from editing.evaluation.lines import Lines
@@ -36,43 +31,6 @@ from tracer.progress import bar
 
 CHECKPOINTS = (1, 10, 50, 100, 500, 1000, 2000, 5000, 10000)
 FIXED = 50  # cases whose neighbours are the fixed set
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """The model after some edits.
-
-    Attributes:
-        edits: how many cases have been edited.
-        step: how many of them were written last, together.
-        scores: r(k, j) of each metric, of every case so far.
-        fixed: the metrics of the fixed set, by case.
-        text: perplexity and KL on ordinary text.
-        relative_change: ||W_k - W_0|| / ||W_0|| of each changed weight.
-        stopped: the alarm rang and the edits since the last good checkpoint were undone.
-    """
-
-    edits: int
-    step: int
-    scores: tuple[CaseScores, ...]
-    fixed: tuple[CaseScores, ...]
-    text: GeneralText
-    relative_change: Mapping[str, float]
-    stopped: bool = False
-
-    def retention(self, metric: str) -> float:
-        """The mean of a metric over all edits so far."""
-        return _mean([case.after.get(metric, math.nan) for case in self.scores])
-
-    def last(self, metric: str) -> float:
-        """The mean of a metric over the edits of the last step."""
-        return _mean([case.after.get(metric, math.nan) for case in self.scores[-self.step :]])
-
-
-def retention_matrix(checkpoints: Sequence[Checkpoint], metric: str) -> pd.DataFrame:
-    """r(k, j): a row for each checkpoint k, a column for each case j; NaN where j came after k."""
-    rows = {point.edits: {case.case_id: case.after.get(metric) for case in point.scores} for point in checkpoints}
-    return pd.DataFrame.from_dict(rows, orient="index", dtype=float)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -268,8 +226,3 @@ def _relative_changes(model: LanguageModel) -> dict[str, float]:
             original.setdefault(name, before.double())
     now = {name: model.torch.get_parameter(name).detach().double() for name in original}
     return {name: float((now[name] - before).norm() / before.norm()) for name, before in original.items()}
-
-
-def _mean(values: Sequence[float]) -> float:
-    known = [value for value in values if not math.isnan(value)]
-    return float(np.mean(known)) if known else math.nan

@@ -17,8 +17,8 @@ import pandas as pd
 
 from editing.errors import EvaluationError
 from editing.evaluation.case import CaseScores
+from editing.evaluation.checkpoints import Checkpoint
 from editing.evaluation.metrics import GENERAL_TEXT, UNSCALED
-from editing.evaluation.sequential import Checkpoint
 from tracer.effect import Estimate
 from tracer.effect.resample import percentile_interval, resampled_means
 
