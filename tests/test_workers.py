@@ -10,6 +10,8 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
+from encoder_decoders import tiny_t5
 from killing import Killer, actors_at_work, children, is_alive
 
 import tracer
@@ -17,7 +19,7 @@ from tracer import Plan, Study, run_study
 from tracer.errors import MissingPackageError, StudyError, WorkerError
 from tracer.facts import bundled, spread_over_relations
 from tracer.studies.batches import Tracing
-from tracer.workers import Attempts
+from tracer.workers import Attempts, Recipe
 
 FACTS = [dataclasses.replace(fact, answer=None) for fact in spread_over_relations(bundled())[:8]]
 # The definition is slow: there is time to kill a worker while it traces.
@@ -124,6 +126,18 @@ def test_a_unit_comes_first_again_until_three_workers_have_died_on_it() -> None:
 def test_facts_that_kill_every_worker_end_the_study(model) -> None:
     with pytest.raises(StudyError, match=f"{FACTS[0].prompt}.*for want of memory. Run the study again"):
         Tracing(PLAN).given_up([FACTS[0].preflight(model)], "it died for want of memory")
+
+
+def test_a_worker_opens_an_encoder_decoder_as_it_was_opened(closing, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    tiny_t5(len(closing)).save_pretrained("t5")
+    closing.save_pretrained("t5")
+    model = tracer.load("t5", decoder_starts="<extra_id_0>", check=False)
+    recipe = Recipe.of(model, torch.get_num_threads())
+    monkeypatch.chdir(tmp_path.parent)  # where a worker on Ray may begin
+    opened = recipe.opened()
+    assert (opened.decoder_starts, opened.anatomy.names) == ("<extra_id_0>", model.anatomy.names)
+    assert opened.fingerprint() == model.fingerprint()
 
 
 @pytest.mark.parametrize("options", [{"workers": -1}, {"workers": 1, "backend": "slurm"}])

@@ -21,10 +21,11 @@ def shown_progress(units: Sequence[Unit], show: bool | None) -> Iterator[Callabl
     look = _Look(units)
     total, begun = sum(unit.edits for unit in units), look.edits()
     with bar(total, "comparison", show=show, unit="edit", initial=begun) as steps:
-        ended = threading.Event()
+        ended, one_at_a_time = threading.Event(), threading.Lock()
 
         def update() -> None:
-            steps.update(look.edits() - steps.n)
+            with one_at_a_time:
+                steps.update(look.edits() - steps.n)
 
         def watch() -> None:
             while not ended.wait(EVERY):
