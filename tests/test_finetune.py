@@ -13,6 +13,7 @@ from test_families import DENSE
 
 import tracer
 from editing import EditFailedError, EditingWarning, EditRequest, RequestError, load_edit
+from editing.fine_tuning import side_by_side
 from editing.fine_tuning.descent import STOP_BELOW, ball_around, batch_of
 from editing.fine_tuning.ft import FT, PRESETS
 from editing.scoring.scores import target_scores
@@ -119,6 +120,44 @@ def test_requests_are_learnt_together(sharp_model: tracer.LanguageModel) -> None
         assert record["probability_before"] < 0.1 < 0.5 < record["probability_written"]
         assert record["probability_reached"] == pytest.approx(record["probability_written"], abs=1e-9)
         assert record["loss"] < record["loss_before"] and record["steps"] <= 25
+
+
+@pytest.mark.parametrize("name", DENSE)
+@pytest.mark.parametrize("radius", [None, 2e-3])
+def test_edits_made_side_by_side_are_those_made_alone(name: str, radius: float | None) -> None:
+    model = tracer.load(FAMILIES[name].build().double(), tokenizer=make_tokenizer(bos=False), check=False)
+    editor, before = FT(layer=1, radius=radius, rate=1e-3, steps=4), state(model)
+    edits = editor.each(model, [REQUEST, LONG, OTHER])
+    assert_same(model, before)
+    for edit in edits:
+        with editor.apply(model, list(edit.requests)) as alone:
+            for found, expected in zip(edit.changes, alone.changes, strict=True):
+                close = torch.isclose(found.values, expected.values, atol=1e-7, rtol=0)
+                assert close.double().mean() > 0.999  # Adam blows rounding up where a gradient is next to nothing
+            for key in ("loss_before", "loss", "probability_written"):
+                assert edit.diagnostics[0][key] == pytest.approx(alone.diagnostics[0][key], abs=1e-6)
+            assert edit.diagnostics[0]["steps"] == alone.diagnostics[0]["steps"] == 4
+            assert edit.diagnostics[0]["clamped"] == pytest.approx(alone.diagnostics[0]["clamped"], abs=1e-3)
+
+
+def test_side_by_side_each_stops_once_its_own_loss_is_small(sharp_model: tracer.LanguageModel) -> None:
+    editor = FT(layer=1, rate=1e-2, steps=40)
+    alone = []
+    for request in (REQUEST, LONG, OTHER):
+        with editor.apply(sharp_model, [request]) as edit:
+            alone.append((edit.diagnostics[0]["steps"], edit.diagnostics[0]["loss"]))
+    together = [edit.diagnostics[0] for edit in editor.each(sharp_model, [REQUEST, LONG, OTHER])]
+    assert [record["steps"] for record in together] == [steps for steps, _ in alone]
+    assert len({steps for steps, _ in alone}) > 1 and min(steps for steps, _ in alone) < 40
+    assert [record["loss"] for record in together] == pytest.approx([loss for _, loss in alone], abs=1e-6)
+
+
+def test_as_many_side_by_side_as_memory_allows(toy_model: tracer.LanguageModel, monkeypatch) -> None:
+    whole = FT(layer=1, steps=2).each(toy_model, [REQUEST, LONG, OTHER])
+    monkeypatch.setattr(side_by_side, "MOST_BYTES", 1)
+    assert side_by_side.most_together(toy_model, 1) == 1
+    for one, other in zip(whole, FT(layer=1, steps=2).each(toy_model, [REQUEST, LONG, OTHER]), strict=True):
+        assert one.diagnostics[0]["loss"] == pytest.approx(other.diagnostics[0]["loss"], abs=1e-6)
 
 
 def test_batches_take_turns(toy_model: tracer.LanguageModel) -> None:

@@ -260,6 +260,17 @@ def test_ft_l_edits_inside_its_ball_and_undoes_bit_for_bit(trained: tracer.Langu
         assert torch.equal(value, before[key]), key
 
 
+@pytest.mark.filterwarnings("ignore::editing.EditingWarning")
+@pytest.mark.parametrize("layer", [0, LAYERS + 1], ids=["encoder", "decoder"])
+def test_fine_tuning_side_by_side_finds_what_each_finds_alone(trained: tracer.LanguageModel, layer: int) -> None:
+    requests = [EditRequest(FACT.prompt, "Paris", "Italy"), EditRequest(WAYS[1].format("Milan"), "Milan", "Japan")]
+    editor = FT(layer=layer, rate=1e-2, steps=5)
+    for request, edit in zip(requests, editor.each(trained, requests), strict=True):
+        with editor.apply(trained, [request]) as alone:
+            pass
+        assert edit.diagnostics[0]["loss"] == pytest.approx(alone.diagnostics[0]["loss"], rel=1e-4)
+
+
 def test_the_loss_of_fine_tuning_is_the_models_own(trained: tracer.LanguageModel) -> None:
     from editing.fine_tuning.descent import batch_of
 

@@ -96,6 +96,7 @@ class Descent:
         nll: of each request, when it was first seen and after the last step.
         steps: gradient steps taken.
         clamped: entries that were put back into the ball, as a share of all, a mean over the steps.
+        seconds: that it took; of several side by side its share.
     """
 
     values: dict[str, Tensor]
@@ -103,6 +104,7 @@ class Descent:
     nll: tuple[list[float], list[float]]
     steps: int
     clamped: float
+    seconds: float = 0.0
 
 
 def descend(
@@ -124,7 +126,7 @@ def descend(
     """
     start = trained_parameters(model, layer)
     # In 16 bits Adam's own numbers underflow: the trained copies live in float32 or wider.
-    trained = {name: _wide(value).clone().requires_grad_() for name, value in start.items()}
+    trained = {name: wide(value).clone().requires_grad_() for name, value in start.items()}
     ball = {} if radius is None else {name: ball_around(value, radius) for name, value in start.items()}
     optimiser = torch.optim.Adam(trained.values(), lr=rate)
     first, last, taken, clamped = [], [], 0, 0
@@ -133,11 +135,11 @@ def descend(
             seen: list[float] = []
             for batch in batches:
                 nll = batch.nll()
-                seen += _finite(nll, taken)
+                seen += finite(nll, taken)
                 each_step()
                 if nll.mean() < STOP_BELOW:
                     continue
-                _step(optimiser, nll.mean())
+                step(optimiser, nll.mean())
                 taken += 1
                 clamped += sum(_clamp(trained[name], *bounds) for name, bounds in ball.items())
             first = seen if turn == 0 else first
@@ -145,10 +147,10 @@ def descend(
                 break
         with torch.no_grad():
             for batch in batches:
-                last += _finite(batch.nll(), taken)
+                last += finite(batch.nll(), taken)
     values = {name: value.detach().to(start[name].dtype) for name, value in trained.items()}
     weight = next(iter(start))
-    lost = _share_lost(start[weight], trained[weight].detach(), values[weight])
+    lost = share_lost(start[weight], trained[weight].detach(), values[weight])
     entries = sum(value.numel() for value in start.values())
     return Descent(values, lost, (first, last), taken, clamped / max(taken, 1) / entries)
 
@@ -184,7 +186,8 @@ def _replaced(matrix: nn.Module, trained: Sequence[Tensor]) -> Iterator[None]:
         handle.remove()
 
 
-def _step(optimiser: torch.optim.Optimizer, loss: Tensor) -> None:
+def step(optimiser: torch.optim.Optimizer, loss: Tensor) -> None:
+    """One step down the gradient of `loss`."""
     parameters: list[Any] = optimiser.param_groups[0]["params"]
     for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
         parameter.grad = gradient
@@ -199,16 +202,23 @@ def _clamp(value: Tensor, low: Tensor, high: Tensor) -> int:
     return outside
 
 
-def _wide(value: Tensor) -> Tensor:
+def wide(value: Tensor) -> Tensor:
+    """In float32 or float64."""
     return value if value.dtype == torch.float64 else value.float()
 
 
-def _finite(losses: Tensor, taken: int) -> list[float]:
+def finite(losses: Tensor, taken: int) -> list[float]:
+    """The losses after so many steps.
+
+    Raises:
+        EditFailedError: one is NaN or infinite.
+    """
     if not torch.isfinite(losses).all():
         raise EditFailedError(f"The loss became {losses.mean().item()} after {taken} steps. Nothing was written.")
     return losses.tolist()
 
 
-def _share_lost(start: Tensor, wanted: Tensor, rounded: Tensor) -> float:
+def share_lost(start: Tensor, wanted: Tensor, rounded: Tensor) -> float:
+    """||rounded - wanted|| / ||wanted - start||."""
     change = (wanted.double() - start.double()).norm()
     return float((rounded.double() - wanted.double()).norm() / change) if change else 0.0

@@ -14,6 +14,7 @@ import time
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, get_args
 
 import torch
@@ -22,8 +23,9 @@ from editing.change import Replacement, writable
 from editing.edit import Edit
 from editing.errors import EditFailedError, EditingWarning, RequestError
 from editing.fine_tuning.descent import Descent, Loss, batch_of, descend, trained_parameters
+from editing.fine_tuning.side_by_side import descend_each, most_together
 from editing.locate_then_edit.complaints import LOST
-from editing.request import EditRequest, check_requests
+from editing.request import EditRequest, check_requests, listed
 from editing.scoring.scores import target_scores
 from editing.writing import writing
 from tracer.model import LanguageModel
@@ -139,23 +141,67 @@ class FT:
             RequestError: two requests for one prompt and subject.
             EditFailedError: the loss became NaN, or rounding swallows the change; the model is as it was.
         """
-        writable(model, model.anatomy.value_weight_name(self.layer))
-        check_requests(model, requests)
-        settings = {"method": self.variant, **dataclasses.asdict(self), "seed": seed}
-        edit = Edit(tuple(requests), (), settings, model.fingerprint())
+        edit = self._begun(model, requests, seed)
         with writing(edit, model):
             if requests:
-                self._write(edit, progress)
+                self._write(edit, self._descent(model, requests, progress))
         return edit
 
-    def _write(self, edit: Edit, progress: bool | None) -> None:
-        model, requests, begun = edit.model, edit.requests, time.perf_counter()
-        assert model is not None
-        groups = [requests[at : at + self.batch] for at in range(0, len(requests), self.batch)]
+    def each(
+        self, model: LanguageModel, requests: Sequence[EditRequest], *, seed: int = 0, progress: bool | None = None
+    ) -> list[Edit]:
+        """An edit for each request alone, none of them applied; their steps are taken side by side.
+
+        Takes and raises what `apply` does; `edit.apply(model)` writes one.
+        """
+        requests = listed(requests)
+        for request in requests:  # they may contradict each other
+            self._check(model, [request])
+        found, most = [], most_together(model, self.layer)
+        with bar(len(requests) * self.steps, "fine-tuning", show=progress, unit="step") as steps:
+            for at in range(0, len(requests), most):
+                group, begun = requests[at : at + most], time.perf_counter()
+                batch, update = batch_of(model, self.layer, group, self.loss), partial(steps.update, len(group))
+                some = descend_each(model, self.layer, batch, **self._options, each_step=update)
+                share = (time.perf_counter() - begun) / len(group)
+                found += [dataclasses.replace(one, seconds=share) for one in some]
+        edits = []
+        for request, descent in zip(requests, found, strict=True):
+            edit = self._begun(model, [request], seed)
+            with writing(edit, model):
+                self._write(edit, descent)
+            edit.undo()
+            edits.append(edit)
+        return edits
+
+    def _check(self, model: LanguageModel, requests: Sequence[EditRequest]) -> None:
+        writable(model, model.anatomy.value_weight_name(self.layer))
+        check_requests(model, requests)
+
+    def _begun(self, model: LanguageModel, requests: Sequence[EditRequest], seed: int) -> Edit:
+        """An edit of checked requests, still without changes."""
+        self._check(model, requests)
+        settings = {"method": self.variant, **dataclasses.asdict(self), "seed": seed}
+        return Edit(tuple(requests), (), settings, model.fingerprint())
+
+    @property
+    def _options(self) -> dict[str, Any]:
+        return {"rate": self.rate, "steps": self.steps, "radius": self.radius}
+
+    def _descent(self, model: LanguageModel, requests: Sequence[EditRequest], progress: bool | None) -> Descent:
+        groups, begun = (
+            [requests[at : at + self.batch] for at in range(0, len(requests), self.batch)],
+            time.perf_counter(),
+        )
         batches = [batch_of(model, self.layer, group, self.loss) for group in groups]
         with bar(len(batches) * self.steps, "fine-tuning", show=progress, unit="step") as steps:
-            options: dict[str, Any] = {"rate": self.rate, "steps": self.steps, "radius": self.radius}
-            found = descend(model, self.layer, batches, **options, each_step=steps.update)
+            found = descend(model, self.layer, batches, **self._options, each_step=steps.update)
+        return dataclasses.replace(found, seconds=time.perf_counter() - begun)
+
+    def _write(self, edit: Edit, found: Descent) -> None:
+        """Writes what a descent found; changes and records go to `edit`."""
+        model, requests, begun = edit.model, edit.requests, time.perf_counter()
+        assert model is not None
         self._check_kept(model, found)
         pairs = [(request.prompt, request.new) for request in requests]
         before = target_scores(model, pairs)
@@ -170,7 +216,7 @@ class FT:
             "clamped": found.clamped,
             "relative_change": relative[0],  # the weight's; the bias may have been zero
             "lost_by_rounding": found.lost_by_rounding,
-            "seconds": time.perf_counter() - begun,
+            "seconds": found.seconds + time.perf_counter() - begun,
         }
         edit.diagnostics = tuple(
             {
