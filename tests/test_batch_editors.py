@@ -282,7 +282,8 @@ def test_every_layer_takes_its_share(family_model: tracer.LanguageModel) -> None
 
 
 def test_emmet_with_one_request_is_r_rome(family_model: tracer.LanguageModel) -> None:
-    same = {"context_plan": (), "tokens": 700, "steps": 6, "clamp": 4.0}
+    same = {"context_plan": (), "tokens": 700, "steps": 6}
+    assert EMMET(layer=1).search(family_model) == ROME(layer=1).search(family_model)
     with ROME(layer=1, **same).apply(family_model, REQUESTS[:1]):
         rome = state(family_model)
     with EMMET(layer=1, **same).apply(family_model, REQUESTS[:1]):

@@ -38,7 +38,6 @@ class EMMET(LocateThenEdit):
     slack: float = 1e-3
     context_plan: tuple[tuple[int, int], ...] = MEMIT_PLAN
 
-    published_clamp: ClassVar[float] = 0.75
     openings: ClassVar[tuple[str, ...] | None] = MEMIT_OPENINGS
 
     def __post_init__(self) -> None:
@@ -52,7 +51,10 @@ class EMMET(LocateThenEdit):
         return (self.layer,)
 
     def target(self, model: LanguageModel) -> tuple[int, tuple[Part, ...]]:
-        """The output of W: in one layer nothing need be spread, and a norm after W need not be undone."""
+        """The output of W: in one layer nothing need be spread, and a norm after W need not be undone.
+
+        So the clamp is ROME's, in units of that output; the released code has 0.75 of the block's, which is larger.
+        """
         return self.layer, ("mlp",)
 
     def insert(
