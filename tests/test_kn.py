@@ -202,6 +202,16 @@ def test_two_requests_are_attributed_before_either_is_written(toy_model: tracer.
         assert [record["neurons"] for record in edit.diagnostics] == alone
 
 
+def test_of_a_fact_with_a_single_prompt_the_strongest_neurons_stay(toy_model: tracer.LanguageModel) -> None:
+    settings = {"threshold": 0.01, "nodes": 4, "ways": {REQUEST.prompt: ()}}
+    with KN(**settings, aim=None).apply(toy_model, [REQUEST]) as edit:
+        attribution = {tuple(neuron[:2]): neuron[2] for neuron in edit.diagnostics[0]["neurons"]}
+    with KN(**settings, aim=(1, 4)).apply(toy_model, [REQUEST]) as edit:
+        few = {tuple(neuron[:2]) for neuron in edit.diagnostics[0]["neurons"]}
+    assert len(attribution) > 4 == len(few)
+    assert min(attribution[neuron] for neuron in few) >= max(attribution[n] for n in attribution.keys() - few)
+
+
 def test_a_neuron_of_two_requests_is_erased_once(toy_model: tracer.LanguageModel) -> None:
     same = dataclasses.replace(REQUEST, prompt="I say: The Space Needle is located in the city of")
     ways = {REQUEST.prompt: (), same.prompt: ()}

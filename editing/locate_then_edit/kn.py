@@ -33,6 +33,7 @@ from editing.locate_then_edit.knowledge_neurons import (
     probability,
     questions,
     refined,
+    strongest,
 )
 from editing.locate_then_edit.value_slots import answer_embedding, column, columns_changed
 from editing.request import EditRequest, check_requests
@@ -57,7 +58,8 @@ class KN:
         in_norms: l1 and l2 count in norms of the column; False: the embeddings are taken as they are.
         threshold: of coarse neurons, relative to the largest attribution of the prompt.
         share: of the prompts that a neuron must be coarse in.
-        aim: the neurons a fact should keep on average, from and to; `share` moves for it. None: it stays.
+        aim: the neurons a fact should keep on average, from and to; `share` moves for it, and of a fact with a
+            single prompt, which no share can sift, so many of the strongest stay. None: all that `share` leaves.
         nodes, rule: points of the integral, "gauss-legendre" or "left" as published.
         ways: other prompts for a request, by its prompt; where none are given, those of a bundled relation.
         others: other facts; neurons in more than `relation_share` of those of a request's relation are spared.
@@ -170,13 +172,19 @@ class KN:
     ) -> tuple[list[set[Neuron]], float]:
         """The neurons to write for each request, those of its relation left out; and the share of prompts used."""
         share = fitting_share(found[: len(requests)], self.share, self.aim)
-        kept = [refined(fact.neurons, share) for fact in found]
+        kept = [self._kept(fact, share) for fact in found]
         chosen = []
         for request, own in zip(requests, kept, strict=False):
             rest = zip(facts[len(requests) :], kept[len(requests) :], strict=True)
             others = [neurons for fact, neurons in rest if fact.relation == request.relation]
             chosen.append(own - of_the_relation(others, self.relation_share))
         return chosen, share
+
+    def _kept(self, fact: Coarse, share: float) -> set[Neuron]:
+        """The neurons that enough prompts of a fact have, of a single prompt the strongest."""
+        if len(fact.neurons) == 1 and self.aim is not None:
+            return strongest(fact, self.aim[1])
+        return refined(fact.neurons, share)
 
     def _write_one(
         self,

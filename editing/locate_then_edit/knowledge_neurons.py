@@ -112,7 +112,7 @@ def refined(sets: Sequence[Collection[Neuron]], share: float) -> set[Neuron]:
 def fitting_share(facts: Sequence[Coarse], share: float, aim: tuple[int, int] | None) -> float:
     """`share`, moved by 0.05 up to six times until a fact keeps a mean of `aim[0]` to `aim[1]` neurons.
 
-    Facts with a single prompt keep all their neurons whatever the share is, and do not count.
+    Facts with a single prompt, which no share can sift, do not count.
     """
     several = [fact.neurons for fact in facts if len(fact.neurons) > 1]
     if aim is None or not several:
@@ -123,6 +123,11 @@ def fitting_share(facts: Sequence[Coarse], share: float, aim: tuple[int, int] | 
             break
         share = min(max(share + (-MOVE if mean < aim[0] else MOVE), MOVE), 1.0)
     return share
+
+
+def strongest(fact: Coarse, most: int) -> set[Neuron]:
+    """The neurons of a fact that its answer is attributed to most."""
+    return set(sorted(fact.attribution, key=lambda neuron: -fact.attribution[neuron])[:most])
 
 
 def of_the_relation(others: Sequence[Collection[Neuron]], share: float) -> set[Neuron]:
