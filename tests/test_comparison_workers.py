@@ -27,7 +27,7 @@ PLAN = ComparisonPlan(
 # "slow" takes so many steps that there is time to kill a worker; mend is not trained, memprompt's text too long.
 ENTRANTS = entrants(
     ["mend", "memprompt", "slow", "quick"],
-    tables={"slow": {"editor": "ft", "steps": 100, "rate": 1e-6}, "quick": {"editor": "ft-m", "steps": 2}},
+    tables={"slow": {"editor": "ft", "steps": 200, "rate": 1e-6}, "quick": {"editor": "ft-m", "steps": 2}},
 )
 
 

@@ -322,7 +322,7 @@ def check_goes_on(editor: Learned, folder: Path, monkeypatch: pytest.MonkeyPatch
     assert cut.trained.result.steps == 6
     read = type(editor).load(folder / "cut")
     assert str(read.trained) == str(whole.trained)
-    with pytest.raises(RequestError, match="another training: seed"):
+    with pytest.raises(RequestError, match=r"another training \(seed: 3 there, 4 now"):
         editor.fit(model, records, plan=plan, folder=folder / "cut", seed=4)
 
 

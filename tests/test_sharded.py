@@ -77,7 +77,7 @@ def test_what_needs_a_whole_matrix_says_so(folders) -> None:
         assert "AnatomyError: Edges are inside sub-layers" in edges
         assert "AnatomyError: Neurons to attribute are inside sub-layers" in neurons
         assert "AnatomyError: Queries and keys are inside sub-layers" in queries
-        assert "StudyError" in workers and "workers=0" in workers
+        assert "WorkerError" in workers and "workers=0" in workers
 
 
 def test_a_model_is_cut_only_under_torchrun_and_only_where_it_can_be(tmp_path, monkeypatch) -> None:
