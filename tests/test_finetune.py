@@ -14,8 +14,9 @@ from test_families import DENSE
 import tracer
 from editing import EditFailedError, EditingWarning, EditRequest, RequestError, load_edit
 from editing.fine_tuning import side_by_side
-from editing.fine_tuning.descent import STOP_BELOW, ball_around, batch_of
+from editing.fine_tuning.descent import STOP_BELOW, batch_of
 from editing.fine_tuning.ft import FT, PRESETS
+from editing.fine_tuning.trained import ball_around
 from editing.scoring.scores import target_scores
 from tracer.errors import AnatomyError, SiteError
 

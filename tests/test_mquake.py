@@ -93,7 +93,7 @@ def test_both_forms_of_the_file_are_read(tmp_path) -> None:
     assert [case.id for case in read_mquake(path, n=3, evenly=True)] == ["0", "2", "4"]
     assert [case.id for case in read_mquake(path, n=3)] == ["0", "1", "2"]
     slices = [read_hops(path, n=3, evenly=evenly).slice for evenly in (True, False)]
-    assert slices == ["every 2th 3 of 7", "first 3 of 7"]
+    assert slices == ["every 2nd 3 of 7", "first 3 of 7"]
     path.write_text("[{}]")
     with pytest.raises(EvaluationError, match="record 0: no 'edits'"):
         read_mquake(path)

@@ -9,10 +9,15 @@ def chosen_numbers(total: int, n: int | None, *, evenly: bool) -> range:
 
 
 def slice_in_words(total: int, n: int | None, read: int, *, evenly: bool) -> str:
-    """Which of `total` records the `read` ones are, e.g. "every 3th 100 of 300"."""
+    """Which of `total` records the `read` ones are, e.g. "every 3rd 100 of 300"."""
     step = _step(total, n, evenly)
-    return f"{f'every {step}th' if step > 1 else 'first'} {read} of {total}"
+    return f"{f'every {_ordinal(step)}' if step > 1 else 'first'} {read} of {total}"
 
 
 def _step(total: int, n: int | None, evenly: bool) -> int:
     return max(1, total // n) if n and evenly else 1
+
+
+def _ordinal(number: int) -> str:
+    ending = "th" if number // 10 % 10 == 1 else {1: "st", 2: "nd", 3: "rd"}.get(number % 10, "th")
+    return f"{number}{ending}"

@@ -5,29 +5,26 @@ Two losses over the requests of a batch, with x a prompt and y_1 .. y_T its new 
     prompt_last  -(1/T) sum_t log p(y_t | x)       every target token read after the prompt alone
 With a radius eps each step ends in the ball |W - W0| <= eps, entry by entry (Zhu et al. 2020).
 
-The model's own weights are never touched: a hook computes W k + b from the trained copies. What enters
-the block comes from one recorded pass; only the blocks above it run in each step.
+What enters the block comes from one recorded pass; only the blocks above it run in each step.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from editing.errors import EditFailedError
+from editing.fine_tuning.trained import Trained
 from editing.fine_tuning.upper_blocks import UpperBlocks, upper_blocks
 from editing.request import EditRequest
 from editing.scoring.forced_decoder import ForcedDecoder
-from tracer.anatomy import is_stored_transposed
 from tracer.model import LanguageModel
 from tracer.model.inputs import target_encoding
 from tracer.model.tokens import right_padded
-from tracer.sweep.hooks import only_here
 from tracer.sweep.recording import record
 
 Loss = Literal["target_new", "prompt_last"]
@@ -124,13 +121,9 @@ def descend(
     Raises:
         EditFailedError: the loss became NaN or infinite.
     """
-    start = trained_parameters(model, layer)
-    # In 16 bits Adam's own numbers underflow: the trained copies live in float32 or wider.
-    trained = {name: wide(value).clone().requires_grad_() for name, value in start.items()}
-    ball = {} if radius is None else {name: ball_around(value, radius) for name, value in start.items()}
-    optimiser = torch.optim.Adam(trained.values(), lr=rate)
-    first, last, taken, clamped = [], [], 0, 0
-    with _replaced(model.anatomy.value_matrix(layer), list(trained.values())):
+    trained = Trained(model, layer, rate=rate, radius=radius)
+    first, last, taken, clamped = [], [], 0, 0.0
+    with trained.in_use():
         for turn in range(steps):
             seen: list[float] = []
             for batch in batches:
@@ -139,72 +132,17 @@ def descend(
                 each_step()
                 if nll.mean() < STOP_BELOW:
                     continue
-                step(optimiser, nll.mean())
+                trained.step(nll.mean())
                 taken += 1
-                clamped += sum(_clamp(trained[name], *bounds) for name, bounds in ball.items())
+                clamped += float(trained.put_back())
             first = seen if turn == 0 else first
             if sum(seen) / len(seen) < STOP_BELOW:
                 break
         with torch.no_grad():
             for batch in batches:
                 last += finite(batch.nll(), taken)
-    values = {name: value.detach().to(start[name].dtype) for name, value in trained.items()}
-    weight = next(iter(start))
-    lost = share_lost(start[weight], trained[weight].detach(), values[weight])
-    entries = sum(value.numel() for value in start.values())
-    return Descent(values, lost, (first, last), taken, clamped / max(taken, 1) / entries)
-
-
-def trained_parameters(model: LanguageModel, layer: int) -> dict[str, Tensor]:
-    """The value matrix's weight and, where it has one, its bias, by parameter name."""
-    matrix, weight = model.anatomy.value_matrix(layer), model.anatomy.value_weight_name(layer)
-    bias = getattr(matrix, "bias", None)
-    found = {weight: matrix.get_parameter("weight").detach()}
-    return found if bias is None else found | {f"{weight.rpartition('.')[0]}.bias": bias.detach()}
-
-
-def ball_around(value: Tensor, radius: float) -> tuple[Tensor, Tensor]:
-    """The lowest and highest entries within `radius` of `value`, in its dtype: rounding never leaves the ball."""
-    low, high = ((value.double() + way * radius).to(value.dtype) for way in (-1, 1))
-    low = torch.where(value.double() - low.double() > radius, torch.nextafter(low, value), low)
-    return low, torch.where(high.double() - value.double() > radius, torch.nextafter(high, value), high)
-
-
-@contextmanager
-def _replaced(matrix: nn.Module, trained: Sequence[Tensor]) -> Iterator[None]:
-    """While the block runs, `matrix` computes with these values of its weight and bias."""
-    transposed = is_stored_transposed(matrix)
-
-    def hook(_module: nn.Module, inputs: tuple[Tensor, ...], _output: Tensor) -> Tensor:
-        weight, *bias = (value.to(inputs[0].dtype) for value in trained)
-        return nn.functional.linear(inputs[0], weight.T if transposed else weight, *bias)
-
-    handle = matrix.register_forward_hook(only_here(hook))
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
-def step(optimiser: torch.optim.Optimizer, loss: Tensor) -> None:
-    """One step down the gradient of `loss`."""
-    parameters: list[Any] = optimiser.param_groups[0]["params"]
-    for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
-        parameter.grad = gradient
-    optimiser.step()
-
-
-@torch.no_grad()
-def _clamp(value: Tensor, low: Tensor, high: Tensor) -> int:
-    """Puts entries outside [low, high] back, and counts them."""
-    outside = int(((value < low) | (value > high)).sum())
-    value.clamp_(low.to(value.dtype), high.to(value.dtype))
-    return outside
-
-
-def wide(value: Tensor) -> Tensor:
-    """In float32 or float64."""
-    return value if value.dtype == torch.float64 else value.float()
+    values, lost = trained.rounded()
+    return Descent(values, lost, (first, last), taken, clamped / max(taken, 1))
 
 
 def finite(losses: Tensor, taken: int) -> list[float]:
@@ -216,9 +154,3 @@ def finite(losses: Tensor, taken: int) -> list[float]:
     if not torch.isfinite(losses).all():
         raise EditFailedError(f"The loss became {losses.mean().item()} after {taken} steps. Nothing was written.")
     return losses.tolist()
-
-
-def share_lost(start: Tensor, wanted: Tensor, rounded: Tensor) -> float:
-    """||rounded - wanted|| / ||wanted - start||."""
-    change = (wanted.double() - start.double()).norm()
-    return float((rounded.double() - wanted.double()).norm() / change) if change else 0.0

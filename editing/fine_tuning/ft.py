@@ -22,8 +22,9 @@ import torch
 from editing.change import Replacement, writable
 from editing.edit import Edit
 from editing.errors import EditFailedError, EditingWarning, RequestError
-from editing.fine_tuning.descent import Descent, Loss, batch_of, descend, trained_parameters
+from editing.fine_tuning.descent import Descent, Loss, batch_of, descend
 from editing.fine_tuning.side_by_side import descend_each, most_together
+from editing.fine_tuning.trained import trained_parameters
 from editing.locate_then_edit.complaints import LOST
 from editing.request import EditRequest, check_requests, listed
 from editing.scoring.scores import target_scores
@@ -141,7 +142,8 @@ class FT:
             RequestError: two requests for one prompt and subject.
             EditFailedError: the loss became NaN, or rounding swallows the change; the model is as it was.
         """
-        edit = self._begun(model, requests, seed)
+        self._check(model, requests)
+        edit = Edit(tuple(requests), (), self._settings(seed), model.fingerprint())
         with writing(edit, model):
             if requests:
                 self._write(edit, self._descent(model, requests, progress))
@@ -165,9 +167,9 @@ class FT:
                 some = descend_each(model, self.layer, batch, **self._options, each_step=update)
                 share = (time.perf_counter() - begun) / len(group)
                 found += [dataclasses.replace(one, seconds=share) for one in some]
-        edits = []
+        edits, base = [], model.fingerprint()
         for request, descent in zip(requests, found, strict=True):
-            edit = self._begun(model, [request], seed)
+            edit = Edit((request,), (), self._settings(seed), base)
             with writing(edit, model):
                 self._write(edit, descent)
             edit.undo()
@@ -178,21 +180,16 @@ class FT:
         writable(model, model.anatomy.value_weight_name(self.layer))
         check_requests(model, requests)
 
-    def _begun(self, model: LanguageModel, requests: Sequence[EditRequest], seed: int) -> Edit:
-        """An edit of checked requests, still without changes."""
-        self._check(model, requests)
-        settings = {"method": self.variant, **dataclasses.asdict(self), "seed": seed}
-        return Edit(tuple(requests), (), settings, model.fingerprint())
+    def _settings(self, seed: int) -> dict[str, Any]:
+        return {"method": self.variant, **dataclasses.asdict(self), "seed": seed}
 
     @property
     def _options(self) -> dict[str, Any]:
         return {"rate": self.rate, "steps": self.steps, "radius": self.radius}
 
     def _descent(self, model: LanguageModel, requests: Sequence[EditRequest], progress: bool | None) -> Descent:
-        groups, begun = (
-            [requests[at : at + self.batch] for at in range(0, len(requests), self.batch)],
-            time.perf_counter(),
-        )
+        begun = time.perf_counter()
+        groups = [requests[at : at + self.batch] for at in range(0, len(requests), self.batch)]
         batches = [batch_of(model, self.layer, group, self.loss) for group in groups]
         with bar(len(batches) * self.steps, "fine-tuning", show=progress, unit="step") as steps:
             found = descend(model, self.layer, batches, **self._options, each_step=steps.update)

@@ -11,7 +11,7 @@ import torch
 def call_tokens(device: torch.device) -> float:
     """Tokens of a prompt that cost as much as running a batch at all: weights are read, modules called.
 
-    48 was measured on a CPU (SmolLM2, one thread); elsewhere calls are all that counts.
+    On a CPU 43 and 48 were measured (SmolLM2, one thread, two days); elsewhere calls are all that counts.
     """
     return 48.0 if device.type == "cpu" else math.inf
 
