@@ -19,12 +19,12 @@ from editing.locate_then_edit.alphaedit import earlier_keys
 from editing.locate_then_edit.contexts import contexts
 from editing.locate_then_edit.keys import read_keys
 from editing.locate_then_edit.norms import before_norm
-from editing.locate_then_edit.padding import least_padding
 from editing.locate_then_edit.presets import PRESETS
 from editing.locate_then_edit.rows import batched_rows, request_rows
 from editing.locate_then_edit.spread import mean_keys, read_all
 from editing.locate_then_edit.suffix import Part, Suffix
 from editing.locate_then_edit.values import Search, _Path, optimise_values
+from editing.padding import least_padding
 from tracer.errors import SiteError
 
 REQUESTS = [
@@ -199,6 +199,12 @@ def test_batches_cost_as_little_as_the_best_of_all_partitions(most: int, overhea
     assert all(map(allowed, found))
     best = min(cost(batches) for batches in partitions(list(range(len(lengths)))) if all(map(allowed, batches)))
     assert cost(found) == best
+
+
+def test_what_was_read_before_counts_as_seen_and_not_as_run() -> None:
+    batches = least_padding([2, 2, 4, 4], most=100, overhead=1e3, read=10, most_seen=28)
+    assert sorted(map(sorted, batches)) == [[0, 1], [2, 3]]  # 2 * 14 are seen; with three, 3 * 14 would be
+    assert least_padding([2, 2], most=100, overhead=1e3, read=10, most_seen=23) == [[0], [1]]
 
 
 def partitions(numbers: list[int]) -> Iterator[list[list[int]]]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from editing.locate_then_edit.padding import call_tokens, least_padding
+from editing.padding import call_tokens, least_padding
 from editing.request import EditRequest
 from tracer.model import LanguageModel
 from tracer.model.tokens import encode, encode_with_target, right_padded, token_span

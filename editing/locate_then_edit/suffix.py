@@ -14,9 +14,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from editing.locate_then_edit.padding import call_tokens
 from editing.locate_then_edit.rows import Rows
 from editing.locate_then_edit.strand import Strand
+from editing.padding import call_tokens
 from tracer.model import LanguageModel
 
 Part = Literal["mlp", "attn", "block"]

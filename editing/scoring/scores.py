@@ -21,6 +21,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from editing.padding import call_tokens, least_padding
 from editing.scoring.asking import prompts_end_at, routes
 from editing.scoring.forced_decoder import forced_log_probs
 from editing.scoring.prefix import Ids, Prefix, begin_alike, common_length, read_once
@@ -121,7 +122,7 @@ def _scores(
     whole = _wrapped(model)
     found: dict[Pair, TargetScore] = {}
     for group, prefix in _groups(model, readers, encodings, share=share and not by_end and not whole):
-        for rows in _batches(group, WHOLE_OUTPUT_TOKENS if whole else TOKENS, prefix.length if prefix else 0):
+        for rows in _batches(model, group, WHOLE_OUTPUT_TOKENS if whole else TOKENS, prefix.length if prefix else 0):
             served = [{pair: encodings[pair] for pair in readers[row]} for row in rows]
             with prompts_end_at(model, [end for _, end in rows if end is not None]) if by_end else nullcontext():
                 found |= _batch_scores(model, [ids for ids, _ in rows], served, visit, prefix)
@@ -172,17 +173,11 @@ def _hosts(encodings: Iterable[TargetEncoding], *, share: bool) -> dict[Ids, Ids
     return hosts
 
 
-def _batches(rows: Iterable[Row], tokens: int, read: int = 0) -> Iterator[list[Row]]:
-    """Rows by length, as many at a time as fit into `tokens` when padded; their first `read` tokens are read."""
-    batch: list[Row] = []
-    for row in sorted(rows, key=lambda row: len(row[0])):
-        rows_then = len(batch) + 1
-        if batch and (rows_then * (len(row[0]) - read) > tokens or rows_then * len(row[0]) > SEEN):
-            yield batch
-            batch = []
-        batch.append(row)
-    if batch:
-        yield batch
+def _batches(model: LanguageModel, rows: Sequence[Row], tokens: int, read: int = 0) -> Iterator[list[Row]]:
+    """Rows whose first `read` tokens are read, in batches of at most so many padded tokens that cost least."""
+    lengths, overhead = [len(ids) - read for ids, _ in rows], call_tokens(model.device)
+    for batch in least_padding(lengths, most=tokens, overhead=overhead, read=read, most_seen=SEEN):
+        yield [rows[number] for number in batch]
 
 
 @torch.inference_mode()

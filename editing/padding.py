@@ -16,13 +16,17 @@ def call_tokens(device: torch.device) -> float:
     return 48.0 if device.type == "cpu" else math.inf
 
 
-def least_padding(lengths: Sequence[int], *, most: float, overhead: float) -> list[list[int]]:
+def least_padding(
+    lengths: Sequence[int], *, most: float, overhead: float, read: int = 0, most_seen: float = math.inf
+) -> list[list[int]]:
     """Numbers of the lengths in batches for which the sum of n * longest + overhead is least.
 
     Args:
         lengths: in tokens.
         most: n * longest of a batch is at most this, unless it is one alone.
         overhead: what a batch costs by itself, in tokens; infinite: as few batches as `most` allows.
+        read: tokens before each prompt, which are seen and not run.
+        most_seen: n * (read + longest) of a batch is at most this too, unless it is one alone.
 
     Some best batches are runs of the sorted lengths: swapping two members so never makes a longest longer.
     """
@@ -32,8 +36,8 @@ def least_padding(lengths: Sequence[int], *, most: float, overhead: float) -> li
     for end in range(1, len(order) + 1):
         longest, least, begin = lengths[order[end - 1]], math.inf, end - 1
         for start in range(end - 1, -1, -1):
-            size = (end - start) * longest
-            if size > most and end - start > 1:
+            rows, size = end - start, (end - start) * longest
+            if rows > 1 and (size > most or size + rows * read > most_seen):
                 break
             if best[start] + size + overhead < least:
                 least, begin = best[start] + size + overhead, start
