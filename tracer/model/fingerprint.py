@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from tracer.model.language_model import LanguageModel
 
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+AT_ONCE = 1 << 18  # entries in one sum
 
 
 class Fingerprints:
@@ -49,12 +50,15 @@ class Fingerprints:
         version = 0 if parameter.is_inference() else parameter._version
         here = slice_here(parameter.detach())
         bits = here.contiguous().view(_INTEGERS[here.element_size()])
-        checksum = int(bits.sum(dtype=torch.int64))
+        # In parts: torch widens to int64 what it sums, all of it before it begins.
+        checksum = sum(int(part.sum(dtype=torch.int64)) for part in bits.reshape(-1).split(AT_ONCE))
         state = (here.data_ptr(), version, tuple(parameter.shape), parameter.dtype, checksum)
         known = self._digests.get(name)
         if known is None or known[0] != state:
             raw = whole(parameter.detach()).cpu().contiguous().reshape(-1).view(torch.uint8)
             label = f"{tuple(parameter.shape)}{parameter.dtype}"
-            known = (state, hashlib.sha256(label.encode() + raw.numpy().tobytes()).hexdigest())
+            digest = hashlib.sha256(label.encode())
+            digest.update(raw.numpy())
+            known = (state, digest.hexdigest())
             self._digests[name] = known
         return known[1]
