@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass, field
 
 import pytest
 import torch
@@ -36,6 +37,27 @@ def test_one_off_time_is_not_in_the_time_of_an_edit(toy_model: tracer.LanguageMo
     assert found.edit_seconds == pytest.approx(0.1, rel=0.2)
     assert found.one_off_seconds == pytest.approx(0.5, rel=0.2)
     assert (found.edits, editor.calls) == (3, [1] * 4) and toy_model.edits == []
+
+
+@dataclass
+class Keeps(RankOne):
+    """Remembers in which folder it would have looked for values."""
+
+    values_folder: str | None = "values"
+    looked: list[str | None] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        super().__init__()
+
+    def apply(self, model, requests, *, seed=0, progress=None) -> Edit:
+        self.looked.append(self.values_folder)
+        return super().apply(model, requests)
+
+
+def test_what_an_edit_costs_is_measured_without_kept_values(toy_model: tracer.LanguageModel) -> None:
+    editor, found = measure_efficiency(toy_model, Keeps, REQUESTS, edits=1)
+    assert isinstance(editor, Keeps) and editor.values_folder == "values"
+    assert editor.looked == [None, None] and found.edits == 1
 
 
 def test_the_bytes_that_stay_are_those_of_the_saved_edit(toy_model: tracer.LanguageModel, tmp_path) -> None:

@@ -58,7 +58,7 @@ class Fingerprints:
             raw = whole(parameter.detach()).cpu().contiguous().reshape(-1).view(torch.uint8)
             label = f"{tuple(parameter.shape)}{parameter.dtype}"
             digest = hashlib.sha256(label.encode())
-            digest.update(raw.numpy())
+            digest.update(raw.numpy().data)
             known = (state, digest.hexdigest())
             self._digests[name] = known
         return known[1]
