@@ -6,6 +6,7 @@ which was killed goes on to the same network, bit for bit, as one that was not.
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ from tracer.model import LanguageModel
 from tracer.progress import bar
 
 MOST_BYTES = 2**30  # of states that are kept; what does not fit is read in every round
+ANSWERED_AT_ONCE = 20  # passes: texts are written by length, and one pass has few of each
 
 
 @dataclass(frozen=True, eq=False)
@@ -170,20 +172,23 @@ def _records(task: Task, drawn: Drawn) -> tuple[list[TrainingRecord], list[str]]
 
 
 def _shelves(task: Task) -> Shelves:
-    """With room for the first round, where there is a second one."""
+    """States of the first round are kept where there is a second one; answers are read for many passes at once."""
     model, network, plan, n = task.model, task.network, task.plan, len(task.records)
-    steps = range(n // plan.batch if plan.steps * plan.batch > n else 0)
+    steps = range(min(n // plan.batch, plan.steps))
     drawn = [numbers_of_step(step, n=n, batch=plan.batch, seed=task.seed) for step in steps]
     passes = [some for of_step in drawn for some in _passes(of_step, plan)]
+    far = range(0, len(passes), ANSWERED_AT_ONCE)
+    answered = [list(itertools.chain(*passes[begin : begin + ANSWERED_AT_ONCE])) for begin in far]
 
     def rows(some: Drawn) -> list[Ids]:
         return rows_of(model, pairs_of(*_records(task, some)))
 
+    again = plan.steps * plan.batch > n and not model.is_encoder_decoder
     size = model.d_model * model.dtype.itemsize * sum(map(len, rows(passes[0]))) if passes else 1
     read = partial(states_entering, model, lowest_layer(model, tuple(network.sizes)))
     return Shelves(
-        Shelf(read, rows, passes[: 0 if model.is_encoder_decoder else MOST_BYTES // size]),
-        Shelf(partial(network.said, model), lambda some: [task.records[number].prompt for number, _ in some], passes),
+        Shelf(read, rows, passes[: MOST_BYTES // size if again else 0]),
+        Shelf(partial(network.said, model), lambda some: [task.records[number].prompt for number, _ in some], answered),
     )
 
 
