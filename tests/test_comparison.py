@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 
 from editing.cli import app
 from editing.comparison import ComparisonPlan, Entrant, compare, entrants, read_comparison, read_settings, scores_frame
+from editing.comparison.costs import training_costs
 from editing.comparison.tables import shown_tables
 from editing.editors import EDITORS
 from editing.errors import EvaluationError, RequestError
@@ -335,6 +336,13 @@ def test_costs_are_measured_once_before_the_edits_are_scored(toy_model, data, pl
     assert len(planted["rank-one"]) == 1
     cost = found.costs["rank-one"]
     assert cost["edits"] == 3 and cost["edit_seconds"] > 0 and cost["persistent_bytes"] > 1000
+
+
+def test_what_a_saved_edit_holds_is_not_counted_twice(tmp_path: Path) -> None:
+    (tmp_path / "editor.safetensors").write_bytes(b"trained")
+    settings = {"checkpoint": str(tmp_path)}
+    assert training_costs(Entrant("a", "mend", settings=settings))["training_bytes"] == len(b"trained")
+    assert training_costs(Entrant("b", "serac", settings=settings))["training_bytes"] == 0
 
 
 def test_costs_hold_what_a_training_took_and_how_many_workers_ran(

@@ -13,12 +13,14 @@ from editing.comparison.plan import entry
 from editing.training.checkpoint import training_spent
 
 OF_TRAINING = ("training_seconds", "training_bytes")
+SELF_CONTAINED = ("serac",)  # their saved edits hold what was trained, so it is among the edit's bytes
 
 
 def training_costs(entrant: Entrant) -> dict[str, float | int | None]:
     """Seconds and bytes of what an editor was trained to be; 0 where it is not, None where nobody knows."""
     checkpoint = entrant.settings.get("checkpoint")
-    return dict(zip(OF_TRAINING, training_spent(checkpoint) if checkpoint else (0.0, 0), strict=True))
+    seconds, size = training_spent(checkpoint) if checkpoint else (0.0, 0)
+    return dict(zip(OF_TRAINING, (seconds, 0 if entrant.editor in SELF_CONTAINED else size), strict=True))
 
 
 def total_cost(cost: Mapping[str, Any], names: Sequence[str]) -> float | None:
