@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from torch import Tensor
 
 from editing.errors import EditingWarning, RequestError
-from editing.scoring.distributions import Distributions
+from editing.scoring.distributions import Distributions, Moved
 from editing.scoring.scores import Pair, TargetScore, target_scores
 from tracer.errors import NumericsError
 from tracer.model import LanguageModel
@@ -59,7 +58,9 @@ class CollapseAlarm:
     """Perplexity on a fixed text against that of the model as it was when the alarm was set.
 
     Attributes:
+        pairs: what is read, the first word of each passage as the prompt.
         perplexity: at that time.
+        distributions: of the model at that time.
     """
 
     def __init__(
@@ -84,32 +85,34 @@ class CollapseAlarm:
         if not factor > 1:
             raise RequestError(f"factor={factor} would ring without any edit. Write factor={FACTOR}.")
         self.model, self.factor = model, factor
-        self._distributions = Distributions(max_bytes)
-        self._pairs = [_split(passage) for passage in passages]
-        self.perplexity = _perplexity(target_scores(model, self._pairs, visit=self._distributions.keep))
+        self.distributions = Distributions(max_bytes)
+        self.pairs = [_split(passage) for passage in passages]
+        self.perplexity = _perplexity(target_scores(model, self.pairs, visit=self.distributions.keep))
 
     def read(self, *, warn: bool = True) -> GeneralText:
         """The fixed text as the model reads it now; warns where its perplexity has grown beyond the factor."""
-        moved: list[float] = []
-
-        def visit(pair: Pair, place: int, log_probs: Tensor) -> None:
-            moved.append(self._distributions.divergence(pair, place, log_probs))
-
+        moved = Moved(self.distributions)
         try:
-            perplexity = _perplexity(target_scores(self.model, self._pairs, visit=visit))
+            scores = dict(zip(self.pairs, target_scores(self.model, self.pairs, visit=moved), strict=True))
         except NumericsError:  # a model of NaN says nothing
-            perplexity = math.inf
-        ratio = perplexity / self.perplexity
-        known = [value for value in moved if not math.isnan(value)]
-        found = GeneralText(perplexity, ratio, float(np.mean(known)) if known else math.nan, not ratio <= self.factor)
+            scores = None
+        found = self.judged(scores, moved)
         if found.collapsed and warn:
             warnings.warn(
-                f"{self.model.name}: perplexity on ordinary text is {ratio:.2f} times what it was before the edits "
-                f"({self.perplexity:.1f} -> {perplexity:.1f}): the model is losing its language. Undo the last edits.",
+                f"{self.model.name}: perplexity on ordinary text is {found.ratio:.2f} times what it was before the "
+                f"edits ({self.perplexity:.1f} -> {found.perplexity:.1f}): the model is losing its language. Undo the "
+                f"last edits.",
                 EditingWarning,
                 stacklevel=2,
             )
         return found
+
+    def judged(self, scores: Mapping[Pair, TargetScore] | None, moved: Moved) -> GeneralText:
+        """What scores of `pairs` say of the text, None where there are none, and how far its distributions moved."""
+        perplexity = math.inf if scores is None else _perplexity([scores[pair] for pair in self.pairs])
+        ratio = perplexity / self.perplexity
+        kl = [value for pair in self.pairs for value in moved.values.get(pair, ())]
+        return GeneralText(perplexity, ratio, float(np.mean(kl)) if kl else math.nan, not ratio <= self.factor)
 
 
 def _split(passage: str) -> Pair:

@@ -8,16 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import Tensor
 
-from editing.evaluation.alarms import PASSAGES, CollapseAlarm
+from editing.evaluation.alarms import PASSAGES, CollapseAlarm, GeneralText
 from editing.evaluation.base import Base
 from editing.evaluation.case import Case
 from editing.evaluation.fluency import Snippets, TfIdf, consistency, fluency
 from editing.evaluation.metrics import GENERAL_TEXT, MOST_RATIO, case_metrics
-from editing.scoring.distributions import MAX_BYTES
+from editing.scoring.distributions import MAX_BYTES, Moved
 from editing.scoring.generation import answers, seeded_samples
-from editing.scoring.scores import Pair, target_scores
+from editing.scoring.scores import target_scores
 from tracer.model import LanguageModel
 
 
@@ -73,32 +72,21 @@ class Examination:
 
     def after(self, cases: Sequence[Case]) -> list[dict[str, float]]:
         """The metrics of the model as it is now, compared with what it said in `before`."""
-        pairs = list(dict.fromkeys(pair for case in cases for pair in case.pairs))
-        moved: dict[Pair, list[float]] = {}
-
-        def visit(pair: Pair, place: int, log_probs: Tensor) -> None:
-            if pair in self.base.distributions:
-                moved.setdefault(pair, []).append(self.base.distributions.divergence(pair, place, log_probs))
-
-        found = target_scores(self.model, pairs, visit=visit if self.questions.kl else None)
-        scores = dict(zip(pairs, found, strict=True))
+        pairs, text = list(dict.fromkeys(pair for case in cases for pair in case.pairs)), self._alarm
+        read = list(dict.fromkeys([*pairs, *(text.pairs if text else ())]))
+        kept = [self.base.distributions] if self.questions.kl else []
+        moved = Moved(*kept, *([text.distributions] if text else []))
+        scores = dict(zip(read, target_scores(self.model, read, visit=moved), strict=True))
         prompts = list(dict.fromkeys(_changing(cases))) if self.questions.free else []
         texts = dict(zip(prompts, answers(self.model, prompts), strict=True)) if self.questions.free else None
-        divergences = {pair: float(np.mean(values)) for pair, values in moved.items()}
+        divergences = {pair: float(np.mean(values)) for pair, values in moved.values.items()}
         told: Mapping[str, Any] = {"base": self.base.scores(pairs), "divergences": divergences, "texts": texts}
-        now = self._general_text()
+        now = _general(text.judged(scores, moved)) if text else {}
         return [case_metrics(case, scores, **told) | now | self._writing(case) for case in cases]
 
     def forget(self) -> None:
         """Drops the distributions of cases that are done."""
         self.base.distributions.forget()
-
-    def _general_text(self) -> dict[str, float]:
-        """How the model reads the fixed text now; the same for all cases that are written at once."""
-        if self._alarm is None:
-            return {}
-        found = self._alarm.read(warn=False)
-        return dict(zip(GENERAL_TEXT, (min(found.ratio, MOST_RATIO), found.kl), strict=True))
 
     def _writing(self, case: Case) -> dict[str, float]:
         """Fluency and consistency of one case."""
@@ -116,3 +104,8 @@ class Examination:
 def _changing(cases: Sequence[Case]) -> list[str]:
     """Prompts that the edit should change."""
     return [ask.prompt for case in cases for group in case.groups if not group.stays for ask in group.asks]
+
+
+def _general(text: GeneralText) -> dict[str, float]:
+    """How the model reads the fixed text, as metrics; the same for all cases that are written at once."""
+    return dict(zip(GENERAL_TEXT, (min(text.ratio, MOST_RATIO), text.kl), strict=True))

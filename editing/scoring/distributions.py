@@ -5,6 +5,8 @@ They are large, a number for each word of the vocabulary: what does not fit into
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -31,7 +33,7 @@ class Distributions:
         """KL(kept, log_probs) at one target token in nats; NaN where nothing was kept."""
         kept = self._kept.get((pair, place))
         if kept is None:
-            return float("nan")
+            return math.nan
         return float(torch.nn.functional.kl_div(log_probs, kept, reduction="sum", log_target=True).clamp(min=0))
 
     def __contains__(self, pair: Pair) -> bool:
@@ -41,3 +43,21 @@ class Distributions:
         """Drops everything and frees the room it took."""
         self.room += sum(kept.nbytes for kept in self._kept.values())
         self._kept.clear()
+
+
+class Moved:
+    """How far the kept distributions have moved: shown to `target_scores` as one of its visitors.
+
+    Attributes:
+        values: KL in nats at each target token whose distribution was kept, by pair.
+    """
+
+    def __init__(self, *kept: Distributions) -> None:
+        self._kept = kept
+        self.values: dict[Pair, list[float]] = {}
+
+    def __call__(self, pair: Pair, place: int, log_probs: Tensor) -> None:
+        """Notes the divergence at one target token."""
+        known = [found for kept in self._kept if not math.isnan(found := kept.divergence(pair, place, log_probs))]
+        if known:
+            self.values.setdefault(pair, []).append(known[0])
