@@ -31,7 +31,7 @@ from editing.evaluation import (
 from editing.evaluation.benchmarks import counterfact_case
 from editing.evaluation.metrics import case_metrics
 from editing.evaluation.summary import edit_seconds, harmonic_mean
-from editing.evaluation.tables import as_latex, as_markdown, readable
+from editing.evaluation.tables import as_latex, as_markdown, readable, shown
 from editing.scoring.scores import TargetScore
 
 CASE = counterfact_case(RECORD, "3")
@@ -345,9 +345,16 @@ def test_tables_say_the_same_in_markdown_and_latex() -> None:
     cases = [CaseScores(str(n), {"ES": 0.0}, {"ES": value}) for n, value in enumerate((0.0, 1.0, 1.0, 1.0))]
     table = readable(summary(cases))
     assert as_markdown(table).splitlines() == [
-        "| score | before | after | n |", "| --- | --- | --- | --- |", "| ES | 0.000 ± 0.000 | 75.0 ± 49.0 | 4 |"
+        "| score | before | after | n |", "| --- | --- | --- | --- |", "| ES | 0.0 | 75.0 ± 49.0 | 4 |"
     ]  # fmt: skip
-    assert r"ES & 0.000 $\pm$ 0.000 & 75.0 $\pm$ 49.0 & 4 \\" in as_latex(table)
+    assert r"ES & 0.0 & 75.0 $\pm$ 49.0 & 4 \\" in as_latex(table)
+
+
+def test_numbers_are_shown_as_their_kind_of_score_needs() -> None:
+    assert shown("ES", 5.1667, 3.273) == "5.2 ± 3.3"
+    assert shown("perplexity_ratio", 1.0011, 0.0021) == "1.001 ± 0.002"
+    assert shown("perplexity_ratio", 1.8368e11, 7.56e10) == "1.8e+11 ± 7.6e+10"
+    assert shown("ES", 100.0, 0.0) == shown("ES", 100.0, math.nan) == "100.0"  # no half-width, or none known
 
 
 @pytest.mark.parametrize("name", [name for name in EDITORS if name not in ("mend", "ke")])  # which want training

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import starmap
 from typing import Any
 
 import numpy as np
@@ -137,7 +138,7 @@ def _wide(rows: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame | None:
     whole = pd.concat([before.assign(editor=UNEDITED), chosen.loc[chosen["when"] == "after"]])
     keys = ["editor", "edits"] if len(set(rows["edits"])) > 1 else ["editor"]
     whole = whole.assign(
-        cell=[shown(mean, half) for mean, half in zip(whole["mean"], whole["half_width"], strict=True)]
+        cell=list(starmap(shown, zip(whole["score"], whole["mean"], whole["half_width"], strict=True)))
     )
     order = whole.drop_duplicates(keys)[keys]
     wide = whole.pivot(index=keys, columns="score", values="cell").reindex(columns=there).fillna("").reset_index()

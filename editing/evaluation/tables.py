@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import starmap
 
-import numpy as np
 import pandas as pd
 
+from editing.evaluation.summary import scale
+
+HUGE = 1e5
 LATEX = {"&": r"\&", "%": r"\%", "_": r"\_", "#": r"\#", "$": r"\$", "±": r"$\pm$"}
 
 
@@ -17,7 +20,7 @@ def readable(table: pd.DataFrame) -> pd.DataFrame:
     """
     keys = [key for key in ("size", "edits", "when") if key in table]
     cells = table.assign(
-        cell=[shown(mean, half) for mean, half in zip(table["mean"], table["half_width"], strict=True)],
+        cell=list(starmap(shown, zip(table["score"], table["mean"], table["half_width"], strict=True))),
         column=table[keys].astype(str).agg(" ".join, axis=1),
     )
     wide = cells.pivot(index="score", columns="column", values="cell").fillna("")
@@ -27,11 +30,13 @@ def readable(table: pd.DataFrame) -> pd.DataFrame:
     return wide.reset_index().rename_axis(columns=None)
 
 
-def shown(mean: float, half_width: float) -> str:
-    """A mean with its half-width, to three digits or one decimal."""
-    digits = 1 if abs(mean) >= 10 else 3
-    spread = "" if np.isnan(half_width) else f" ± {half_width:.{digits}f}"
-    return f"{mean:.{digits}f}{spread}"
+def shown(score: str, mean: float, half_width: float) -> str:
+    """A mean with its half-width: of percentages one decimal, of nats and ratios three, of huge ones the magnitude.
+
+    Cases that all say the same have no half-width to show: 0 would claim that no other case could differ.
+    """
+    form = ".1e" if abs(mean) >= HUGE else ".1f" if scale(score) == 100 else ".3f"
+    return f"{mean:{form}} ± {half_width:{form}}" if half_width > 0 else f"{mean:{form}}"
 
 
 def as_markdown(table: pd.DataFrame) -> str:
