@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ import pytest
 import torch
 from conftest import make_tokenizer
 from families import FAMILIES
-from planted import RECORD, flat_records
+from planted import RECORD, Planted, flat_records
 from torch.nn import functional
 from toys import gpt2
 from transformers import GPT2Config, GPT2LMHeadModel
@@ -23,9 +25,11 @@ from editing import MEND, EditRequest, RequestError, TrainingPlan, TrainingRecor
 from editing.cli import app
 from editing.editors import editor_named
 from editing.meta_learning import training
+from editing.meta_learning.factors import Factors
 from editing.meta_learning.learned import Learned
 from editing.meta_learning.lessons import lesson_of, losses, numbers_of_step
 from editing.meta_learning.matrices import feed_forward_weights, sizes
+from editing.meta_learning.mend_network import MendNetwork
 from editing.meta_learning.readers import training_records
 from editing.meta_learning.records import split_by_subject
 from editing.meta_learning.running_moments import RunningMoments
@@ -173,6 +177,33 @@ def test_statistics_equal_two_passes_however_rows_are_cut() -> None:
         torch.testing.assert_close(moments.deviation, rows.std(0), rtol=1e-11, atol=0)
     with pytest.raises(RequestError, match="fewer than two"):
         _ = RunningMoments(4).deviation
+
+
+def test_an_entry_in_which_no_rows_have_differed_is_no_measure() -> None:
+    """A neuron that was never on in training, and is in an edit."""
+    moments = RunningMoments(2)
+    moments.update(torch.tensor([[0.0, 1.0], [0.0, 3.0]], dtype=torch.float64))
+    found = moments.normalised(torch.tensor([[0.5, 4.0]], dtype=torch.float64))
+    assert found[0, 0] == 0
+    assert found[0, 1].item() == pytest.approx((4 - 2) / (2**0.5 + 1e-7), rel=1e-14)
+
+
+def test_a_pass_that_is_not_finite_is_skipped_and_spoils_no_statistics(monkeypatch: pytest.MonkeyPatch) -> None:
+    real, n_passes = MendNetwork.terms, [0]
+
+    def terms(network: MendNetwork, model: tracer.LanguageModel, factors: Any, asked: Any) -> Any:
+        n_passes[0] += network.training
+        if network.training and n_passes[0] == 2:
+            factors = {name: Factors(one.inputs, one.deltas * torch.inf) for name, one in factors.items()}
+        return real(network, model, factors, asked)
+
+    monkeypatch.setattr(MendNetwork, "terms", terms)
+    plan = TrainingPlan(steps=3, batch=4, together=4, every=1, held_out=6)
+    trained = MEND(**QUICK).fit(small_model(), small_records(20), plan=plan).trained
+    steps = [one["loss"] for one in trained.result.curve if "validation" not in one]
+    assert trained.result.skipped == 1 and [math.isfinite(loss) for loss in steps] == [True, False, True]
+    assert all(math.isfinite(one["loss"]) for one in trained.result.curve if "validation" in one)
+    assert all(tensor.isfinite().all() for tensor in trained.network.state_dict().values())
 
 
 def test_only_training_changes_the_statistics(learned: tuple[tracer.LanguageModel, MEND]) -> None:

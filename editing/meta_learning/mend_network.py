@@ -55,9 +55,13 @@ class FactorTransform(nn.Module):
         self.layers = nn.ModuleList(ResidualLayer(width, rank, n_matrices, generator, dtype) for _ in range(2))
 
     def see(self, inputs: Tensor, deltas: Tensor) -> None:
-        """Takes x and delta of some tokens into the statistics, [row, n] and [row, m]."""
-        self.inputs.update(inputs)
-        self.deltas.update(deltas)
+        """Takes x and delta of some tokens into the statistics, [row, n] and [row, m].
+
+        A token with a number that is not finite is left out: its pass is skipped, but statistics are never forgotten.
+        """
+        finite = torch.isfinite(inputs).all(-1) & torch.isfinite(deltas).all(-1)
+        self.inputs.update(inputs[finite])
+        self.deltas.update(deltas[finite])
 
     def forward(self, inputs: Tensor, deltas: Tensor, number: int, normalise: bool) -> Sequence[Tensor]:
         """What x and delta of some tokens should have been, [row, n] and [row, m]."""

@@ -51,5 +51,9 @@ class RunningMoments(nn.Module):
         return (self.squares / (self.count - 1)).sqrt()
 
     def normalised(self, values: Tensor) -> Tensor:
-        """(values - mean) / deviation, in the values' own type."""
-        return (values - self.mean.to(values)) / (self.deviation.to(values) + FLOOR)
+        """(values - mean) / deviation, in the values' own type; 0 where no two rows have differed.
+
+        Such an entry (of a neuron that was never on) has no scale: divided by `FLOOR` it would outweigh all others.
+        """
+        deviation = self.deviation.to(values)
+        return ((values - self.mean.to(values)) / (deviation + FLOOR)).masked_fill(deviation == 0, 0)
