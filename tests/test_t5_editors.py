@@ -19,6 +19,8 @@ from editing.added_parameters.last_layer import last_layer
 from editing.added_parameters.patch_memory import memory_of
 from editing.added_parameters.patch_texts import said
 from editing.editors import Editor, editor_named
+from editing.evaluation.case import Case
+from editing.evaluation.making import made_each, made_together
 from editing.memory import ScopedFact, ScopedFacts
 from editing.memory.scope import untrained_scope
 from editing.scoring.asking import routes
@@ -201,6 +203,17 @@ def test_editors_that_continue_a_text_say_so(knowing: tracer.LanguageModel, name
     with pytest.raises(AnatomyError, match=f"{name} works on decoder-only models.*CaliNet, T-Patcher, IKE and SERAC"):
         REFUSED[name]().apply(knowing, [PARIS])
     assert not knowing.edits and not knowing.readers
+
+
+@pytest.mark.parametrize("name", ["rome", "memit", "memprompt"])
+def test_an_editor_of_other_models_is_no_failure_of_a_case(knowing: tracer.LanguageModel, name: str) -> None:
+    """Else an evaluation would say that an editor fails at each, when it was never tried."""
+    editor = editor_named(name, knowing, None if name == "memprompt" else LAST)
+    with pytest.raises(AnatomyError, match="works on decoder-only models"):
+        made_together(knowing, editor, [PARIS], 0)
+    cases = [Case(str(number), request, ()) for number, request in enumerate((PARIS, BONN))]
+    with pytest.raises(AnatomyError, match="works on decoder-only models"):
+        next(made_each(knowing, editor, cases, 0))
 
 
 def test_editors_by_name_take_a_decoders_last_layer(knowing: tracer.LanguageModel) -> None:

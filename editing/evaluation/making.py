@@ -12,13 +12,14 @@ import torch
 
 from editing.edit import Edit
 from editing.editors import Editor
-from editing.errors import EditingError, EvaluationError
+from editing.errors import BaseModelError, EditingError, EvaluationError
 from editing.evaluation.case import TOGETHER, Case
 from editing.request import EditRequest
-from tracer.errors import TracerError
+from tracer.errors import AnatomyError, TracerError
 from tracer.model import LanguageModel
 
 FAILURES = (EditingError, TracerError)
+OF_THE_MODEL = (AnatomyError, BaseModelError)  # which no case can be blamed for, and every case would meet
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,10 +47,16 @@ class Made:
 
 
 def made_together(model: LanguageModel, editor: Editor, requests: Sequence[EditRequest], seed: int) -> Made:
-    """One applied edit of all requests."""
+    """One applied edit of all requests.
+
+    Raises:
+        AnatomyError, BaseModelError: the editor cannot edit this model at all.
+    """
     begun = now(model)
     try:
         edit = editor.apply(model, requests, seed=seed, progress=False)
+    except OF_THE_MODEL:
+        raise
     except FAILURES as error:
         return Made(None, now(model) - begun, str(error))
     return Made(edit, now(model) - begun + spared(edit))
