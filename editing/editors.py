@@ -103,7 +103,22 @@ def _learned(kind: type[Learned], _model: LanguageModel, layer: int | None, **se
         raise RequestError(untrained(kind.method))
     if layer is not None:
         raise RequestError(f"{kind.method} changes the matrices it was trained for: leave the layer out.")
-    return dataclasses.replace(kind.load(checkpoint), **settings)
+    return dataclasses.replace(_trained(kind, checkpoint, settings), **settings)
+
+
+def _trained(kind: type[Learned], checkpoint: str, settings: Mapping[str, Any]) -> Learned:
+    """The editor in a file; RequestError where a setting is to differ of which its network was made."""
+    found = kind.load(checkpoint)
+    own = found.settings()
+    fixed = [
+        f"{name}={own[name]}" for name in own.keys() & settings.keys() - kind.of_edits if own[name] != settings[name]
+    ]
+    if fixed:
+        raise RequestError(
+            f"The network in {checkpoint} was trained with {', '.join(sorted(fixed))}. Leave that out or train "
+            f"another; what can be set now: {', '.join(sorted(kind.of_edits))}."
+        )
+    return found
 
 
 def _suited(kind: Callable[..., Any], model: LanguageModel, layer: int | None, **settings: Any) -> Editor:

@@ -173,6 +173,11 @@ def test_who_is_not_trained_says_how(toy_model: tracer.LanguageModel) -> None:
         KE().apply(toy_model, REQUESTS)
     with pytest.raises(RequestError, match="condition=0 is too few"):
         KE(condition=0)
+    for wrong in ({"margin": 1e-6}, {"least_margin": 0.0}, {"warm_up": -1}):
+        with pytest.raises(RequestError, match="Write margin=1e-3, least_margin=1e-5, warm_up=1000"):
+            KE(**wrong)
+    with pytest.raises(RequestError, match="compare no networks"):
+        KE(edit_weight=-1)
 
 
 def test_answers_of_the_first_round_are_not_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -421,6 +421,41 @@ def test_other_weights_are_refused_or_noted(learned: tuple[tracer.LanguageModel,
         other.anatomy.blocks[0].mlp.c_fc.weight += 0.1
     with pytest.warns(UserWarning, match="trained on other weights"):
         editor.each(other, REQUESTS[:1])
+    with Planted().apply(other, REQUESTS[:1]), pytest.warns(UserWarning, match="trained on other weights"):
+        editor.each(other, REQUESTS[:1])
+
+
+def test_on_weights_edited_since_the_training_nothing_is_noted(learned: tuple[tracer.LanguageModel, MEND]) -> None:
+    model, editor = learned
+    with Planted().apply(model, REQUESTS[:1]), editor.apply(model, REQUESTS[:1]), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        editor.each(model, REQUESTS[:1])
+
+
+def test_what_a_network_was_trained_with_cannot_be_set_any_more(
+    learned: tuple[tracer.LanguageModel, MEND], tmp_path: Path
+) -> None:
+    model, editor = learned
+    editor.save(tmp_path / "mend.safetensors")
+    given = {"checkpoint": str(tmp_path / "mend.safetensors")}
+    with pytest.raises(RequestError, match=r"was trained with blocks=1, rank=64\. .* can be set now: reduction"):
+        editor_named("mend", model, **given, rank=5, blocks=2, step=QUICK["step"])
+    assert editor_named("mend", model, **given, reduction="mean", rank=64).reduction == "mean"
+
+
+@pytest.mark.parametrize(
+    ("weights", "said"),
+    [
+        ("transformer.h.1.mlp.c_fc.weight", r"Write weights=\('transformer"),
+        (("transformer.h.1.mlp.c_fc.bias",), "is the bias of a Conv1D"),
+        (("transformer.h.1.ln_1.weight",), "is the weight of a LayerNorm"),
+        (("transformer.wte.weight",), "is in no block"),
+        (("transformer.h.1.mlp.c.weight",), "has no weight"),
+    ],
+)
+def test_weights_that_are_no_matrices_are_refused_before_training(weights: Any, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        MEND(weights=weights).fit(small_model(), small_records(12), plan=TrainingPlan(steps=1, held_out=3))
 
 
 def test_the_command_trains_and_its_folder_is_an_editor(model_folder: Path, tmp_path: Path) -> None:

@@ -44,13 +44,20 @@ class KE(Learned):
     least_margin: float = 1e-5
 
     method: ClassVar[str] = "KE"
+    of_edits: ClassVar[frozenset[str]] = frozenset({"repeats"})
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("hidden", "condition", "inner", "answer_tokens", "repeats"):
             if getattr(self, name) < 1:
                 raise RequestError(f"{name}={getattr(self, name)} is too few. Write a whole number from 1 up.")
         if not self.rate > 0 or not 0 <= self.smoothing < 1:
             raise RequestError(f"rate={self.rate}, smoothing={self.smoothing}: write rate=3e-4, smoothing=0.1.")
+        if not 0 < self.least_margin <= self.margin or self.warm_up < 0:
+            raise RequestError(
+                f"margin={self.margin}, least_margin={self.least_margin}, warm_up={self.warm_up}: the margin falls to "
+                f"the least one and the warm-up takes steps. Write margin=1e-3, least_margin=1e-5, warm_up=1000."
+            )
 
     @property
     def most(self) -> int:

@@ -55,6 +55,16 @@ class Learned(ABC):
     trained: Trained | None = field(default=None, repr=False, compare=False)
 
     method: ClassVar[str]
+    of_edits: ClassVar[frozenset[str]] = frozenset()  # settings that count after training too
+
+    def __post_init__(self) -> None:
+        if isinstance(self.weights, str):
+            raise RequestError(f"weights={self.weights!r} is one name. Write weights=({self.weights!r},).")
+        if not min(self.edit_weight, self.drift_weight) >= 0 or not self.edit_weight + self.drift_weight > 0:
+            raise RequestError(
+                f"edit_weight={self.edit_weight}, drift_weight={self.drift_weight} compare no networks. Write "
+                f"edit_weight=0.1, drift_weight=1.0."
+            )
 
     @abstractmethod
     def network(self, sizes: Sizes, *, embedding_size: int, dtype: torch.dtype, seed: int) -> Hypernetwork:

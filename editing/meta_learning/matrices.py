@@ -50,9 +50,12 @@ def matrix(model: LanguageModel, weight: str) -> nn.Module:
         BaseModelError: there is none, or it cannot be written.
     """
     writable(model, weight)
-    module = model.torch.get_submodule(weight.rpartition(".")[0])
-    if not isinstance(module, nn.Linear | Conv1D):
-        raise BaseModelError(f"{weight} belongs to {type(module).__name__}. Name weights of Linear or Conv1D modules.")
+    path, _, kind = weight.rpartition(".")
+    module = model.torch.get_submodule(path)
+    if not isinstance(module, nn.Linear | Conv1D) or kind != "weight":
+        raise BaseModelError(
+            f"{weight} is the {kind} of a {type(module).__name__}. Name weights of Linear or Conv1D modules."
+        )
     return module
 
 

@@ -44,8 +44,10 @@ class MEND(Learned):
     reduction: Reduction = "sum"
 
     method: ClassVar[str] = "MEND"
+    of_edits: ClassVar[frozenset[str]] = frozenset({"reduction"})
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.reduction not in get_args(Reduction):
             raise RequestError(f"There is no reduction {self.reduction!r}. Write reduction='sum' or 'mean'.")
         if self.rank < 1 or not min(self.rate, self.step_rate) > 0:

@@ -56,7 +56,7 @@ class Trained:
         """
         check_sizes(model, self.network.sizes)
         found = model.fingerprint()
-        if found != self.base and not model.edits:
+        if self.base not in (found, *(edit.base for edit in model.edits)):
             warnings.warn(
                 f"{method} was trained on other weights ({self.model}, {self.base[:12]}; these are {found[:12]}). "
                 f"Train it on this model, in this dtype.",
