@@ -36,6 +36,7 @@ from editing.meta_learning.running_moments import RunningMoments
 from editing.meta_learning.side_terms import SideTerm, edited
 from editing.meta_learning.texts import texts_of
 from editing.meta_learning.trained import Trained
+from editing.training.checkpoint import EDITOR
 from tracer.facts import bundled
 
 REQUESTS = [
@@ -353,6 +354,9 @@ def check_goes_on(editor: Learned, folder: Path, monkeypatch: pytest.MonkeyPatch
     assert cut.trained.result.steps == 6
     read = type(editor).load(folder / "cut")
     assert str(read.trained) == str(whole.trained)
+    (folder / "cut" / EDITOR).unlink()
+    editor.fit(model, records, plan=plan, folder=folder / "cut", seed=3)
+    assert (folder / "cut" / EDITOR).read_bytes() == (folder / "whole" / EDITOR).read_bytes()
     with pytest.raises(RequestError, match=r"another training \(seed: 3 there, 4 now"):
         editor.fit(model, records, plan=plan, folder=folder / "cut", seed=4)
 

@@ -88,6 +88,31 @@ def test_the_folder_of_another_training_is_refused(tmp_path: Path) -> None:
         train_scope("hashed-words", FACTS, quick, seed=1, folder=tmp_path)
 
 
+@pytest.mark.parametrize("left", [None, "", '{"step": 2', '{"step": 1}'], ids=["lost", "empty", "cut", "short"])
+def test_a_damaged_curve_is_named(tmp_path: Path, left: str | None) -> None:
+    quick = ScopeTraining(steps=2, every=1, batch=4, rank=2)
+    train_scope("hashed-words", FACTS, quick, folder=tmp_path)
+    (tmp_path / "curve.jsonl").unlink()
+    if left is not None:
+        (tmp_path / "curve.jsonl").write_text(left, encoding="utf-8")
+    with pytest.raises(FileFormatError, match=r"curve\.jsonl is lost or damaged .* Remove state\.safetensors"):
+        train_scope("hashed-words", FACTS, quick, folder=tmp_path)
+    (tmp_path / "state.safetensors").unlink()
+    assert len(train_scope("hashed-words", FACTS, quick, folder=tmp_path).result.curve) == 5
+
+
+def test_what_a_killed_training_left_half_written_goes_and_what_is_lost_comes_back(tmp_path: Path) -> None:
+    quick = ScopeTraining(steps=2, every=1, batch=4, rank=2)
+    train_scope("hashed-words", FACTS, quick, folder=tmp_path)
+    written = (tmp_path / "editor.safetensors").read_bytes()
+    (tmp_path / "editor.safetensors").unlink()
+    for name in (".state.safetensors.x1y2.safetensors", ".curve.jsonl.x1y2.jsonl", ".my.notes"):
+        (tmp_path / name).touch()
+    train_scope("hashed-words", FACTS, quick, folder=tmp_path)
+    assert [path.name for path in tmp_path.glob(".*")] == [".my.notes"]
+    assert (tmp_path / "editor.safetensors").read_bytes() == written
+
+
 def test_the_figure_of_a_scope_shows_its_losses_and_shares() -> None:
     scope = train_scope("hashed-words", FACTS, ScopeTraining(steps=6, every=3, batch=8, rank=2))
     assert scope.result is not None and scope.result.steps == 6

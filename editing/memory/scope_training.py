@@ -119,9 +119,11 @@ def train_scope(
                 _look(state, head, vectors, held)
             state.seconds += time.perf_counter() - begun
             if looked and where is not None:
-                save_state(where, state)
                 _scope(state, encoder, about).save(where / EDITOR)
+                save_state(where, state)
             shown.update()
+    if where is not None:
+        _scope(state, encoder, about).save(where / EDITOR)  # once more, for a folder that has lost it
     result = TrainingResult.of(state, torch.device("cpu"), early=settings.ends(state))
     return dataclasses.replace(_scope(state, encoder, about), result=result)
 

@@ -107,6 +107,8 @@ def train(task: Task, state: State, *, folder: Path | None, progress: bool | Non
     if not state.best:
         raise EditFailedError("No validation had a finite loss. Write a smaller rate.")
     state.network.load_state_dict(state.best)
+    if folder is not None:
+        task.write_best(folder)  # the same bytes once more, for a folder that has lost them
     return TrainingResult.of(state, model.device, early=_early(plan, state))
 
 

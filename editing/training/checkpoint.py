@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from editing.errors import RequestError
 from tracer.continuing import read_same
+from tracer.errors import FileFormatError
 from tracer.storage import atomic_path, read_about, read_tensors, to_json, write_json, write_tensors
 
 STATE, EDITOR, CURVE, ABOUT = "state.safetensors", "editor.safetensors", "curve.jsonl", "training.json"
@@ -94,11 +95,13 @@ def save_state(folder: Path, state: State) -> None:
 
 
 def resume(folder: Path, state: State) -> None:
-    """Takes up what `save_state` wrote, if anything.
+    """Takes up what `save_state` wrote, if anything, and removes what it was writing when it was killed.
 
     Raises:
-        FileFormatError: the file is damaged.
+        FileFormatError: a file is damaged, or the curve is lost.
     """
+    for half in (half for name in (STATE, EDITOR, CURVE, ABOUT) for half in folder.glob(f".{name}.*")):
+        half.unlink()
     if not (folder / STATE).exists():
         return
     tensors, about = read_tensors(folder / STATE, "training")
@@ -113,8 +116,21 @@ def resume(folder: Path, state: State) -> None:
     for name in NUMBERS:
         setattr(state, name, math.inf if about[name] is None else about[name])  # JSON has no infinity
     state.adjusted = dict(about["adjusted"])
-    lines = (folder / CURVE).read_text(encoding="utf-8").splitlines()
-    state.curve = [record for record in map(json.loads, lines) if record["step"] <= state.step]
+    state.curve = [record for record in _curve(folder / CURVE, state.step) if record["step"] <= state.step]
+
+
+def _curve(path: Path, steps: int) -> list[dict[str, Any]]:
+    """The records of a curve that goes as far as `steps` at least."""
+    try:
+        found = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        if found[-1]["step"] < steps:
+            raise ValueError(f"it ends before step {steps}")
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise FileFormatError(
+            f"{path} is lost or damaged ({error}), and {STATE} goes on from it. Remove {STATE} to begin anew, or give "
+            f"this training a folder of its own."
+        ) from error
+    return found
 
 
 def training_spent(trained: str | Path) -> tuple[float | None, int | None]:
