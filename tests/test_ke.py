@@ -11,7 +11,7 @@ import torch
 from test_mend import PLAN, REQUESTS, check_goes_on, gradients, small_model, small_records, with_new_network
 
 import tracer
-from editing import KE, RequestError
+from editing import KE, RequestError, TrainingPlan
 from editing.editors import editor_named
 from editing.meta_learning.hypernetwork import Asked
 from editing.meta_learning.lessons import edits_take, lesson_of, losses
@@ -31,12 +31,12 @@ def learned() -> tuple[tracer.LanguageModel, KE]:
 
 
 def test_the_factored_change_equals_the_gated_gradient(family_model: tracer.LanguageModel) -> None:
-    editor = with_new_network(KE(**SMALL, smoothing=0.0, largest=0.7), family_model)
+    editor = with_new_network(KE(**SMALL, smoothing=0.1, largest=0.7), family_model)
     network, request = editor.trained.network, REQUESTS[1]
     asked = network.asked(family_model, [(request.prompt, request.new)])
     read = network.condition(family_model, asked)
     (edit,) = editor.each(family_model, [request])
-    wanted = gradients(family_model, [request], editor.weights)
+    wanted = gradients(family_model, [request], editor.weights, smoothing=0.1)
     assert [change.weight for change in edit.changes] == list(editor.weights)
     for gate, change, (n, m) in zip(network.gates, edit.changes, network.sizes.values(), strict=True):
         ca, ra, cb, rb, eta = gate(read)[0].split((n, m, n, m, 1))
@@ -129,6 +129,15 @@ def test_training_makes_held_out_edits_take(learned: tuple[tracer.LanguageModel,
     assert taken[0] < 0.1 and taken[1] > 0.6
     assert editor.trained.result.best["edits_taken"] == pytest.approx(taken[1])
     assert all(one["price"] >= 0 for one in editor.trained.result.curve if "price" in one)
+
+
+def test_gradients_of_a_steps_passes_add_up_to_that_of_one_pass() -> None:
+    """Of passes of 3, 3 and 2 edits: each edit counts the same."""
+    plan = TrainingPlan(steps=3, batch=8, together=8, every=3, held_out=4)
+    parts = dataclasses.replace(plan, together=3)
+    one, other = (KE(**QUICK).fit(small_model(), small_records(28), plan=each).trained for each in (plan, parts))
+    for whole, apart in zip(one.result.curve, other.result.curve, strict=True):
+        assert {name: apart[name] for name in whole} == pytest.approx(whole, rel=1e-6)
 
 
 def test_files_hold_the_editor_bit_for_bit(learned: tuple[tracer.LanguageModel, KE], tmp_path: Path) -> None:

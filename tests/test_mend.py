@@ -27,7 +27,7 @@ from editing.editors import editor_named
 from editing.meta_learning import training
 from editing.meta_learning.factors import Factors
 from editing.meta_learning.learned import Learned
-from editing.meta_learning.lessons import lesson_of, losses, numbers_of_step
+from editing.meta_learning.lessons import lesson_of, losses, numbers_of_step, other_words
 from editing.meta_learning.matrices import feed_forward_weights, sizes
 from editing.meta_learning.mend_network import MendNetwork
 from editing.meta_learning.readers import training_records
@@ -80,7 +80,9 @@ def with_new_network(editor: Learned, model: tracer.LanguageModel) -> Any:
     return dataclasses.replace(editor, weights=weights, trained=Trained(network, model.fingerprint(), model.name))
 
 
-def gradients(model: tracer.LanguageModel, requests: Sequence[EditRequest], weights: Sequence[str]) -> dict[str, Any]:
+def gradients(
+    model: tracer.LanguageModel, requests: Sequence[EditRequest], weights: Sequence[str], *, smoothing: float = 0.0
+) -> dict[str, Any]:
     """By autograd on the weights themselves: of the sum over requests of the token mean of -log p, as stored."""
     parameters = [model.torch.get_parameter(weight) for weight in weights]
     total = torch.zeros((), dtype=torch.float64)
@@ -88,7 +90,7 @@ def gradients(model: tracer.LanguageModel, requests: Sequence[EditRequest], weig
         prompt = model.tokenizer(request.prompt).input_ids
         ids = torch.tensor([model.tokenizer(f"{request.prompt} {request.new.strip()}").input_ids])
         logits = model.torch(ids).logits[0, len(prompt) - 1 : -1]
-        total = total + functional.cross_entropy(logits, ids[0, len(prompt) :])
+        total = total + functional.cross_entropy(logits, ids[0, len(prompt) :], label_smoothing=smoothing)
     return dict(zip(weights, torch.autograd.grad(total, parameters), strict=True))
 
 
@@ -379,6 +381,17 @@ def test_every_record_is_seen_once_a_round() -> None:
     for turn in range(2):
         assert sorted(number for number, of in drawn if of == turn) == list(range(7))
     assert [number for number, turn in drawn if turn == 0] != [number for number, turn in drawn if turn == 1]
+
+
+def test_success_is_measured_on_any_rephrase_or_as_often_as_asked_on_the_edited_prompt_itself() -> None:
+    record = dataclasses.replace(small_records(1)[0], rephrases=("a", "b", "c"))
+    for own in (0.0, 0.5, 1.0):
+        places = [(number, turn) for number in range(100) for turn in range(2)]
+        drawn = [other_words(record, own, seed=0, number=number, turn=turn) for number, turn in places]
+        assert drawn == [other_words(record, own, seed=0, number=number, turn=turn) for number, turn in places]
+        share = drawn.count(record.prompt) / len(drawn)
+        assert share == pytest.approx(own, abs=0.1) and (share == own or own == 0.5)
+        assert set(drawn) - {record.prompt} == (set(record.rephrases) if own < 1 else set())
 
 
 def test_training_and_validation_share_no_subject() -> None:
