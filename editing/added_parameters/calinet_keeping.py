@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 from editing.added_parameters.side_branch import wide
-from editing.fine_tuning.upper_blocks import UpperBlocks, upper_blocks
 from editing.scoring.asking import prompts_end_at
 from editing.scoring.forced_decoder import ForcedDecoder
 from tracer.facts import bundled, spread_over_relations
@@ -22,6 +21,7 @@ from tracer.model import LanguageModel
 from tracer.model.inputs import prompt_encoding
 from tracer.model.tokens import Encoding, right_padded
 from tracer.sweep.recording import record
+from tracer.sweep.upper_blocks import UpperBlocks, upper_blocks
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from editing.added_parameters.codebook_branch import Replace
 from editing.errors import EditFailedError, RequestError
-from editing.fine_tuning.upper_blocks import UpperBlocks, upper_blocks
 from editing.request import EditRequest
 from editing.scoring.asking import prompts_end_at
 from tracer.anatomy import is_stored_transposed
@@ -24,6 +23,7 @@ from tracer.model import LanguageModel
 from tracer.model.tokens import encode_with_target
 from tracer.sweep.hooks import output_changed
 from tracer.sweep.recording import record
+from tracer.sweep.upper_blocks import UpperBlocks, upper_blocks
 
 
 @dataclass(frozen=True, eq=False)

@@ -19,13 +19,13 @@ from torch import Tensor, nn
 
 from editing.errors import EditFailedError
 from editing.fine_tuning.trained import Trained
-from editing.fine_tuning.upper_blocks import UpperBlocks, upper_blocks
 from editing.request import EditRequest
 from editing.scoring.forced_decoder import ForcedDecoder
 from tracer.model import LanguageModel
 from tracer.model.inputs import target_encoding
 from tracer.model.tokens import right_padded
 from tracer.sweep.recording import record
+from tracer.sweep.upper_blocks import UpperBlocks, upper_blocks
 
 Loss = Literal["target_new", "prompt_last"]
 STOP_BELOW = 0.01

@@ -21,7 +21,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from editing.fine_tuning.upper_blocks import upper_blocks
 from editing.locate_then_edit.norms import has_norm
 from editing.scoring.forced_decoder import ForcedDecoder
 from tracer.first_order.prepared import differentiable
@@ -29,6 +28,7 @@ from tracer.model import LanguageModel
 from tracer.sweep.hooks import only_here
 from tracer.sweep.recording import record
 from tracer.sweep.replay import Recording
+from tracer.sweep.upper_blocks import upper_blocks
 from tracer.units import input_width
 
 Rule = Literal["gauss-legendre", "left"]

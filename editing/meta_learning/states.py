@@ -14,12 +14,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from editing.fine_tuning.upper_blocks import UpperBlocks, upper_blocks
 from tracer.model import LanguageModel
 from tracer.model.tokens import right_padded
 from tracer.sweep.hooks import only_here
 from tracer.sweep.recording import record
 from tracer.sweep.replay import Recording
+from tracer.sweep.upper_blocks import UpperBlocks, upper_blocks
 
 TOKENS = 192  # padded tokens in one pass: more would be padded, fewer would leave matrix products small
 # What a block is called with that `Recording.run_block` makes anew for other tokens.

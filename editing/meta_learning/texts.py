@@ -18,13 +18,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from editing.fine_tuning.upper_blocks import UpperBlocks
 from editing.meta_learning.divergence import divergence
 from editing.meta_learning.states import Ids, Read, blocks_on, states_entering
 from editing.scoring.forced_decoder import ForcedDecoder
 from tracer.model import LanguageModel
 from tracer.model.inputs import target_encoding
 from tracer.model.tokens import TargetEncoding
+from tracer.sweep.upper_blocks import UpperBlocks
 
 Pair = tuple[str, str]
 
