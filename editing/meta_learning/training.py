@@ -89,7 +89,8 @@ def train(task: Task, state: State, *, folder: Path | None, progress: bool | Non
         subjects = {name: sorted({record.subject for record in group}) for name, group in groups.items()}
         check_same_training(folder, task.about, subjects)
         resume(folder, state)
-    held_out = list(_held_out_lessons(task)) if state.step < plan.steps else []
+    ended = state.step >= plan.steps or _early(plan, state)
+    held_out = [] if ended else list(_held_out_lessons(task))
     shelves = _shelves(task)
     with bar(plan.steps, "training", show=progress, unit="step") as shown:
         shown.update(state.step)
