@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from transformers import (
     MT5ForConditionalGeneration,
     PreTrainedTokenizerFast,
 )
+from typer.testing import CliRunner
 
 import tracer
 from editing import EditRequest
@@ -29,6 +31,7 @@ from editing.locate_then_edit.kn import KN
 from editing.locate_then_edit.knowledge_neurons import probability, questions
 from editing.scoring.generation import answers, complete
 from editing.scoring.scores import target_scores
+from tracer.cli import app
 from tracer.corrupt import GaussianNoise, ReplaceSubject
 from tracer.errors import AnatomyError, FactError, ModelSourceError, SiteError, StudyError
 from tracer.forward_pass import forward
@@ -318,6 +321,27 @@ def test_a_folder_opens_as_the_same_encoder_decoder(trained: tracer.LanguageMode
     assert found.is_encoder_decoder and found.n_layers == 2 * LAYERS + 1
     pair = [(FACT.prompt, "France")]
     assert target_scores(found, pair)[0].nll == pytest.approx(target_scores(trained, pair)[0].nll, abs=1e-12)
+
+
+def test_what_the_decoder_reads_first_is_an_option_and_part_of_what_a_study_is(
+    trained: tracer.LanguageModel, tmp_path: Path
+) -> None:
+    folder = tmp_path / "model"
+    trained.torch.save_pretrained(folder)
+    trained.tokenizer.save_pretrained(folder)
+    asked = ["tokens", "--prompt", "The country of Paris is", "--subject", "Paris", "--answer", "France", "--json"]
+    ran = [
+        CliRunner().invoke(app, [*asked, "--model", str(folder), *starts])
+        for starts in ([], ["--decoder-starts", "<extra_id_0>"])
+    ]
+    plain, spans = (json.loads(one.stdout)["token_ids"] for one in ran)
+    sentinel = trained.tokenizer.convert_tokens_to_ids("<extra_id_0>")
+    assert spans.count(sentinel) == 2 and sentinel not in plain
+    plan = tracer.Plan(kinds=("state",), samples=1)
+    tracer.run_study(trained, [FACT], tmp_path / "study", plan=plan, progress=False)
+    other = tracer.load(trained.torch, tokenizer=trained.tokenizer, decoder_starts="<extra_id_0>", check=False)
+    with pytest.raises(StudyError, match="model.decoder_starts"):
+        tracer.run_study(other, [FACT], tmp_path / "study", plan=plan, progress=False)
 
 
 REFUSED: dict[str, Callable[[tracer.LanguageModel], object]] = {

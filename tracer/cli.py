@@ -12,6 +12,7 @@ import typer
 import tracer
 from tracer.console import (
     AsJson,
+    DecoderStarts,
     Device,
     Dtype,
     Model,
@@ -66,12 +67,13 @@ def tokens(
     subject_at: SubjectAt = None,
     answer: Answer = None,
     model: Model = "gemma-3-270m",
+    decoder_starts: DecoderStarts = None,
     as_json: AsJson = False,
 ) -> None:
     """Show what the model will see: tokens, subject, BOS, answer token."""
     with reported():
         fact = tracer.Fact(prompt, subject, answer, subject_at=subject_at)
-        tokenized = fact.preflight(opened(model, "cpu", "float32"), warn=False)
+        tokenized = fact.preflight(opened(model, "cpu", "float32", decoder_starts), warn=False)
         result(dataclasses.asdict(tokenized), str(tokenized), as_json=as_json)
 
 
@@ -96,6 +98,7 @@ def trace(
     model: Model = "gemma-3-270m",
     device: Device = None,
     dtype: Dtype = "float32",
+    decoder_starts: DecoderStarts = None,
     out: Out = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -104,7 +107,7 @@ def trace(
     with reported():
         fact = tracer.Fact(prompt, subject, answer, subject_at=subject_at, other=other)
         found = tracer.trace(
-            opened(model, device, dtype),
+            opened(model, device, dtype, decoder_starts),
             fact,
             kinds=names(kinds),
             severed=severed_paths(severed),
@@ -155,6 +158,7 @@ def average(
     model: Model = "gemma-3-270m",
     device: Device = None,
     dtype: Dtype = "float32",
+    decoder_starts: DecoderStarts = None,
     out: Out = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -164,7 +168,7 @@ def average(
         chosen = read_facts(facts) if facts else spread_over_relations(bundled())
         folder = run_folder(out, f"average {facts.stem if facts else 'bundled'} {Path(model).name}")
         found = tracer.average(
-            opened(model, device, dtype),
+            opened(model, device, dtype, decoder_starts),
             chosen,
             kinds=names(kinds),
             severed=severed_paths(severed),
@@ -207,6 +211,7 @@ def locate(
     model: Model = "gemma-3-270m",
     device: Device = None,
     dtype: Dtype = "float32",
+    decoder_starts: DecoderStarts = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
@@ -215,7 +220,7 @@ def locate(
         if source is not None:
             found = saved_average(source)
         else:
-            opened_model = opened(model, device, dtype)
+            opened_model = opened(model, device, dtype, decoder_starts)
             found = tracer.average(
                 opened_model,
                 spread_over_relations(bundled()),

@@ -25,6 +25,13 @@ Device = Annotated[
     str | None, typer.Option(help="cpu, cuda, cuda:1 or auto (spread over all).", rich_help_panel="Model")
 ]
 Dtype = Annotated[str, typer.Option(help="float32, bfloat16 or float64.", rich_help_panel="Model")]
+DecoderStarts = Annotated[
+    str | None,
+    typer.Option(
+        help="What an encoder-decoder reads before an answer, e.g. <extra_id_0> for one that only fills spans.",
+        rich_help_panel="Model",
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON record instead of text.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bars.")]
 Prompt = Annotated[str, typer.Option(help="The text up to the answer.")]
@@ -69,10 +76,10 @@ def reported() -> Iterator[None]:
             raise typer.Exit(130) from None
 
 
-def opened(model: str, device: str | None, dtype: str) -> LanguageModel:
+def opened(model: str, device: str | None, dtype: str, decoder_starts: str | None = None) -> LanguageModel:
     """Loads the model, transformers' own bars shown in a terminal only."""
     typer.echo(f"Loading {model} ...", err=True)
-    return load(model, device=device, dtype=dtype)
+    return load(model, device=device, dtype=dtype, decoder_starts=decoder_starts)
 
 
 def show_progress(quiet: bool) -> bool | None:

@@ -43,6 +43,7 @@ from editing.options import named_values, whole_numbers
 from tracer.console import (
     AsJson,
     Backend,
+    DecoderStarts,
     Device,
     Dtype,
     Model,
@@ -108,6 +109,7 @@ def compare(
     model: Model = "gemma-3-270m",
     device: Device = None,
     dtype: Dtype = "float32",
+    decoder_starts: DecoderStarts = None,
     out: Out = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -146,7 +148,7 @@ def compare(
             seed=seed,
         )
         where = run_folder(out, f"compare {Path(model).name}")
-        opened_model = opened(model, device, dtype)
+        opened_model = opened(model, device, dtype, decoder_starts)
         if any(one.lacks_layer for one in takes_part):
             located = located_layer(opened_model, progress=show_progress(quiet))
             takes_part = [dataclasses.replace(one, layer=located) if one.lacks_layer else one for one in takes_part]

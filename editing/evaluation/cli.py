@@ -36,7 +36,20 @@ from editing.evaluation.summary import edit_seconds
 from editing.evaluation.tables import readable
 from editing.located import located_layer
 from editing.options import named_values, whole_numbers
-from tracer.console import AsJson, Device, Dtype, Model, Out, Quiet, opened, reported, result, run_folder, show_progress
+from tracer.console import (
+    AsJson,
+    DecoderStarts,
+    Device,
+    Dtype,
+    Model,
+    Out,
+    Quiet,
+    opened,
+    reported,
+    result,
+    run_folder,
+    show_progress,
+)
 
 
 def evaluate(
@@ -74,6 +87,7 @@ def evaluate(
     model: Model = "gemma-3-270m",
     device: Device = None,
     dtype: Dtype = "float32",
+    decoder_starts: DecoderStarts = None,
     out: Out = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
@@ -86,7 +100,7 @@ def evaluate(
         cases = cases.only(groups.split(",")) if groups else cases
         cases = cases.asking(read_choices(choices), choices_a_case) if choices else cases
         where = run_folder(out, f"evaluate {protocol} {editor} {cases.name} {Path(model).name}")
-        opened_model = opened(model, device, dtype)
+        opened_model = opened(model, device, dtype, decoder_starts)
         if layer is None and needs_layer(editor) and "layers" not in chosen:
             layer = located_layer(opened_model, progress=show_progress(quiet))
         found = run_evaluation(

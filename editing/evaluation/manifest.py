@@ -74,13 +74,14 @@ def questions_record(questions: Questions) -> dict[str, Any]:
 
 def model_record(model: LanguageModel, fingerprint: str) -> dict[str, Any]:
     """What numbers depend on of the model, unedited."""
-    return {
+    about = {
         "name": model.name,
         "fingerprint": fingerprint,
         "dtype": str(model.dtype).removeprefix("torch."),
         "device": model.device.type,
         "threads": torch.get_num_threads(),
     }
+    return about | ({"decoder_starts": model.decoder_starts} if model.decoder_starts else {})
 
 
 def editor_record(editor: Editor) -> dict[str, Any]:

@@ -132,6 +132,7 @@ class Learned(ABC):
         about = {
             **{"method": self.method, "settings": editor.settings(), "plan": dataclasses.asdict(plan), "seed": seed},
             **{"base": base, "records": digest(records), "held_out": digest(held_out)},
+            **({"decoder_starts": model.decoder_starts} if model.decoder_starts else {}),
         }
 
         def write_best(where: Path) -> None:

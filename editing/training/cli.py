@@ -12,7 +12,7 @@ from editing.errors import RequestError
 from editing.training.plot import plot_training
 from editing.training.result import TrainingResult
 from editing.training.trainers import TRAINERS, Job
-from tracer.console import AsJson, Device, Dtype, Model, Quiet, opened, reported, result, show_progress
+from tracer.console import AsJson, DecoderStarts, Device, Dtype, Model, Quiet, opened, reported, result, show_progress
 
 
 def train(
@@ -42,6 +42,7 @@ def train(
     model: Model = "gemma-3-270m",
     device: Device = None,
     dtype: Dtype = "float32",
+    decoder_starts: DecoderStarts = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
@@ -57,7 +58,7 @@ def train(
             **{"held_out": held_out, "own_words": own_words, "blocks": blocks, "rate": rate, "retriever": retriever},
         }
         given = {name: value for name, value in options.items() if value is not None}
-        open_model, shown = partial(opened, model, device, dtype), show_progress(quiet)
+        open_model, shown = partial(opened, model, device, dtype, decoder_starts), show_progress(quiet)
         job = Job(data, n, benchmark, tuple(without or ()), given, open_model, seed, out, shown)
         found = TRAINERS[editor].fit(job)
         figure = out / "training.png"

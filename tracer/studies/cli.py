@@ -10,6 +10,7 @@ import typer
 from tracer.console import (
     AsJson,
     Backend,
+    DecoderStarts,
     Device,
     Dtype,
     Model,
@@ -79,6 +80,7 @@ def study(
     model: Model = "gemma-3-270m",
     device: Device = None,
     dtype: Dtype = "float32",
+    decoder_starts: DecoderStarts = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
@@ -100,7 +102,7 @@ def study(
         )
         source = facts.name if facts else "bundled"
         found = run_study(
-            opened(model, device, dtype),
+            opened(model, device, dtype, decoder_starts),
             chosen,
             run_folder(out, f"study {source} {Path(model).name}"),
             plan=plan,

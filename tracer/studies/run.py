@@ -105,6 +105,7 @@ def _manifest_of(model: LanguageModel, facts: Sequence[Fact], settings: dict[str
         "device": model.device.type,
         "n_layers": model.n_layers,
     }
+    about |= {"decoder_starts": model.decoder_starts} if model.decoder_starts else {}
     return Manifest(model=about, settings=settings, facts=[Entry(fact) for fact in facts], source=source)
 
 
