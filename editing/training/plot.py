@@ -26,7 +26,7 @@ SHARES = {
     "inside": "let in",
     "outside": "kept out",
 }
-ABOUT = {"edits_taken": "share of held-out edits that take", "inside": "share of held-out prompts decided rightly"}
+ABOUT = {"edits_taken": "held-out edits that take, %", "inside": "held-out prompts decided rightly, %"}
 LOSS_COLOURS, SHARE_COLOURS = ("#0072b2", "#d55e00"), ("#0072b2", "#e69f00")
 
 
@@ -52,23 +52,32 @@ def plot_training(result: TrainingResult) -> Figure:
 
 def _loss(axes: Axes, name: str, colour: str, curve: Sequence[Mapping[str, Any]]) -> None:
     steps, checks = ([record for record in curve if bool(record.get("validation")) == held] for held in (False, True))
-    axes.plot(_column(steps, "step"), _column(steps, name), color=colour, linewidth=0.6, alpha=0.45)
-    axes.plot(_column(checks, "step"), _column(checks, name), "o-", color=colour, markersize=4, linewidth=1.4)
+    thin, dots = {"linewidth": 0.6, "alpha": 0.45, "label": "each step"}, {"markersize": 4, "label": "held out"}
+    axes.plot(_column(steps, "step"), _column(steps, name), color=colour, **thin)
+    axes.plot(_column(checks, "step"), _column(checks, name), "o-", color=colour, linewidth=1.4, **dots)
     axes.set_title(LOSSES[name], loc="left", fontsize=10)
     axes.set_yscale("log")
-    for of_axis in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):  # 0.02, not a formula
-        of_axis(LogFormatter(labelOnlyBase=False, minor_thresholds=(2, 0.5)))
+    for of_axis in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+        of_axis(_Plain(labelOnlyBase=False, minor_thresholds=(2, 0.5)))
+    axes.legend(frameon=False)
 
 
 def _shares(axes: Axes, names: Sequence[str], checks: Sequence[Mapping[str, Any]]) -> None:
     for name, colour in zip(names, SHARE_COLOURS, strict=True):
         share = _column(checks, name)
         n = _column(checks, "n" if "n" in checks[0] else f"n_{name}")
-        spread = 1.96 * np.sqrt(share * (1 - share) / n)
-        axes.errorbar(_column(checks, "step"), share, spread, fmt="o-", color=colour, label=SHARES[name], ms=4)
-    axes.set_ylim(-0.03, 1.03)
+        spread = 196 * np.sqrt(share * (1 - share) / n)
+        axes.errorbar(_column(checks, "step"), 100 * share, spread, fmt="o-", color=colour, label=SHARES[name], ms=4)
+    axes.set_ylim(-3, 103)
     axes.set_title(ABOUT[names[0]], loc="left", fontsize=10)
     axes.legend(frameon=False)
+
+
+class _Plain(LogFormatter):
+    """0.02, where matplotlib would write 2e-02."""
+
+    def __call__(self, x: float, pos: int | None = None) -> str:
+        return f"{x:g}" if super().__call__(x, pos) else ""
 
 
 def _column(records: Sequence[Mapping[str, Any]], name: str) -> np.ndarray:
