@@ -157,7 +157,8 @@ def _course_axis(panel: Axes, name: str) -> None:
         return
     panel.set(yscale="log", ylabel=word)
     low, high = panel.get_ylim()
-    _plain_log(panel.yaxis, [tick for tick in (1, 1.5, 2, 3, 5, 10, 100, 1e4, 1e6) if low <= tick <= high] or [1])
+    near = [tick for tick in (1, 1.5, 2, 3, 5, 10) if low <= tick <= high] or [1]
+    _plain_log(panel.yaxis, near if high < 30 else log_ticks(low, high))
 
 
 def log_ticks(low: float, high: float) -> list[float]:
