@@ -22,8 +22,11 @@ import pandas as pd
 import tracer
 from editing.editors import Editor
 from editing.errors import RequestError
+from editing.evaluation.benchmarks import counterfact_case
 from editing.evaluation.case import CaseScores
-from editing.evaluation.counterfact import MAGNITUDES, SCORES, evaluate_counterfact
+from editing.evaluation.counterfact import MAGNITUDES, SCORES
+from editing.evaluation.examination import Examination, Questions
+from editing.evaluation.single import CHUNK, single_edits
 from editing.evaluation.summary import harmonic_mean
 from editing.locate_then_edit.covariance import second_moments
 from editing.locate_then_edit.rome import ROME
@@ -152,11 +155,9 @@ def check_by_editing(
     make = editor or (lambda layer: ROME(layer=layer))
     editors = {layer: make(layer) for layer in chosen}
     _share_statistics(model, editors, seed, progress)
-    sweep = _Sweep(model, seed, None if folder is None else Path(folder))
-    cases: dict[int, list[CaseScores]] = {}
+    sweep = _Sweep(Examination(model, Questions(free=False, kl=False)), seed, None if folder is None else Path(folder))
     with bar(len(chosen) * len(records), "editing layers", show=progress, unit="edit") as steps:
-        for layer in chosen:
-            cases[layer] = [sweep.case(editors[layer], layer, record, steps) for record in records]
+        cases = {layer: sweep.layer(editors[layer], layer, records, steps) for layer in chosen}
     values = average.settings.sense * average.effects[place.kind][:, ROLES.index(role)]
     effects = tuple(Estimate.of(values[:, layer]) for layer in chosen)
     return LayerCheck(place, chosen, effects, average.settings.window, cases)
@@ -187,30 +188,45 @@ def _share_statistics(model: LanguageModel, editors: Mapping[int, Editor], seed:
 
 @dataclass(frozen=True, eq=False)
 class _Sweep:
-    """Edits one after the other, with their files."""
+    """Single edits at one layer after the other, with their files; the unedited model is asked once."""
 
-    model: LanguageModel
+    examination: Examination
     seed: int
     folder: Path | None
 
-    def case(self, editor: Editor, layer: int, record: Record, steps: Any) -> CaseScores:
-        """From its file, or edited now."""
-        path = self._path(editor, layer, record)
-        if path is not None and path.is_file():
-            steps.update()
-            return CaseScores(**json.loads(path.read_text(encoding="utf-8")))
-        steps.set_postfix_str(f"layer {layer}, {record['requested_rewrite']['subject']}"[:32])
-        (case,) = evaluate_counterfact(self.model, editor, [record], seed=self.seed, progress=False)
-        if path is not None:
-            write_json(path, {name: getattr(case, name) for name in ("case_id", "before", "after", "diagnostics")})
-        steps.update()
-        return case
+    def layer(self, editor: Editor, layer: int, records: Sequence[Record], steps: Any) -> list[CaseScores]:
+        """The scores of every record, computed together as far as single edits are."""
+        found: list[CaseScores] = []
+        steps.set_postfix_str(f"layer {layer}")
+        for begin in range(0, len(records), CHUNK):
+            chunk = records[begin : begin + CHUNK]
+            found += self._chunk(editor, chunk, [self._path(editor, layer, chunk, one) for one in chunk], steps)
+        return found
 
-    def _path(self, editor: Editor, layer: int, record: Record) -> Path | None:
-        """Named by the model, the record, and everything that a score depends on."""
+    def _chunk(
+        self, editor: Editor, records: Sequence[Record], paths: Sequence[Path | None], steps: Any
+    ) -> list[CaseScores]:
+        """From their files where all are there, or edited now."""
+        kept = [path for path in paths if path is not None and path.is_file()]
+        if len(kept) == len(records):
+            steps.update(len(kept))
+            return [CaseScores(**json.loads(path.read_text(encoding="utf-8"))) for path in kept]
+        cases = [counterfact_case(record, str(record.get("case_id", number))) for number, record in enumerate(records)]
+        found = []
+        for case, path in zip(
+            single_edits(self.examination, editor, cases, seed=self.seed, progress=False), paths, strict=True
+        ):
+            if path is not None:
+                write_json(path, {name: getattr(case, name) for name in ("case_id", "before", "after", "diagnostics")})
+            found.append(case)
+            steps.update()
+        return found
+
+    def _path(self, editor: Editor, layer: int, chunk: Sequence[Record], record: Record) -> Path | None:
+        """Named by the model, the record, those computed with it, and everything else that a score depends on."""
         if self.folder is None:
             return None
-        about = [self.model.fingerprint(), record, repr(editor), self.seed]
+        about = [self.examination.model.fingerprint(), record, chunk, repr(editor), self.seed]
         digest = hashlib.sha256(json.dumps(about, default=plain, sort_keys=True).encode()).hexdigest()
         return self.folder / f"layer-{layer}" / f"{digest[:24]}.json"
 

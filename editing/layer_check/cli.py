@@ -8,10 +8,12 @@ from typing import Annotated, Any
 import typer
 
 import tracer
+from editing.editors import check_name, editor_named, needs_layer
+from editing.errors import RequestError
 from editing.evaluation import bundled_records
+from editing.evaluation.slices import chosen_numbers
 from editing.layer_check.check import check_by_editing
-from editing.locate_then_edit.rome import ROME
-from editing.options import whole_numbers
+from editing.options import named_values, whole_numbers
 from tracer.console import AsJson, Device, Dtype, Model, Out, Quiet, opened, reported, result, run_folder, show_progress
 from tracer.facts import bundled, spread_over_relations
 from tracer.facts.readers import read_records
@@ -31,7 +33,10 @@ def check_layers(
     n: Annotated[int, typer.Option(min=1, help="Facts to edit at each layer.")] = 6,
     layers: Annotated[str, typer.Option(help="Comma-separated; default: every --every-th.")] = "",
     every: Annotated[int, typer.Option(min=1, help="Edit at layers 0, EVERY, 2 EVERY ...")] = 1,
-    variant: Annotated[Any, typer.Option(parser=str, metavar="NAME", help="r-rome, rome or p-rome.")] = "r-rome",
+    editor: Annotated[str, typer.Option(help="What edits: r-rome, emmet, ft-l ...")] = "r-rome",
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", help="Another setting of the editor, NAME=VALUE; repeatable.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of random prefixes and of the model's own text.")] = 0,
     model: Model = "gemma-3-270m",
     device: Device = None,
@@ -45,7 +50,12 @@ def check_layers(
     from tracer.plot import save_figure
 
     with reported():
-        asked = whole_numbers(layers, "--layers", "layers")
+        check_name(editor)
+        if not needs_layer(editor):
+            raise RequestError(
+                f"{editor} is told no layer to write to. Choose an editor that is, e.g. --editor r-rome."
+            )
+        asked, chosen = whole_numbers(layers, "--layers", "layers"), named_values(settings or [])
         saved = None if source is None else saved_average(source)
         opened_model = opened(model, device, dtype)
         folder = run_folder(out, f"check layers {Path(model).name}")
@@ -67,7 +77,7 @@ def check_layers(
             kind=kind,
             role=role,
             layers=asked or range(0, opened_model.n_layers, every),
-            editor=lambda layer: ROME(layer=layer, variant=variant),
+            editor=lambda layer: editor_named(editor, opened_model, layer, **chosen),
             seed=seed,
             folder=folder / "edits",
             progress=progress,
@@ -81,4 +91,4 @@ def check_layers(
 
 def _spread(records: list[dict[str, Any]], n: int) -> list[dict[str, Any]]:
     """`n` of them, drawn evenly."""
-    return records[:: max(1, len(records) // n)][:n]
+    return [records[number] for number in chosen_numbers(len(records), n, evenly=True)]
