@@ -89,3 +89,13 @@ def test_the_network_of_least_weighted_loss_is_kept() -> None:
         again = losses(found.network, lesson)
     assert again.edit.mean().item() == pytest.approx(found.result.best["edit_loss"], rel=1e-9)
     assert again.drift.mean().item() == pytest.approx(found.result.best["drift"], rel=1e-9)
+
+
+@pytest.mark.parametrize("editor", [MEND(**QUICK), KE(**QUICK_KE)])
+def test_training_in_inference_mode_is_training(editor: Learned) -> None:
+    """Whatever mode the caller is in, the first step is the same."""
+    model, records = small_model(), small_records(20)
+    with torch.inference_mode():
+        found = editor.fit(model, records, plan=PLAN).trained
+    assert found is not None
+    torch.testing.assert_close(found.network.state_dict(), trained(editor).network.state_dict())

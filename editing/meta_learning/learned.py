@@ -127,7 +127,8 @@ class Learned(ABC):
             records, held_out = split_by_subject(records, plan.held_out, seed)
         check_disjoint(records, held_out)
         editor = self if self.weights else dataclasses.replace(self, weights=feed_forward_weights(model, self.blocks))
-        network = editor._new_network(model, seed)
+        with editable(model):  # parameters made in inference mode could never be trained
+            network = editor._new_network(model, seed)
         state = State(network, editor.optimiser(network))
         about = {
             **{"method": self.method, "settings": editor.settings(), "plan": dataclasses.asdict(plan), "seed": seed},
