@@ -1,0 +1,101 @@
+"""Packs what comparisons of one model found, to be kept beside the README, and prints the README's tables of it.
+
+python benchmarks/results.py smollm2 runs/compare/smollm2 runs/compare/smollm2-batch100 ...
+
+Writes MODEL.jsonl.gz, a record for each editor, file, protocol, number of edits and case, without the data's words,
+and MODEL.csv.gz, every mean with its n, interval, file and slice.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from editing.comparison import read_comparison, scores_frame
+from editing.comparison.tables import case_records
+from editing.evaluation.tables import as_markdown, shown
+from tracer.storage import atomic_path, to_json
+
+SINGLE = ("ES", "PS", "NS", "S", "reliability_token_acc", "generalization_token_acc", "locality_agreement")
+REACH = (
+    *("subject_replace_token_acc", "reversed_relation_token_acc", "one_hop_token_acc"),
+    *("other_relation_agreement", "distracting_neighborhood_agreement", "other_task_accuracy"),
+)
+MANY = ("S", "reliability_token_acc", "generalization_token_acc", "locality_agreement", "perplexity_ratio")
+
+
+def main() -> None:
+    """Reads the folders, writes both files, prints the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model")
+    parser.add_argument("folders", nargs="+", type=Path)
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
+    options = parser.parse_args()
+    found = [read_comparison(folder) for folder in options.folders]
+    frame = pd.concat([scores_frame(one) for one in found], ignore_index=True)
+    records = (_without_words(record) for one in found for record in case_records(one))
+    options.out.mkdir(parents=True, exist_ok=True)
+    _pack(options.out / f"{options.model}.jsonl.gz", "".join(f"{to_json(record)}\n" for record in records))
+    _pack(options.out / f"{options.model}.csv.gz", frame.to_csv(index=False))
+    print("\n\n".join(tables(frame.loc[frame["cases"] == "all"])))
+
+
+def tables(frame: pd.DataFrame) -> Iterable[str]:
+    """Markdown of single edits, what they reach and spare, and many edits; `frame`: of `scores_frame`."""
+    for (data, protocol), rows in frame.groupby(["data", "protocol"], sort=False):
+        title = f"{data}, {protocol}; n = {rows['n'].max()}"
+        if protocol == "single":
+            yield from (f"{title}\n\n{_by_editor(rows, names)}" for names in (SINGLE, REACH) if _has(rows, names))
+        else:
+            yield from (f"{title}, {name}\n\n{_by_edits(rows, name)}" for name in MANY if _has(rows, [name]))
+
+
+def _by_editor(rows: pd.DataFrame, names: Sequence[str]) -> str:
+    """Editors down, scores across; the unedited model first."""
+    there = [name for name in names if _has(rows, [name])]
+    before, after = rows.loc[rows["when"] == "before"], rows.loc[rows["when"] == "after"]
+    lines = {"unedited": before.drop_duplicates("score")}
+    lines |= {editor: after.loc[after["editor"] == editor] for editor in dict.fromkeys(after["editor"])}
+    cells = [[label, *(_cell(of, name) for name in there)] for label, of in lines.items()]
+    return as_markdown(pd.DataFrame(cells, columns=["editor", *there]))
+
+
+def _by_edits(rows: pd.DataFrame, name: str) -> str:
+    """Editors down, numbers of edits across."""
+    after = rows.loc[rows["when"] == "after"]
+    counts = sorted(set(after["edits"]))
+    cells = [
+        [editor, *(_cell(after.loc[(after["editor"] == editor) & (after["edits"] == count)], name) for count in counts)]
+        for editor in dict.fromkeys(after["editor"])
+    ]
+    return as_markdown(pd.DataFrame(cells, columns=["editor", *(f"{count} edits" for count in counts)]))
+
+
+def _cell(rows: pd.DataFrame, name: str) -> str:
+    one = rows.loc[rows["score"] == name]
+    return "" if one.empty else shown(name, one["mean"].iloc[0], one["half_width"].iloc[0])
+
+
+def _has(rows: pd.DataFrame, names: Sequence[str]) -> bool:
+    return bool(set(names) & set(rows["score"]))
+
+
+def _without_words(record: Mapping[str, Any]) -> dict[str, Any]:
+    """The record with the numbers of its diagnostics alone."""
+    numbers = {name: value for name, value in record["diagnostics"].items() if isinstance(value, int | float)}
+    return {**record, "diagnostics": numbers}
+
+
+def _pack(path: Path, text: str) -> None:
+    """The same text gives the same bytes."""
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(gzip.compress(text.encode(), 9, mtime=0))
+
+
+if __name__ == "__main__":
+    main()
