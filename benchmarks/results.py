@@ -47,7 +47,8 @@ def main() -> None:
 
 def tables(frame: pd.DataFrame) -> Iterable[str]:
     """Markdown of single edits, what they reach and spare, and many edits; `frame`: of `scores_frame`."""
-    for (data, protocol), rows in frame.groupby(["data", "protocol"], sort=False):
+    for data, protocol in frame[["data", "protocol"]].drop_duplicates().itertuples(index=False):
+        rows = frame.loc[(frame["data"] == data) & (frame["protocol"] == protocol)]
         title = f"{data}, {protocol}; n = {rows['n'].max()}"
         if protocol == "single":
             yield from (f"{title}\n\n{_by_editor(rows, names)}" for names in (SINGLE, REACH) if _has(rows, names))
