@@ -110,6 +110,23 @@ def test_the_cached_loss_equals_a_whole_pass_with_the_value_put_in(name: str) ->
         torch.testing.assert_close(trial.query, queries(model, layer, [LONG.prompt])[0], atol=1e-6, rtol=0)
 
 
+@pytest.mark.filterwarnings("ignore::tracer.TracerWarning")
+def test_a_trace_of_a_whole_answer_asks_where_the_prompt_ends(toy_model: tracer.LanguageModel) -> None:
+    with GRACE(layer=2, radius=0.01, steps=30).apply(toy_model, [LONG]):
+        joint = math.exp(-target_scores(toy_model, [(LONG.prompt, LONG.new)])[0].nll_sum)
+        options = {"kinds": ("state",), "samples": 1, "roles": ["last token"], "progress": False, "engine": "passes"}
+        traced = tracer.trace(toy_model, LONG.fact, whole_answer=True, **options)
+        assert traced.clean == pytest.approx(joint, rel=1e-6)
+        first = tracer.trace(toy_model, LONG.fact, **options)
+        assert first.clean == pytest.approx(float(target_first(toy_model, LONG)), rel=1e-6)
+
+
+def target_first(model: tracer.LanguageModel, request: EditRequest) -> torch.Tensor:
+    """Probability of the answer's first token after the prompt, in a bare pass."""
+    token = target_scores(model, [(request.prompt, request.new)])[0].target[0]
+    return next_tokens(model, [request.prompt]).softmax(-1)[0, token]
+
+
 def test_an_answer_is_learnt_and_no_weight_changes(family_model: tracer.LanguageModel) -> None:
     before = state(family_model)
     base = next_tokens(family_model, PROMPTS)
@@ -266,8 +283,15 @@ def test_what_a_codebook_cannot_do_is_refused(toy_model: tracer.LanguageModel) -
         QUICK.apply(toy_model, [EditRequest("a", "a", " b")])
     with pytest.raises(RequestError, match="choose from last, prompt"):
         GRACE(layer=1, replace="all")
-    with pytest.raises(RequestError, match=r"radius=1\.0"):
-        GRACE(layer=1, radius=0)
+    for wrong, said in (
+        ({"radius": 0}, r"Write radius=1\.0"),
+        ({"radius": "1"}, "radius='1' is no number above 0"),
+        ({"steps": 2.5}, "steps=2.5 is no whole number. Write steps=100"),
+        ({"layer": None}, "layer=None is no whole number"),
+        ({"stop_below": math.nan}, r"Write stop_below=0\.01"),
+    ):
+        with pytest.raises(RequestError, match=said):
+            GRACE(**{"layer": 1, **wrong})
 
 
 def test_by_name_a_radius_that_is_not_given_is_measured_at_the_layer(toy_model: tracer.LanguageModel) -> None:

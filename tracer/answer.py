@@ -16,6 +16,7 @@ from tracer.fact import TokenizedFact
 from tracer.metric import Metric, wide
 from tracer.model import LanguageModel
 from tracer.model.inputs import inputs_of
+from tracer.model.prompt_ends import prompts_end_at
 
 ROWS = 512
 VOCABULARY = 4096
@@ -48,7 +49,7 @@ def predicted_id(model: LanguageModel, token_ids: Sequence[int], *, n_encoder: i
 
 def predicted_ids(model: LanguageModel, token_ids: Sequence[int], n: int, *, n_encoder: int = 0) -> tuple[int, ...]:
     """The tokens that the model finds most probable after each of the last `n` of these."""
-    with torch.inference_mode():
+    with torch.inference_mode(), prompts_end_at(model, [len(token_ids) - n_encoder - n]):
         ids = torch.tensor([list(token_ids)], device=model.device)
         keep = {} if n_encoder else {"logits_to_keep": n}
         logits = model.torch(**inputs_of(ids, n_encoder), **keep).logits[0, -n:]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +16,7 @@ from tracer.errors import SiteError
 from tracer.model import LanguageModel
 from tracer.model.inputs import inputs_of
 from tracer.model.lock import lock_of
+from tracer.model.prompt_ends import prompts_end_at
 from tracer.site import ALL_KINDS, Kind, Site, Unit, UnitKind
 from tracer.units import matrices_of
 
@@ -78,7 +80,9 @@ def forward(
     first = options.pop("input_ids")
     options |= {} if n_encoder else {"logits_to_keep": positions}
     options |= {"remote": model.remote} if model.remote else {}
-    with lock_of(model.torch), torch.inference_mode(), nn.trace(first, **options):
+    ends = [ids.shape[1] - n_encoder - positions] * rows if model.edits else None  # tokens of the answer may follow
+    said = nullcontext() if ends is None else prompts_end_at(model, ends)
+    with said, lock_of(model.torch), torch.inference_mode(), nn.trace(first, **options):
         # Plain values alone in here: the block may be sent to a machine that has no `tracer`.
         kept = nnsight.save({})
         if noise is not None:

@@ -106,9 +106,9 @@ class Passes:
         draws = None if self.direction == "corrupt" else self.draws
         options = {"draws": draws, "subject_span": self.span, "positions": self.reading.length}
         if self.direction == "restore":
-            source = forward(self.model, self.rows, keep_units=units[0].kind).units
+            source = forward(self.model, self.rows, keep_units=units[0].kind, positions=self.reading.length).units
         else:
-            corrupted = {"draws": self.draws, "subject_span": self.span}
+            corrupted = {"draws": self.draws, "subject_span": self.span, "positions": self.reading.length}
             source = forward(self.model, self.rows, keep_units=units[0].kind, **corrupted).units
         cells = []
         for token in tokens:

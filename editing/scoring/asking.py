@@ -7,15 +7,13 @@ Branches at a module that go by where a prompt ends are told here where that is.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-import torch
-from torch import Tensor, nn
-
 from tracer.model import LanguageModel
+from tracer.model.prompt_ends import prompt_ends as prompt_ends
+from tracer.model.prompt_ends import prompts_end_at as prompts_end_at
 
 
 @dataclass(frozen=True)
@@ -48,24 +46,3 @@ def routes(model: LanguageModel, prompts: Sequence[str]) -> list[Route]:
         for number, route in zip(still, reader.routes(model, [prompts[n] for n in still]), strict=True):
             found[number] = route
     return [route or Route(prompt, model) for prompt, route in zip(prompts, found, strict=True)]
-
-
-@contextmanager
-def prompts_end_at(model: LanguageModel, last: Sequence[int]) -> Iterator[None]:
-    """Says at which position each row's prompt ends, to branches that go by that, while the block runs."""
-    store = model.torch.__dict__
-    outer = store.get("_prompt_ends")
-    store["_prompt_ends"] = torch.tensor(list(last), device=model.device)
-    try:
-        yield
-    finally:
-        store["_prompt_ends"] = outer
-
-
-def prompt_ends(model: nn.Module, n_rows: int, n_tokens: int) -> Tensor:
-    """The position at which each row's prompt ends, [row]; in a bare forward pass the last one."""
-    said = model.__dict__.get("_prompt_ends")
-    if said is None:
-        return torch.full((n_rows,), n_tokens - 1)
-    assert len(said) == n_rows, "prompts of another batch"
-    return said

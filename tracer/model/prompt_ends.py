@@ -1,0 +1,35 @@
+"""Where each row's prompt ends: said to what acts inside a model and goes by that, such as an edit's codebook.
+
+A row may hold more than a prompt: an answer that is scored, or padding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from tracer.model.language_model import LanguageModel
+
+
+@contextmanager
+def prompts_end_at(model: LanguageModel, last: Sequence[int]) -> Iterator[None]:
+    """Says at which position each row's prompt ends, to branches that go by that, while the block runs."""
+    store = model.torch.__dict__
+    outer = store.get("_prompt_ends")
+    store["_prompt_ends"] = torch.tensor(list(last), device=model.device)
+    try:
+        yield
+    finally:
+        store["_prompt_ends"] = outer
+
+
+def prompt_ends(model: nn.Module, n_rows: int, n_tokens: int) -> Tensor:
+    """The position at which each row's prompt ends, [row]; in a bare forward pass the last one."""
+    said = model.__dict__.get("_prompt_ends")
+    if said is None:
+        return torch.full((n_rows,), n_tokens - 1)
+    assert len(said) == n_rows, "prompts of another batch"
+    return said
