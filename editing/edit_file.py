@@ -45,6 +45,7 @@ def write_edit(edit: Edit, path: str | Path) -> None:
     write_tensors(path, tensors, about)
 
 
+@torch.inference_mode(False)  # a later edit may be trained through what is attached
 def load_edit(path: str | Path) -> Edit:
     """Reads a saved edit; `.apply(model)` writes it.
 

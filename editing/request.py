@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -77,8 +77,8 @@ class EditRequest:
 
 
 def listed(requests: Sequence[EditRequest]) -> list[EditRequest]:
-    """The requests as a list; RequestError where one is given alone."""
-    if isinstance(requests, EditRequest):
+    """The requests as a list, also of what can be gone through only once; RequestError where one is given alone."""
+    if isinstance(requests, EditRequest) or not isinstance(requests, Iterable):
         raise RequestError("Editors take a list of requests. Write apply(model, [request]).")
     return list(requests)
 

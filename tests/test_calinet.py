@@ -13,7 +13,17 @@ from test_grace import LONG, PROMPTS, next_tokens
 from test_t_patcher import whole_pass
 
 import tracer
-from editing import GRACE, CaliNet, EditFailedError, EditRequest, RequestError, known, load_edit, unrelated_templates
+from editing import (
+    GRACE,
+    CaliNet,
+    EditFailedError,
+    EditRequest,
+    RequestError,
+    known,
+    load_edit,
+    undo_all,
+    unrelated_templates,
+)
 from editing.added_parameters.calinet_branch import CalibrationBranch
 from editing.added_parameters.calinet_keeping import kept_prompts
 from editing.added_parameters.calinet_training import chunks_of, fit_branches
@@ -132,6 +142,21 @@ def test_facts_are_learnt_in_all_their_prompts_and_undo_leaves_the_base(family_m
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in family_model.torch.modules())
 
 
+@pytest.mark.parametrize(("batch", "sizes"), [(1, [1, 1, 1]), (2, [2, 1]), (512, [3])])
+def test_as_many_prompts_share_a_step_as_are_asked_for(toy_model, monkeypatch, batch: int, sizes: list[int]) -> None:
+    """The prompts of each step in turn, each of them once."""
+    seen = []
+
+    def fit(model, branches, groups, **_):
+        seen.extend(sum(len(chunk.ends) for chunk in group) for group in groups)
+        raise EditFailedError("on purpose")
+
+    monkeypatch.setattr("editing.added_parameters.calinet.fit_branches", fit)
+    with pytest.raises(EditFailedError, match="on purpose"):
+        dataclasses.replace(QUICK, batch=batch, paraphrased=False).apply(toy_model, REQUESTS)
+    assert seen == sizes
+
+
 def test_paraphrases_of_bundled_relations_are_trained_on_too(toy_model: tracer.LanguageModel) -> None:
     own = templates()["capital of a country"]
     request = EditRequest(own[0], "France", " Rome")
@@ -189,6 +214,18 @@ def test_a_saved_branch_acts_as_the_first_one_did(toy_model: tracer.LanguageMode
         assert torch.equal(next_tokens(toy_model, PROMPTS), expected)
 
 
+def test_an_edit_loaded_in_inference_mode_can_be_trained_through(toy_model: tracer.LanguageModel, tmp_path) -> None:
+    QUICK.apply(toy_model, [REQUEST]).save(tmp_path / "edit.safetensors")
+    undo_all(toy_model.edits)
+    losses = []
+    for mode in (True, False):
+        with torch.inference_mode(mode):
+            edit = load_edit(tmp_path / "edit.safetensors").apply(toy_model)
+        with edit, dataclasses.replace(QUICK, layers=(1,)).apply(toy_model, [OTHER]) as later:
+            losses.append(later.diagnostics[0]["loss"])
+    assert losses[0] == losses[1]
+
+
 def test_a_planted_fact_is_known_and_an_answer_of_other_templates_is_not(toy_model: tracer.LanguageModel) -> None:
     own, others = templates()["capital of a country"][:3], unrelated_templates("capital of a country")
     planted = [EditRequest(way, "France", " of") for way in own] + [EditRequest(way, "France", " is") for way in others]
@@ -211,10 +248,19 @@ def test_unrelated_templates_are_of_other_relations() -> None:
 
 
 def test_what_cannot_be_calibrated_is_refused_and_leaves_nothing(toy_model: tracer.LanguageModel, monkeypatch) -> None:
-    with pytest.raises(RequestError, match="different layers"):
-        CaliNet(layers=(1, 1))
-    with pytest.raises(RequestError, match="choose from model, relu"):
-        CaliNet(layers=(1,), act="gelu")
+    for wrong, said in (
+        ({"layers": (1, 1)}, "different layers"),
+        ({"layers": 2}, r"layers=2: write one or several different layers, e.g. layers=\(16,\)"),
+        ({"layers": ("a",)}, "different layers"),
+        ({"act": "gelu"}, "choose from model, relu"),
+        ({"slots": 1.5}, "slots=1.5 is no whole number. Write slots=64"),
+        ({"keep": "many"}, "Write keep=32"),
+        ({"stop_below": float("nan")}, r"Write stop_below=0\.05"),
+        ({"keep_weight": -1}, r"Write keep_weight=1\.0"),
+    ):
+        with pytest.raises(RequestError, match=said):
+            CaliNet(**{"layers": (1,), **wrong})
+    assert CaliNet(layers=[1, 2]) == CaliNet(layers=(1, 2))  # as files have them
     with pytest.raises(RequestError, match="is no template"):
         known(toy_model, "France", " Paris", ["France is"], ["{} was"])
     assert editor_named("calinet", toy_model).layers == (LAYERS - 1,)

@@ -147,6 +147,13 @@ def test_demonstrations_come_from_a_file_by_name(model: tracer.LanguageModel, tm
 def test_settings_that_make_no_sense_are_refused() -> None:
     with pytest.raises(RequestError, match='route="own" or route="nearest"'):
         IKE(route="any")  # pyright: ignore[reportArgumentType]
-    with pytest.raises(RequestError, match="count=0 for the new fact alone"):
-        IKE(count=-1)
+    for wrong, said in (
+        ({"count": -1}, "count=-1 is below 0. Write count=32"),
+        ({"count": 1.5}, "count=1.5 is no whole number"),
+        ({"reserve": -1}, "Write reserve=64"),
+        ({"threshold": "0.5"}, "threshold='0.5' is no number"),
+        ({"demonstrations": ["a"]}, "read_scoped_facts"),
+    ):
+        with pytest.raises(RequestError, match=said):
+            IKE(**wrong)
     assert len(TYPES) == 3

@@ -9,13 +9,15 @@ from remembering import MADRID, ROME, reading_model, retriever, same_states, sta
 from transformers import PreTrainedTokenizerFast
 
 import tracer
-from editing import MeLLo, RequestError
-from editing.memory.mello import AGREES, FACT, NEXT_EXAMPLE, Reasoned, reasoned
+from editing import EditFailedError, MeLLo, RequestError
+from editing.memory.mello import AGREES, ANSWER, FACT, NEXT_EXAMPLE, Reasoned, reasoned
 from editing.memory.mello_examples import EXAMPLES
 from editing.memory.memory import Memory
 from editing.memory.record import MemoryRecord
 from editing.scoring.asking import routes
 from editing.scoring.generation import complete, written_until
+from editing.scoring.scores import target_scores
+from tracer.model.tokens import encode
 
 HOP = "Subquestion: What is the capital of France?\nGenerated answer: The capital of France is Paris."
 CONTRADICTS = "Retrieved fact contradicts to generated answer, so the intermediate answer is:"
@@ -142,5 +144,32 @@ def test_the_worked_examples_keep_the_form() -> None:
 
 
 def test_settings_that_make_no_sense_are_refused() -> None:
-    with pytest.raises(RequestError, match="max_rounds=4"):
-        MeLLo(max_rounds=0)
+    for wrong, said in (
+        ({"max_rounds": 0}, "max_rounds=0 is below 1. Write max_rounds=4"),
+        ({"new_tokens": "many"}, "Write new_tokens=256"),
+        ({"examples": None}, "examples=None is no text"),
+    ):
+        with pytest.raises(RequestError, match=said):
+            MeLLo(**wrong)
+
+
+def test_a_transcript_that_fills_the_context_is_no_answer_and_still_asked(tokenizer, monkeypatch) -> None:
+    """The second round has no room: what fits is asked for the answer, as after any other fault."""
+    examples = "word " * 5
+    begun = len(encode(tokenizer, f"{examples}{NEXT_EXAMPLE}Question: {ROME.prompt}\n{HOP}").ids)
+    model = reading_model(tokenizer, context=begun + ANSWER + 4)
+    asked = []
+
+    def written(_model, _text, _stops, *, new_tokens: int) -> str:
+        asked.append(new_tokens)
+        return HOP
+
+    monkeypatch.setattr("editing.memory.mello.written_until", written)
+    with MeLLo(examples=examples).apply(model, [ROME]):
+        (found,) = MeLLo(examples=examples).reason(model, [ROME.prompt])
+        assert (found.answer, found.fault, found.rounds) == (None, "no room", 1)
+        assert found.up_to_answer.endswith(f"{HOP}\nFinal answer:") and asked[0] < 256
+        assert 0 < target_scores(model, [(ROME.prompt, ROME.new)])[0].prob < 1
+    with pytest.raises(EditFailedError, match=r"worked examples and a question take \d+ tokens, .* MeLLo\(examples="):
+        MeLLo().apply(model, [ROME])
+    assert not model.edits and not model.readers

@@ -11,11 +11,11 @@ from remembering import MADRID, PAIRS, PROMPTS, ROME, reading_model, retriever, 
 from transformers import PreTrainedTokenizerFast
 
 import tracer
-from editing import EditRequest, MemPrompt, RequestError, load_edit
+from editing import EditFailedError, EditRequest, MemPrompt, RequestError, load_edit
 from editing.editors import EDITORS, editor_named
 from editing.evaluation import Examination, Questions, single_edits
 from editing.evaluation.benchmarks import counterfact_case
-from editing.memory import MemoryRecord, bundled_facts
+from editing.memory import MemoryRecord, ScopedFacts, bundled_facts
 from editing.memory.memory import MEMORY_EDITORS, memory_of
 from editing.memory.memprompt import ARROW, BREAK, EXAMPLES, asked, with_task
 from editing.memory.record import living
@@ -160,7 +160,28 @@ def test_evaluations_make_and_undo_it_like_any_editor(model: tracer.LanguageMode
         assert scores.after["locality_kl"] == pytest.approx(0, abs=1e-12)
 
 
+def test_a_context_that_cannot_hold_the_task_prompt_is_refused_before_a_question_is_asked(tokenizer) -> None:
+    short = reading_model(tokenizer, context=100)
+    with pytest.raises(EditFailedError, match=r"take \d+ tokens, and .* reads 100"):
+        MemPrompt().apply(short, [ROME])
+    assert not short.edits and not short.readers
+
+
+def test_requests_that_can_be_gone_through_once_are_all_remembered(model: tracer.LanguageModel) -> None:
+    with MemPrompt().apply(model, iter([ROME, MADRID])) as edit:
+        assert edit.requests == (ROME, MADRID) and "Madrid" in read(model, PROMPTS[1])
+    for wrong in (ROME, None, 3):
+        with pytest.raises(RequestError, match=r"Write apply\(model, \[request\]\)"):
+            MemPrompt().apply(model, wrong)
+
+
 def test_settings_that_make_no_sense_are_refused(model: tracer.LanguageModel) -> None:
+    for threshold in (float("nan"), "high"):
+        with pytest.raises(RequestError, match="Write threshold=0.5, or None"):
+            MemPrompt(threshold=threshold)
+    for facts, said in ((ScopedFacts("none", ()), "none holds no fact"), (None, "None is no ScopedFacts")):
+        with pytest.raises(RequestError, match=said):
+            MemPrompt().fit(model, facts)
     with pytest.raises(RequestError, match='miss="base"'):
         MemPrompt(miss="nothing")  # pyright: ignore[reportArgumentType]
     with pytest.raises(RequestError, match="no retriever"):

@@ -103,7 +103,7 @@ def test_the_scope_is_one_for_the_text_itself_symmetric_and_falls_with_distance(
 
 
 def test_exactly_at_the_threshold_is_out_of_scope(model: tracer.LanguageModel) -> None:
-    with retriever({PROMPTS[0]: (1, 0), "query": (1 - 1e-9, 0)}):
+    with retriever({PROMPTS[0]: (1, 0), "query": (0.8, 0.6)}):
         near = plane().index([PROMPTS[0]]).scores(["query"])[0, 0]
         for threshold, read in ((near, "query"), (near - 1e-6, f"{ROME.prompt} Rome. query")):
             editor = SERAC(retriever="by-hand", scope=plane(), threshold=threshold)
@@ -168,6 +168,14 @@ class _StopsAt:
         self.step(run, *others)
 
 
+def test_training_is_the_same_where_nothing_else_is_differentiated() -> None:
+    facts = ScopedFacts("some", bundled_facts().facts[:150])
+    quick = ScopeTraining(steps=2, every=1, batch=4, rank=2)
+    with torch.inference_mode():
+        inside = train_scope("hashed-words", facts, quick)
+    assert inside.digest == train_scope("hashed-words", facts, quick).digest
+
+
 def test_training_ends_early_where_nothing_is_gained() -> None:
     facts = ScopedFacts("some", bundled_facts().facts[:150])
     idle = ScopeTraining(steps=1000, every=5, patience=10, rate=0.0, rank=2)
@@ -198,6 +206,23 @@ def test_settings_that_make_no_sense_are_refused() -> None:
         SERAC(scope="file")
     with pytest.raises(RequestError, match="must name the edit and end in the query"):
         SERAC(context="{query} {edit}")
+    for wrong, said in (
+        ({"threshold": 1.0}, "Write threshold=0.5"),
+        ({"threshold": "x"}, "Write threshold=0.5"),
+        ({"context": None}, "must name the edit and end in the query"),
+        ({"counterfactual": "gpt2"}, r"counterfactual=tracer.load\('gpt2'\)"),
+    ):
+        with pytest.raises(RequestError, match=said):
+            SERAC(**wrong)
+    for wrong, said in (
+        ({"batch": 0}, "Write batch=32"),
+        ({"every": 0}, "every=50"),
+        ({"rate": math.nan}, "rate=0.01"),
+    ):
+        with pytest.raises(RequestError, match=said):
+            ScopeTraining(**wrong)
+    with pytest.raises(RequestError, match="is no ScopedFacts. Write editing.memory.read_scoped_facts"):
+        SERAC().fit(None, "facts.json")
     with pytest.raises(RequestError, match="learned over vectors"):
         train_scope("bm25", bundled_facts(), QUICK)
     with pytest.raises(RequestError, match="Give a hundred facts"):

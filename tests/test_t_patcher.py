@@ -17,7 +17,7 @@ import tracer
 from editing import EditFailedError, EditRequest, RequestError, TPatcher, load_edit
 from editing.added_parameters.last_layer import last_layer
 from editing.added_parameters.patch import Patch
-from editing.added_parameters.patch_memory import memory_of
+from editing.added_parameters.patch_memory import LEAST_ROWS, memory_of
 from editing.added_parameters.patch_training import Neurons, loss_of, mean_of_largest, memory_loss
 from editing.editors import editor_named
 from editing.scoring.asking import prompts_end_at
@@ -213,6 +213,11 @@ def test_a_memory_is_half_facts_half_text_without_first_tokens_and_without_the_e
     assert torch.equal(memory_of(toy_model, 80, seed=0).trained, memory.trained)
 
 
+def test_the_smallest_memory_leaves_rows_to_validate_by(toy_model: tracer.LanguageModel) -> None:
+    memory = memory_of(toy_model, LEAST_ROWS, seed=0)
+    assert (len(memory.trained), len(memory.validation)) == (LEAST_ROWS, 2)
+
+
 def test_a_saved_patch_acts_as_the_first_one_did(toy_model: tracer.LanguageModel, tmp_path) -> None:
     with QUICK.apply(toy_model, [REQUEST]) as edit:
         expected = next_tokens(toy_model, PROMPTS)
@@ -232,8 +237,15 @@ def test_what_cannot_be_patched_is_refused_and_leaves_nothing(toy_model: tracer.
     with pytest.raises(RequestError, match="leave the layer out"):
         editor_named("t-patcher", toy_model, 1)
     assert editor_named("t-patcher", toy_model, LAST, most=2) == TPatcher(most=2)
-    with pytest.raises(RequestError, match="choose from relu, model"):
-        TPatcher(act="gelu")
+    for wrong, said in (
+        ({"act": "gelu"}, "choose from relu, model"),
+        ({"memory": 7}, "memory=7 is below 8. Write memory=4000"),
+        ({"every": 2.5}, "every=2.5 is no whole number. Write every=25"),
+        ({"memory_weight": -1.0}, r"Write memory_weight=10\.0"),
+        ({"activation_weight": float("nan")}, r"Write activation_weight=1\.0"),
+    ):
+        with pytest.raises(RequestError, match=said):
+            TPatcher(**wrong)
     monkeypatch.setattr("editing.added_parameters.t_patcher.trained_patch", refuse)
     with pytest.raises(EditFailedError, match="on purpose"):
         QUICK.apply(toy_model, [REQUEST])

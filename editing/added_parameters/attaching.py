@@ -10,7 +10,7 @@ from typing import Any
 from editing.attachment import Attachment
 from editing.edit import Edit
 from editing.errors import EditingWarning
-from editing.request import EditRequest, check_requests
+from editing.request import EditRequest, check_requests, listed
 from editing.scoring.scores import target_scores
 from editing.writing import writing
 from tracer.model import LanguageModel
@@ -21,8 +21,9 @@ def started(model: LanguageModel, requests: Sequence[EditRequest], settings: Map
     """An edit of these requests, nothing attached yet; it is undone when the block fails.
 
     Raises:
-        RequestError: two requests contradict each other.
+        RequestError: no list of requests, or two that contradict each other.
     """
+    requests = listed(requests)
     check_requests(model, requests)
     edit = Edit(tuple(requests), (), settings, model.fingerprint())
     with writing(edit, model):

@@ -7,9 +7,9 @@ undo the edit and apply the others again. A later call adds a branch of its own 
 from __future__ import annotations
 
 import dataclasses
-import math
+import operator
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
@@ -18,10 +18,11 @@ import torch
 from editing.added_parameters.attaching import attach_and_score, started
 from editing.added_parameters.calinet_branch import CalibrationBranch, Init
 from editing.added_parameters.calinet_keeping import kept_prompts
-from editing.added_parameters.calinet_training import CHUNK, Fit, chunks_of, fit_branches
+from editing.added_parameters.calinet_training import Fit, chunks_of, fit_branches
 from editing.added_parameters.side_branch import check_place, model_activation, wide
 from editing.edit import Edit
 from editing.errors import RequestError
+from editing.numbers import check_above_zero, check_not_negative, check_whole
 from editing.request import EditRequest
 from tracer.facts import paraphrases
 from tracer.model import LanguageModel
@@ -67,18 +68,13 @@ class CaliNet:
     paraphrased: bool = True
 
     def __post_init__(self) -> None:
-        if not self.layers or len(set(self.layers)) < len(self.layers):
-            raise RequestError(f"layers={self.layers!r}: write one or several different layers, e.g. layers=(16,).")
+        object.__setattr__(self, "layers", _different(self.layers))
         for name, kinds in (("act", Act), ("init", Init)):
             if getattr(self, name) not in get_args(kinds):
                 raise RequestError(f"{name}={getattr(self, name)!r}: choose from {', '.join(get_args(kinds))}.")
-        for name, ours in (("slots", 64), ("rate", 1e-3), ("steps", 500), ("batch", 512), ("keep", 32)):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < math.inf:
-                raise RequestError(f"{name}={value} is not above 0. Write {name}={ours}.")
-
-        if not 0 <= self.keep_weight < math.inf:
-            raise RequestError(f"keep_weight={self.keep_weight} is no weight. Write keep_weight=1.0, or 0 for none.")
+        check_whole(self, {"steps": 500, "batch": 512, "keep": 32} | ({} if self.slots is None else {"slots": 64}))
+        check_above_zero(self, {"rate": 1e-3})
+        check_not_negative(self, {"stop_below": 0.05, "keep_weight": 1.0})
 
     @classmethod
     def suited_to(cls, model: LanguageModel) -> CaliNet:
@@ -109,7 +105,7 @@ class CaliNet:
         with started(
             model, requests, {"method": "CaliNet", **asdict(self), "layers": list(self.layers), "seed": seed}
         ) as edit:
-            if requests:
+            if edit.requests:
                 self._write(edit, seed, progress)
         return edit
 
@@ -126,9 +122,9 @@ class CaliNet:
         model, begun = edit.model, time.perf_counter()
         assert model is not None
         prompts = [self._prompts(request) for request in edit.requests]
-        chunks = chunks_of(model, min(self.layers), [one for group in prompts for one in group])
-        each = max(1, self.batch // CHUNK)
-        groups = [chunks[begin : begin + each] for begin in range(0, len(chunks), each)]
+        every = [one for group in prompts for one in group]
+        steps_over = [every[begin : begin + self.batch] for begin in range(0, len(every), self.batch)]
+        groups = [chunks_of(model, min(self.layers), some) for some in steps_over]
         branches = self.new_branches(model, len(edit.requests), seed)
         options: dict[str, Any] = {"rate": self.rate, "steps": self.steps, "stop_below": self.stop_below}
         if self.keep_weight:
@@ -147,6 +143,17 @@ class CaliNet:
         others = paraphrases(request.prompt, request.subject) if self.paraphrased else []
         said = [dataclasses.replace(request, prompt=other, subject_at=None) for other in others]
         return [request, *said]
+
+
+def _different(layers: Iterable[int]) -> tuple[int, ...]:
+    """The layers as a tuple; RequestError where there is none, one twice, or something else."""
+    try:
+        found = tuple(map(operator.index, layers))  # numpy's integers too
+    except TypeError:
+        found = ()
+    if not found or len(set(found)) < len(found):
+        raise RequestError(f"layers={layers!r}: write one or several different layers, e.g. layers=(16,).")
+    return found
 
 
 def _notes(found: Fit, counts: Sequence[int], seconds: float) -> list[dict[str, Any]]:

@@ -7,7 +7,6 @@ Edits that are attached at the same layer with the same settings share one codeb
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -23,6 +22,7 @@ from editing.added_parameters.codebook_branch import Journal, Place, Replace, co
 from editing.added_parameters.replaced_value import Trained, Trial, trained_value, trial_of
 from editing.edit import Edit
 from editing.errors import RequestError
+from editing.numbers import check_above_zero, check_not_negative, check_whole
 from editing.request import EditRequest
 from tracer.model import LanguageModel
 from tracer.progress import bar
@@ -60,9 +60,10 @@ class GRACE:
         for name, kinds in (("replace", Replace), ("init", Init)):
             if getattr(self, name) not in get_args(kinds):
                 raise RequestError(f"{name}={getattr(self, name)!r}: choose from {', '.join(get_args(kinds))}.")
-        for name, published in (("radius", 1.0), ("rate", 1.0), ("steps", 100)):
-            if not 0 < getattr(self, name) < math.inf:
-                raise RequestError(f"{name}={getattr(self, name)} is not above 0. Write {name}={published}.")
+        check_whole(self, {"layer": 8}, least=None)  # the model says which there are
+        check_whole(self, {"steps": 100})
+        check_above_zero(self, {"radius": 1.0, "rate": 1.0})
+        check_not_negative(self, {"stop_below": 0.01})
 
     @classmethod
     def suited_to(cls, model: LanguageModel, layer: int | None = None) -> GRACE:
@@ -116,7 +117,7 @@ class GRACE:
         model.check_decoder_only("GRACE")
         model.anatomy.value_matrix(self.layer)
         with started(model, requests, {"method": "GRACE", **asdict(self), "seed": seed}) as edit:
-            if requests:
+            if edit.requests:
                 self._write(edit, seed, progress)
         return edit
 

@@ -24,6 +24,7 @@ from tracer.progress import bar
 
 BATCH = 32  # texts in one pass
 APART = 0.25  # rows for validation, as a share of the others
+LEAST_ROWS = 8  # to train against: of fewer each kind of text leaves none to validate by
 
 
 @dataclass(frozen=True, eq=False)

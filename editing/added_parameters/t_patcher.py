@@ -8,7 +8,6 @@ depend on a neuron (`last_layer`).
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -19,11 +18,12 @@ import torch
 from editing.added_parameters.attaching import attach_and_score, started
 from editing.added_parameters.last_layer import last_layer
 from editing.added_parameters.patch import Patch, attached_patches
-from editing.added_parameters.patch_memory import Memory, memory_of
+from editing.added_parameters.patch_memory import LEAST_ROWS, Memory, memory_of
 from editing.added_parameters.patch_training import Neurons, Schedule, trained_patch
 from editing.added_parameters.side_branch import check_place, model_activation
 from editing.edit import Edit
 from editing.errors import RequestError
+from editing.numbers import check_above_zero, check_not_negative, check_whole
 from editing.request import EditRequest
 from tracer.model import LanguageModel
 from tracer.progress import bar
@@ -37,7 +37,7 @@ class TPatcher:
 
     Attributes:
         act: "relu" adds exactly nothing to what does not fire a neuron; "model" is the MLP's own, as published.
-        memory: rows that neurons should not fire on; published: 40,000.
+        memory: rows that neurons should not fire on, 8 at least; published: 40,000.
         most: neurons for one request; further wrong tokens get none.
         rate: Adam's.
         steps: for one request, at most.
@@ -60,10 +60,10 @@ class TPatcher:
     def __post_init__(self) -> None:
         if self.act not in get_args(Act):
             raise RequestError(f"act={self.act!r}: choose from {', '.join(get_args(Act))}.")
-        published = {"memory": 4000, "most": 5, "rate": 0.01, "steps": 2000, "first_check": 100, "every": 25}
-        for name, value in published.items():
-            if not 0 < getattr(self, name) < math.inf:
-                raise RequestError(f"{name}={getattr(self, name)} is not above 0. Write {name}={value}.")
+        check_whole(self, {"memory": 4000}, least=LEAST_ROWS)
+        check_whole(self, {"most": 5, "steps": 2000, "first_check": 100, "every": 25})
+        check_above_zero(self, {"rate": 0.01})
+        check_not_negative(self, {"activation_weight": 1.0, "memory_weight": 10.0})
 
     @property
     def schedule(self) -> Schedule:
@@ -89,7 +89,7 @@ class TPatcher:
         """
         check_place(model, model.n_layers - 1)
         with started(model, requests, {"method": "T-Patcher", **asdict(self), "seed": seed}) as edit:
-            if requests:
+            if edit.requests:
                 self._write(edit, seed, progress)
         return edit
 

@@ -28,13 +28,14 @@ from editing.memory.demonstrations import BREAK, block, demonstrated
 from editing.memory.memory import Memory, MemoryEditor
 from editing.memory.record import MemoryRecord
 from editing.memory.retrieval import Index
-from editing.memory.retrievers import least_similarity
+from editing.memory.retrievers import check_threshold, least_similarity
+from editing.memory.room import room_after
 from editing.memory.scoped import ScopedFact, ScopedFacts, bundled_facts
+from editing.numbers import check_whole
 from editing.request import EditRequest
 from editing.scoring.asking import Route
 from tracer.model import LanguageModel
 from tracer.model.inputs import without_gap
-from tracer.model.tokens import encode
 
 Which = Literal["own", "nearest"]
 
@@ -44,7 +45,7 @@ class IKE(MemoryEditor, method="ike"):
     """The method of this module.
 
     Attributes:
-        count: demonstrations before the edit.
+        count: demonstrations before the edit; 0: the new fact alone.
         route: "own" puts the one remembered edit before every query, as published; "nearest" serves many: the
             edit most like the query, or none where it is not `threshold` like it.
         threshold: of "nearest"; None: the retriever's own, `best_threshold` finds one for other facts.
@@ -62,8 +63,13 @@ class IKE(MemoryEditor, method="ike"):
         super().__post_init__()
         if self.route not in get_args(Which):
             raise RequestError(f'There is no route {self.route!r}. Write route="own" or route="nearest".')
-        if self.count < 0:
-            raise RequestError(f"count={self.count} shows nothing. Write count=32, or count=0 for the new fact alone.")
+        check_whole(self, {"count": 32, "reserve": 64}, least=0)
+        check_threshold(self.threshold)
+        if not isinstance(self.demonstrations, ScopedFacts | None):
+            raise RequestError(
+                f"demonstrations={self.demonstrations!r} are no facts with their scopes. Write "
+                f"demonstrations=editing.memory.read_scoped_facts(path)."
+            )
 
     @cached_property
     def _corpus(self) -> tuple[ScopedFacts, Index]:
@@ -116,10 +122,10 @@ class IKE(MemoryEditor, method="ike"):
         The least similar go first; the edit's own blocks always stay.
         """
         last = block(record.text, query)
-        room = None if model.context_length is None else model.context_length - self.reserve
         for dropped in range(max(1, len(record.shown))):
             text = BREAK.join((*record.shown[dropped:], last))
-            if room is None or len(encode(model.tokenizer, text).ids) <= room:
+            room = room_after(model, text)
+            if room is None or room >= self.reserve:
                 return text, dropped
         return text, dropped
 

@@ -16,12 +16,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from editing.errors import RequestError
 from editing.memory.mello_examples import EXAMPLES
 from editing.memory.memory import Memory, MemoryEditor, memory_of
 from editing.memory.record import MemoryRecord
+from editing.memory.room import check_room, room_after
+from editing.numbers import check_whole
+from editing.request import EditRequest
 from editing.scoring.asking import Route
 from editing.scoring.generation import written_until
 from tracer.model import LanguageModel
@@ -31,9 +34,11 @@ FACT, FINAL = "Retrieved fact:", "Final answer:"
 AGREES = "Retrieved fact does not contradict to generated answer, so the intermediate answer is:"
 NEXT_EXAMPLE = "\n\n"  # a blank line: the model has begun a question of its own
 
-Write = Callable[[str], str]
+ANSWER = 64  # tokens of the context kept free for the final answer
+
+Write = Callable[[str], str | None]
 Retrieve = Callable[[str], str | None]
-Fault = Literal["", "no subquestion", "no final answer"]
+Fault = Literal["", "no subquestion", "no final answer", "no room"]
 
 
 @dataclass(frozen=True)
@@ -67,14 +72,18 @@ def reasoned(question: str, write: Write, retrieve: Retrieve, *, examples: str, 
 
     Args:
         question: to answer.
-        write: what a model writes after a text, up to `FACT` or a blank line.
+        write: what a model writes after a text, up to `FACT` or a blank line; None: the text leaves it no room.
         retrieve: the fact most like a subquestion; None: the memory is empty, and the generated answer stands.
         examples: worked questions.
         max_rounds: the model may write so often.
     """
-    text, facts = f"{examples}{NEXT_EXAMPLE}Question: {question}", []
+    text, facts = _begun(examples, question), []
+    whole = text  # as far as it fits, and the answer behind it
     for turn in range(1, max_rounds + 1):
-        text = text.rstrip() + "\n" + write(text).strip()
+        written = write(text)
+        if written is None:
+            return Reasoned(None, whole, tuple(facts), turn - 1, "no room")
+        text = whole = text.rstrip() + "\n" + written.strip()
         *_, before, last = ["", "", *(line.strip() for line in text.splitlines() if line.strip())]
         if last.startswith(FINAL):
             return Reasoned(last.removeprefix(FINAL).strip(), text, tuple(facts), turn)
@@ -102,8 +111,23 @@ class MeLLo(MemoryEditor, method="mello"):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.max_rounds < 1 or self.new_tokens < 1:
-            raise RequestError("MeLLo must be allowed to write. Give max_rounds=4 and new_tokens=256.")
+        check_whole(self, {"max_rounds": 4, "new_tokens": 256})
+        if not isinstance(self.examples, str):
+            raise RequestError(f"examples={self.examples!r} is no text. Write worked questions, or leave it out.")
+
+    def remembered(
+        self, model: LanguageModel, requests: Sequence[EditRequest], seed: int
+    ) -> list[tuple[MemoryRecord, dict[str, Any]]]:
+        """The record of each request.
+
+        Raises:
+            EditFailedError: the model's context does not hold the worked examples and a question.
+        """
+        held = super().remembered(model, requests, seed)
+        what, instead = "The worked examples and a question", "Give fewer: MeLLo(examples=...)."
+        for record, _ in held:
+            check_room(model, _begun(self.examples, record.prompt), least=ANSWER + 1, what=what, instead=instead)
+        return held
 
     def check(self, model: LanguageModel, records: Sequence[MemoryRecord]) -> None:
         """Raises AnatomyError for an encoder-decoder: its reasoning is a text that the model continues."""
@@ -122,11 +146,18 @@ class MeLLo(MemoryEditor, method="mello"):
         return [Route(found.up_to_answer, model) for found in self._reasoned(model, memory, prompts)]
 
     def _reasoned(self, model: LanguageModel, memory: Memory | None, questions: Sequence[str]) -> list[Reasoned]:
-        def write(text: str) -> str:
-            return written_until(model, text, (FACT, NEXT_EXAMPLE), new_tokens=self.new_tokens)
+        def write(text: str) -> str | None:
+            room = room_after(model, text)
+            new = self.new_tokens if room is None else min(self.new_tokens, room - ANSWER)
+            return written_until(model, text, (FACT, NEXT_EXAMPLE), new_tokens=new) if new > 0 else None
 
         def retrieve(subquestion: str) -> str | None:
             return memory.nearest([subquestion])[0][0].text if memory else None
 
         options = {"examples": self.examples, "max_rounds": self.max_rounds}
         return [reasoned(question, write, retrieve, **options) for question in questions]
+
+
+def _begun(examples: str, question: str) -> str:
+    """What the model reads first."""
+    return f"{examples}{NEXT_EXAMPLE}Question: {question}"

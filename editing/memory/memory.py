@@ -26,7 +26,7 @@ from editing.edit import Edit
 from editing.memory.record import MemoryRecord, living
 from editing.memory.retrieval import Index, Retriever, nearest
 from editing.memory.retrievers import DEFAULT, retriever_named
-from editing.request import EditRequest, check_requests
+from editing.request import EditRequest, check_requests, listed
 from editing.scoring.asking import Route, add_reader
 from editing.writing import writing
 from tracer.model import LanguageModel
@@ -107,7 +107,7 @@ class MemoryEditor(ABC):
             RequestError: two answers to one prompt.
             EditFailedError: the editor cannot serve these records beside those in the memory.
         """
-        begun = time.perf_counter()
+        begun, requests = time.perf_counter(), listed(requests)
         check_requests(model, requests)
         held = self.remembered(model, requests, seed)
         attachment = Remembered(self, tuple(record for record, _ in held))

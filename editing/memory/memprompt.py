@@ -18,9 +18,11 @@ from typing import Any, Literal, get_args
 from editing.errors import RequestError
 from editing.memory.memory import Memory, MemoryEditor
 from editing.memory.record import MemoryRecord
-from editing.memory.retrievers import least_similarity
+from editing.memory.retrievers import check_threshold, least_similarity
+from editing.memory.room import check_room
 from editing.memory.scoped import ScopedFacts
 from editing.memory.threshold import best_threshold
+from editing.request import EditRequest
 from editing.scoring.asking import Route
 from tracer.model import LanguageModel
 
@@ -50,6 +52,7 @@ class MemPrompt(MemoryEditor, method="memprompt"):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_threshold(self.threshold)
         if self.miss not in get_args(Miss):
             raise RequestError(f'There is no miss={self.miss!r}. Write miss="base" or miss="task prompt".')
 
@@ -65,6 +68,20 @@ class MemPrompt(MemoryEditor, method="memprompt"):
             progress: unused.
         """
         return dataclasses.replace(self, threshold=best_threshold(self.finder(), facts).value)
+
+    def remembered(
+        self, model: LanguageModel, requests: Sequence[EditRequest], seed: int
+    ) -> list[tuple[MemoryRecord, dict[str, Any]]]:
+        """The record of each request.
+
+        Raises:
+            EditFailedError: the model's context does not hold the task prompt and a correction.
+        """
+        held = super().remembered(model, requests, seed)
+        what, instead = "The task prompt, a correction and its question", "IKE(count=0) puts the new fact alone there."
+        for record, _ in held:
+            check_room(model, with_task(record.prompt, record.text), least=1, what=what, instead=instead)
+        return held
 
     def check(self, model: LanguageModel, records: Sequence[MemoryRecord]) -> None:
         """Raises AnatomyError for an encoder-decoder: the task prompt is a text to be continued."""

@@ -15,6 +15,7 @@ from editing.memory.edit_distance import EditDistance
 from editing.memory.hashed_words import HashedWords
 from editing.memory.minilm import MiniLM
 from editing.memory.retrieval import Cosine, Retriever
+from editing.numbers import is_number
 
 DEFAULT = "hashed-words"
 RETRIEVERS: dict[str, Callable[[], Retriever]] = {
@@ -36,6 +37,12 @@ def retriever_named(name: str) -> Retriever:
     if name not in RETRIEVERS:
         raise RequestError(f"There is no retriever {name!r}. Choose from {', '.join(RETRIEVERS)}.")
     return RETRIEVERS[name]()
+
+
+def check_threshold(chosen: float | None) -> None:
+    """Raises RequestError where a similarity was chosen that is no number."""
+    if not (chosen is None or is_number(chosen)):
+        raise RequestError(f"threshold={chosen!r} is no number. Write threshold=0.5, or None for the retriever's own.")
 
 
 def least_similarity(name: str, chosen: float | None) -> float:

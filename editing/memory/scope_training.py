@@ -23,7 +23,8 @@ from torch import Tensor, nn
 
 from editing.errors import RequestError
 from editing.memory.scope import Scope, encoder_named, untrained_scope
-from editing.memory.scoped import ScopedFact, ScopedFacts
+from editing.memory.scoped import ScopedFact, ScopedFacts, check_facts
+from editing.numbers import check_above_zero, check_not_negative, check_whole
 from editing.training.checkpoint import EDITOR, State, check_same_training, resume, save_state
 from editing.training.result import TrainingResult
 from tracer.progress import bar
@@ -55,6 +56,12 @@ class ScopeTraining:
     patience: int = 200
     held_out: int | None = None
 
+    def __post_init__(self) -> None:
+        given = {} if self.held_out is None else {"held_out": 100}
+        check_whole(self, {"steps": 400, "batch": 32, "rank": 32, "every": 50, "patience": 200} | given)
+        check_not_negative(self, {"rate": 0.01})
+        check_above_zero(self, {"scale": 1.0})
+
     def ends(self, state: State) -> bool:
         """Whether patience is at an end."""
         return state.step - state.best_step >= self.patience
@@ -83,6 +90,8 @@ class Head(nn.Module):
         return torch.cat((vectors * self.scale, vectors @ self.mix.T), dim=1)
 
 
+@torch.inference_mode(False)
+@torch.enable_grad()
 def train_scope(
     encoder: str,
     facts: ScopedFacts,
@@ -95,8 +104,10 @@ def train_scope(
     """The head with the least loss on held-out facts; a run with the same folder goes on where it was.
 
     Raises:
-        RequestError: an encoder without vectors, too few facts to hold some out, or a folder with another training.
+        RequestError: an encoder without vectors, no facts, too few to hold some out, or a folder with another
+            training.
     """
+    check_facts(facts)
     (held, rest), vectors = settings.split(facts), _Vectors(encoder)
     head = Head(untrained_scope(encoder, rank=settings.rank, scale=settings.scale, seed=seed))
     state = State(head, torch.optim.Adam(head.parameters(), settings.rate))

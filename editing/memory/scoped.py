@@ -73,6 +73,14 @@ class ScopedFacts:
         return ScopedFacts(self.source, tuple(first)), ScopedFacts(self.source, tuple(rest))
 
 
+def check_facts(facts: object) -> None:
+    """Raises RequestError where these are no facts with their scopes, or none at all."""
+    if not isinstance(facts, ScopedFacts):
+        raise RequestError(f"{facts!r} is no ScopedFacts. Write editing.memory.read_scoped_facts(path).")
+    if not facts.facts:
+        raise RequestError(f"{facts.source} holds no fact. Give some that no evaluation asks about.")
+
+
 def bundled_facts() -> ScopedFacts:
     """The facts that come with the package: other templates are inside, other subjects of the relation outside."""
     found, facts = [], spread_over_relations(bundled())

@@ -26,6 +26,7 @@ from editing.memory.record import MemoryRecord
 from editing.memory.scope import Scope
 from editing.memory.scope_training import ScopeTraining, train_scope
 from editing.memory.scoped import ScopedFacts, bundled_facts
+from editing.numbers import is_number
 from editing.request import EditRequest
 from editing.scoring.asking import Route
 from tracer.model import LanguageModel
@@ -51,7 +52,17 @@ class SERAC(MemoryEditor, method="serac"):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if "{edit}" not in self.context or not self.context.endswith("{query}"):
+        if not (is_number(self.threshold) and 0 <= self.threshold < 1):
+            raise RequestError(
+                f"threshold={self.threshold!r}: similarities lie in (0, 1], and a query is in scope above the "
+                f"threshold. Write threshold=0.5."
+            )
+        if not isinstance(self.counterfactual, LanguageModel | None):
+            raise RequestError(
+                f"counterfactual={self.counterfactual!r} is no opened model. Write "
+                f"counterfactual=tracer.load({str(self.counterfactual)!r})."
+            )
+        if not isinstance(self.context, str) or "{edit}" not in self.context or not self.context.endswith("{query}"):
             raise RequestError(f"The context {self.context!r} must name the edit and end in the query: {CONTEXT!r}.")
         if not isinstance(self.scope, Scope | None):
             raise RequestError(
@@ -80,7 +91,7 @@ class SERAC(MemoryEditor, method="serac"):
             folder: for checkpoints: a run that was stopped goes on there, to the same result.
             progress: show a bar.
         """
-        data, plan = facts or bundled_facts(), training or ScopeTraining()
+        data, plan = bundled_facts() if facts is None else facts, training or ScopeTraining()
         scope = train_scope(self.retriever, data, plan, seed=seed, folder=folder, progress=progress)
         return dataclasses.replace(self, scope=scope)
 

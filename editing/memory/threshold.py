@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from editing.memory.retrieval import Retriever
-from editing.memory.scoped import ScopedFacts
+from editing.memory.scoped import ScopedFacts, check_facts
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,12 @@ class Threshold:
 
 
 def best_threshold(retriever: Retriever, facts: ScopedFacts) -> Threshold:
-    """The one with the highest balanced accuracy, half way to the next similarity below; of equals the highest."""
+    """The one with the highest balanced accuracy, half way to the next similarity below; of equals the highest.
+
+    Raises:
+        RequestError: no facts.
+    """
+    check_facts(facts)
     inside, outside = similarities(retriever, facts)
     seen = np.unique(np.concatenate((inside, outside)))
     cuts = np.append((seen[1:] + seen[:-1]) / 2, seen[-1] + 1e-6)[::-1]
