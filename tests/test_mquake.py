@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 
@@ -26,6 +27,7 @@ from editing.evaluation.mquake_run import evaluate_hops, is_mquake, read_hops
 from editing.memory.mello import Reasoned
 from editing.memory.memory import memory_of
 from editing.request import EditRequest
+from tracer.errors import AnatomyError
 
 WHOLE = {
     "case_id": 7,
@@ -97,6 +99,49 @@ def test_both_forms_of_the_file_are_read(tmp_path) -> None:
     path.write_text("[{}]")
     with pytest.raises(EvaluationError, match="record 0: no 'edits'"):
         read_mquake(path)
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"questions": "Who?"}, "'questions' is 'Who\\?', not a list of 1 or more"),
+        ({"questions": []}, "'questions' is"),
+        ({"requested_rewrite": []}, "'requested_rewrite' is"),
+        ({"new_answer_alias": "Musk"}, "'new_answer_alias' is 'Musk', not a list"),
+        ({"requested_rewrite": [{**WHOLE["requested_rewrite"][0], "prompt": "Its maker is"}]}, "The subject"),
+    ],
+)
+def test_what_is_no_case_is_named(tmp_path, changed: dict, said: str) -> None:
+    path = tmp_path / "mquake.json"
+    path.write_text(json.dumps([REDUCED, {**WHOLE, **changed}]))
+    with pytest.raises(EvaluationError, match=f"record 1, is no case of MQuAKE: .*{said}"):
+        read_mquake(path)
+
+
+def test_cases_of_one_id_are_refused(tmp_path) -> None:
+    (tmp_path / "mquake.json").write_text(json.dumps([WHOLE, {**REDUCED, "case_id": "7"}]))
+    with pytest.raises(EvaluationError, match="several cases with case_id 7"):
+        read_mquake(tmp_path / "mquake.json")
+
+
+def test_an_editor_that_leaves_something_or_cannot_edit_the_model_ends_the_run(model, tmp_path) -> None:
+    class Leaves(Planted):
+        def apply(self, model, requests, *, seed=0, progress=None):
+            model.torch.register_forward_hook(lambda *_: None)
+            return super().apply(model, requests, seed=seed)
+
+    class Cannot:
+        def apply(self, model, requests, *, seed=0, progress=None):
+            raise AnatomyError("no such part")
+
+    (tmp_path / "mquake.json").write_text(json.dumps([REDUCED]))
+    benchmark = read_hops(tmp_path / "mquake.json")
+    with pytest.raises(AnatomyError, match="no such part"):
+        evaluate_hops(model, Cannot(), benchmark, tmp_path / "cannot", progress=False)
+    with pytest.raises(EvaluationError, match="Write together=1"):
+        evaluate_hops(model, Planted(), dataclasses.replace(benchmark, together=0), tmp_path / "none", progress=False)
+    with pytest.raises(EvaluationError, match="left 1 hooks"):
+        evaluate_hops(model, Leaves(), benchmark, tmp_path / "leaves", progress=False)
 
 
 def test_any_phrasing_and_any_alias_will_do_and_the_rest_is_not_asked(model, monkeypatch) -> None:

@@ -12,6 +12,7 @@ cannot be read counts as wrong, and `unanswered` says how often that was so.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,17 +96,23 @@ def read_mquake(path: str | Path, *, n: int | None = None, evenly: bool = False)
 
     Raises:
         FileFormatError: missing, or not JSON.
-        EvaluationError: a record without a field it needs, or no record.
+        EvaluationError: a record without a field it needs, with something else in it, or with the id of another
+            one; or no record.
     """
     records, cases = read_records(path), []
     for number in chosen_numbers(len(records), n, evenly=evenly):
         record = records[number]
         try:
             cases.append(_whole(record) if "requested_rewrite" in record else _reduced(record))
-        except (KeyError, TypeError, RequestError) as error:
+        except KeyError as error:
             raise EvaluationError(f"{path}, record {number}: no {error} for MQuAKE.") from error
+        except (TypeError, AttributeError, RequestError) as error:
+            raise EvaluationError(f"{path}, record {number}, is no case of MQuAKE: {error}") from error
     if not cases:
         raise EvaluationError(f"{path} holds no case.")
+    twice = [name for name, times in Counter(case.id for case in cases).items() if times > 1]
+    if twice:
+        raise EvaluationError(f"{path} has several cases with case_id {twice[0]}: one would get the other's scores.")
     return tuple(cases)
 
 
@@ -134,8 +141,7 @@ def multi_hop_scores(
     Raises:
         EvaluationError: no case a group, or something left on the model.
     """
-    if group < 1:
-        raise EvaluationError(f"Groups of {group} cases hold none. Write group=1.")
+    check_group(group, "group")
     with bar(len(cases), "multi-hop questions", show=progress, unit="case") as steps, left_as_it_was(model):
         for begin in range(0, len(cases), group):
             together = cases[begin : begin + group]
@@ -145,6 +151,12 @@ def multi_hop_scores(
                 for case, before in zip(together, base, strict=True):
                     yield _scored(model, case, ask, before)
                     steps.update()
+
+
+def check_group(size: int, name: str) -> None:
+    """Raises EvaluationError where groups of so many cases cannot be made; `name` is the argument's."""
+    if not isinstance(size, int) or size < 1:
+        raise EvaluationError(f"Groups of {size!r} cases hold none. Write {name}=1.")
 
 
 def multi_hop_summary(scores: Sequence[MultiHopScores]) -> dict[str, Estimate]:
@@ -210,24 +222,34 @@ def _scored(model: LanguageModel, case: MultiHop, ask: Answers, before: float) -
     )
 
 
+def _listed(record: Mapping[str, Any], field: str, *, least: int = 0) -> list[Any]:
+    """A field that is a list; TypeError where it is not, or shorter than this."""
+    found = record[field]
+    if not isinstance(found, list) or len(found) < least:
+        raise TypeError(f"{field!r} is {found!r}, not a list" + (f" of {least} or more." if least else "."))
+    return found
+
+
 def _whole(record: Mapping[str, Any]) -> MultiHop:
     requests = tuple(
         EditRequest(
             one["prompt"], one["subject"], one["target_new"]["str"], one["target_true"]["str"], None, one["relation_id"]
         )
-        for one in record["requested_rewrite"]
+        for one in _listed(record, "requested_rewrite", least=1)
     )
-    phrasings = tuple(record["questions"])
+    phrasings = tuple(_listed(record, "questions", least=1))
     hops = tuple(
-        Question((hop["question"],), (hop["answer"], *hop["answer_alias"])) for hop in record["new_single_hops"]
+        Question((hop["question"],), (hop["answer"], *_listed(hop, "answer_alias")))
+        for hop in _listed(record, "new_single_hops")
     )
-    right = (record["new_answer"], *record["new_answer_alias"])
-    before = Question(phrasings, (record["answer"], *record["answer_alias"]))
+    right = (record["new_answer"], *_listed(record, "new_answer_alias"))
+    before = Question(phrasings, (record["answer"], *_listed(record, "answer_alias")))
     return MultiHop(str(record["case_id"]), requests, Question(phrasings, right), hops, before)
 
 
 def _reduced(record: Mapping[str, Any]) -> MultiHop:
     """Its edits name no subject: the whole prompt stands for it, which is enough for editors with a memory."""
-    requests = tuple(EditRequest(one["prompt"], one["prompt"], one["target_new"]) for one in record["edits"])
-    right = (record["new_answer"], *record["new_answer_alias"])
-    return MultiHop(str(record["case_id"]), requests, Question(tuple(record["questions"]), right))
+    edits = _listed(record, "edits", least=1)
+    requests = tuple(EditRequest(one["prompt"], one["prompt"], one["target_new"]) for one in edits)
+    right = (record["new_answer"], *_listed(record, "new_answer_alias"))
+    return MultiHop(str(record["case_id"]), requests, Question(tuple(_listed(record, "questions", least=1)), right))

@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from editing.editors import Editor
+from editing.errors import EvaluationError
 from editing.evaluation.base import Base
 from editing.evaluation.case import CaseScores
 from editing.evaluation.lines import Lines
-from editing.evaluation.making import FAILURES
+from editing.evaluation.making import FAILURES, OF_THE_MODEL
 from editing.evaluation.manifest import cases_digest, continued_manifest, editor_record, model_record
-from editing.evaluation.mquake import MultiHop, MultiHopScores, multi_hop_scores, read_mquake
+from editing.evaluation.mquake import MultiHop, MultiHopScores, check_group, multi_hop_scores, read_mquake
 from editing.evaluation.records import Evaluation, read_cases
 from editing.evaluation.slices import slice_in_words
 from tracer.facts.readers import read_records
@@ -74,8 +75,10 @@ def evaluate_hops(
     """Multi-hop scores of an editor into a folder; run again, it goes on where it stopped.
 
     Raises:
-        EvaluationError: another evaluation in the folder, or an editor that cannot be undone.
+        EvaluationError: no case a group, another evaluation in the folder, or an editor that cannot be undone.
+        AnatomyError, BaseModelError: the editor cannot edit this model at all.
     """
+    check_group(benchmark.together, "together")
     folder = Path(folder)
     about = continued_manifest(folder, _manifest(model, editor, benchmark, seed))
     lines, known = Lines(folder / "cases.jsonl"), read_cases(folder)
@@ -93,6 +96,8 @@ def evaluate_hops(
 def _scored(model: LanguageModel, editor: Editor, group: Sequence[MultiHop], seed: int) -> Iterator[CaseScores]:
     try:
         found = list(multi_hop_scores(model, editor, group, group=len(group), seed=seed, progress=False))
+    except (EvaluationError, *OF_THE_MODEL):  # none of a case's making
+        raise
     except FAILURES as error:
         for case in group:
             asked = [name for name in SHARES if name != "instance_wise" or case.hops]
