@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
+from planted import Refuses
 from test_comparison import records
 from typer.testing import CliRunner
 
@@ -65,6 +66,16 @@ def test_what_cannot_be_run_leaves_no_manifest_behind(toy_model, data, tmp_path,
     with pytest.raises(EvaluationError, match=said):
         evaluate(toy_model, ROME(layer=1), read_benchmark(data), tmp_path / "out", progress=False, **options)
     assert not (tmp_path / "out" / "manifest.json").exists()
+
+
+@pytest.mark.parametrize("protocol", RECORDS)
+def test_a_run_in_which_nothing_could_be_edited_has_its_table_too(toy_model, data, tmp_path, protocol: str) -> None:
+    options = {"protocol": protocol, "sizes": (2,), "questions": Questions(free=False, text=0), "progress": False}
+    found = evaluate(toy_model, Refuses(), read_benchmark(data), tmp_path / "out", **options)
+    paths = found.save()
+    assert found.not_editable and all(path.stat().st_size > 100 for path in paths)
+    after = found.table if "when" not in found.table else found.table.query("when == 'after'")
+    assert set(after.query("score == 'reliability_token_acc'")["mean"]) == {0.0}
 
 
 def test_a_folder_refuses_another_evaluation_and_says_what_differs(toy_model, data: Path, tmp_path: Path) -> None:

@@ -72,11 +72,12 @@ class Evaluation:
     def save(self, *, figure: bool = True) -> list[Path]:
         """Writes table.csv, table.md, table.tex and, unless told not to, scores.png; returns their paths.
 
-        Where some cases could not be edited a second table, of the others alone, follows the first.
+        Where some cases could not be edited a second table, of the others alone, if any, follows the first.
         """
         table, shown = self.table, [readable(self.table)]
         if self.not_editable and not self.checkpoints:
-            shown.append(readable(self.summarised(editable_only=True)))
+            others = self.summarised(editable_only=True)
+            shown += [readable(others)] if len(others) else []
         paths = [self.folder / f"table.{kind}" for kind in ("csv", "md", "tex")]
         data = self.about["data"]
         numbers = table.assign(data_sha256=data["file_sha256"], slice=data["slice"]).to_csv(index=False)
