@@ -24,6 +24,7 @@ from editing import (
     undo_all,
     unrelated_templates,
 )
+from editing.added_parameters import calinet_training
 from editing.added_parameters.calinet_branch import CalibrationBranch
 from editing.added_parameters.calinet_keeping import kept_prompts
 from editing.added_parameters.calinet_training import chunks_of, fit_branches
@@ -180,6 +181,34 @@ def test_what_is_kept_moves_less_and_its_divergence_is_that_of_whole_passes(toy_
             assert kept.divergence().item() == pytest.approx(moved[-1], abs=1e-9)
             assert edit.diagnostics[0]["loss"] < edit.diagnostics[0]["loss_before"]
     assert 0 < moved[1] < 0.5 * moved[0]
+
+
+def test_what_is_kept_weighs_what_it_is_told_to(toy_model: tracer.LanguageModel) -> None:
+    (branch,) = dataclasses.replace(QUICK, init="published").new_branches(toy_model, 1, seed=0)
+    parameters = [part.requires_grad_() for part in branch.parameters]
+    remove, kept = branch.attach(toy_model), kept_prompts(toy_model, 2, 4, without=[])
+    (other,) = QUICK.new_branches(toy_model, 1, seed=1)
+    with torch.no_grad():
+        branch.keys += other.keys
+    found = {}
+    for weight in (1.0, 3.0):
+        gradients = [torch.zeros_like(part) for part in parameters]
+        moved = calinet_training._add_kept(gradients, parameters, kept, weight)
+        found[weight] = [torch.tensor(moved), *gradients]
+    remove()
+    assert found[1.0][0] > 0 and found[1.0][1].norm() > 0
+    for once, thrice in zip(found[1.0], found[3.0], strict=True):
+        torch.testing.assert_close(3 * once, thrice)
+
+
+@pytest.mark.parametrize(
+    ("losses", "lengths", "learnt"),
+    [([0.0, 0.04], [1, 20], False), ([0.0, 0.04], [1, 17], True), ([0.06, 0.06], [1, 1], False)],
+)
+def test_answers_are_learnt_when_losses_are_low_and_no_token_can_be_beaten(losses, lengths, learnt: bool) -> None:
+    """20 tokens of 0.04 nats: exp(-0.8) is below 1/2, so one of them may still lose; exp(-0.68) is not."""
+    assert calinet_training._learnt([torch.tensor(losses)], [torch.tensor(lengths)], 0.05) == learnt
+    assert not calinet_training._learnt([torch.tensor(losses), None], [torch.tensor(lengths)] * 2, 0.05)
 
 
 def test_branches_stand_beside_each_other_and_beside_a_codebook(toy_model: tracer.LanguageModel) -> None:

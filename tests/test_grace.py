@@ -16,7 +16,7 @@ import tracer
 from editing import GRACE, EditFailedError, EditRequest, RequestError, calibrate, load_edit, unedited
 from editing.added_parameters.calibration import calibrated_on_bundled_facts, queries
 from editing.added_parameters.codebook import Codebook, Record
-from editing.added_parameters.codebook_branch import codebook_at
+from editing.added_parameters.codebook_branch import codebook_at, rounding_of
 from editing.added_parameters.replaced_value import trial_of
 from editing.editors import editor_named
 from editing.scoring.asking import prompts_end_at
@@ -73,6 +73,15 @@ def test_a_query_at_the_radius_is_answered_and_one_beyond_is_not() -> None:
     book = Codebook.of([at(0, 8, 4)], radius=1.0)
     found = book.answering(torch.tensor([[1.0, 0.0], [0.0, -1.0], [1.001, 0.0]]))
     assert found.tolist() == [0, 0, -1]
+
+
+def test_a_query_that_was_read_in_another_batch_still_reaches_its_key(toy_model: tracer.LanguageModel) -> None:
+    """Rounding widens a radius by a share of the key's norm: nothing to speak of in wide types, some in 16 bits."""
+    book = Codebook.of([at(2, 8, 4)], radius=1.0, rounding=0.05)
+    assert book.answering(torch.tensor([[3.09, 0.0], [3.11, 0.0]])).tolist() == [0, -1]
+    assert 0 < rounding_of(toy_model) < 1e-14
+    half = tracer.load(FAMILIES["GPT-2"].build().bfloat16(), tokenizer=toy_model.tokenizer, check=False)
+    assert 0.01 < rounding_of(half) < 0.1
 
 
 def test_only_the_nearest_key_is_asked() -> None:
@@ -198,6 +207,35 @@ def test_left_and_right_padding_decide_alike_and_decoding_asks_nothing(toy_model
         with prompts_end_at(toy_model, [len(rows[0]) - 1]):
             whole = toy_model.torch(input_ids=torch.cat((short, fresh), dim=1)).logits[0, -1]
         torch.testing.assert_close(step, whole, atol=1e-9, rtol=0)
+
+
+def test_a_pass_over_one_token_asks_nothing_however_wide_the_radius(toy_model: tracer.LanguageModel) -> None:
+    """A decoding step is such a pass, and what it reads stands after every prompt."""
+    base = next_tokens(toy_model, ["a", PROMPTS[0]])
+    with GRACE(layer=2, steps=2, radius=1e6).apply(toy_model, [LONG]):
+        now = next_tokens(toy_model, ["a", PROMPTS[0]])
+    assert torch.equal(now[0], base[0]) and not torch.allclose(now[1], base[1])
+
+
+def test_training_keeps_the_best_value_and_ends_where_it_is_told(toy_model: tracer.LanguageModel) -> None:
+    with GRACE(layer=2, radius=0.01, steps=12, rate=60.0).apply(toy_model, [LONG]) as edit:
+        record = edit.diagnostics[0]
+        assert record["steps"] == 12
+        assert record["probability_written"] == pytest.approx(math.exp(-record["loss"]), abs=1e-9)
+    below = record["loss_before"] - 0.05
+    with GRACE(layer=2, radius=0.01, rate=0.1, stop_below=below).apply(toy_model, [LONG]) as edit:
+        assert 0 < edit.diagnostics[0]["steps"] < 100 and 0.9 * below < edit.diagnostics[0]["loss"] < below
+
+
+def test_values_begin_where_the_seed_says_or_with_what_the_layer_gives(toy_model: tracer.LanguageModel) -> None:
+    editor, values = GRACE(layer=2, radius=0.01, steps=1), []
+    for seed in (0, 0, 1):
+        with editor.apply(toy_model, [LONG], seed=seed) as edit:
+            values.append(edit.attachments[0].records[0].value)
+    assert torch.equal(values[0], values[1]) and not torch.allclose(values[0], values[2])
+    before = target_scores(toy_model, [(LONG.prompt, LONG.new)])[0].nll
+    with dataclasses.replace(editor, init="warm").apply(toy_model, [LONG]) as edit:
+        assert edit.diagnostics[0]["loss_before"] == pytest.approx(before, abs=1e-9)
 
 
 def test_edits_share_one_codebook_and_are_undone_in_any_order_by_replay(toy_model: tracer.LanguageModel) -> None:

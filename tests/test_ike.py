@@ -102,15 +102,16 @@ def test_without_demonstrations_only_the_new_fact_is_there(model: tracer.Languag
 
 def test_the_least_similar_blocks_go_where_the_context_is_short(tokenizer: PreTrainedTokenizerFast) -> None:
     short = reading_model(tokenizer, context=256)
-    whole, editor = record_of(reading_model(tokenizer), IKE()), IKE(reserve=16)
-    with editor.apply(short, [ROME]) as edit:
-        dropped = edit.diagnostics[0]["dropped"]
-        text = read(short, ROME.prompt)
-        assert text == BREAK.join((*whole.shown[dropped:], block("The capital of France is Rome", ROME.prompt)))
-        n_tokens = len(encode(tokenizer, text).ids)
-        more = len(encode(tokenizer, f"{whole.shown[dropped - 1]}{BREAK}{text}").ids)
-        assert 0 < dropped < 32 and n_tokens <= 240 < more
-        assert target_scores(short, [(ROME.prompt, "Rome")])
+    whole = record_of(reading_model(tokenizer), IKE())
+    for reserve in (16, 60, 100):
+        with IKE(reserve=reserve).apply(short, [ROME]) as edit:
+            dropped = edit.diagnostics[0]["dropped"]
+            text = read(short, ROME.prompt)
+            assert text == BREAK.join((*whole.shown[dropped:], block("The capital of France is Rome", ROME.prompt)))
+            n_tokens = len(encode(tokenizer, text).ids)
+            more = len(encode(tokenizer, f"{whole.shown[dropped - 1]}{BREAK}{text}").ids)
+            assert 0 < dropped < 32 and n_tokens <= 256 - reserve < more
+            assert target_scores(short, [(ROME.prompt, "Rome")])
 
 
 def test_the_new_fact_stays_however_short_the_context(tokenizer: PreTrainedTokenizerFast) -> None:

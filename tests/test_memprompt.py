@@ -11,7 +11,7 @@ from remembering import MADRID, PAIRS, PROMPTS, ROME, reading_model, retriever, 
 from transformers import PreTrainedTokenizerFast
 
 import tracer
-from editing import EditFailedError, EditRequest, MemPrompt, RequestError, load_edit
+from editing import IKE, EditFailedError, EditRequest, MemPrompt, RequestError, load_edit
 from editing.editors import EDITORS, editor_named
 from editing.evaluation import Examination, Questions, single_edits
 from editing.evaluation.benchmarks import counterfact_case
@@ -101,6 +101,17 @@ def test_equally_near_facts_are_told_by_the_order_of_adding(model: tracer.Langua
         for requests, answer in (([ROME, MADRID], "Rome"), ([MADRID, ROME], "Madrid")):
             with MemPrompt(retriever=name).apply(model, requests):
                 assert read(model, PROMPTS[2]).endswith(f"{answer} ->")
+
+
+def test_a_query_as_like_a_key_as_the_threshold_says_is_a_hit(model: tracer.LanguageModel) -> None:
+    with retriever({ROME.prompt: (1.0, 0.0), "query": (0.75, 0.0)}) as name:
+        for threshold, hit in ((0.75, True), (0.750001, False)):
+            for editor in (
+                MemPrompt(retriever=name, threshold=threshold),
+                IKE(count=0, retriever=name, route="nearest", threshold=threshold),
+            ):
+                with editor.apply(model, [ROME]):
+                    assert (read(model, "query") != "query") == hit
 
 
 def test_the_choice_is_made_on_the_prompt_whatever_is_asked_beside_it(model: tracer.LanguageModel) -> None:

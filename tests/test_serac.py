@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import math
 
 import numpy as np
@@ -15,7 +17,7 @@ import tracer
 from editing import SERAC, EditFailedError, EditRequest, RequestError, load_edit
 from editing.memory import Scope, ScopedFact, ScopedFacts, bundled_facts, load_scope
 from editing.memory.scope import untrained_scope
-from editing.memory.scope_training import ScopeTraining, train_scope
+from editing.memory.scope_training import NEAREST, ScopeTraining, train_scope
 from editing.scoring.asking import Route, routes
 from editing.scoring.generation import complete
 from editing.scoring.scores import target_scores
@@ -190,6 +192,30 @@ def test_the_loss_is_that_of_its_equation() -> None:
     with retriever({"key": (1, 0), "i": (0.8, 0.6), "o": (0, 1)}) as name:
         found = train_scope(name, ScopedFacts("test", tuple(facts)), ScopeTraining(steps=1, rank=1, rate=0.0))
     assert found.trained["curve"][0]["loss"] == pytest.approx(0.4 - math.log(1 - math.exp(-2)), abs=1e-3)
+
+
+def test_inside_prompts_of_other_facts_count_as_outside() -> None:
+    """All facts have one key, and it is asked: d = 0 between any two subjects, taken as the least there may be."""
+    facts = [ScopedFact("key", f"subject {n}", "new", ("key",), (("o", "x"),)) for n in range(40)]
+    with retriever({"key": (1, 0), "o": (0, 1)}) as name:
+        found = train_scope(name, ScopedFacts("test", tuple(facts)), ScopeTraining(steps=1, rank=1, rate=0.0))
+    assert found.result is not None
+    (step,) = [record for record in found.result.curve if not record.get("validation")]
+    rest = step["loss"] - step["inside_loss"] - step["outside_loss"]
+    assert rest == pytest.approx(-math.log(-math.expm1(-NEAREST)), rel=1e-4)
+
+
+def test_another_seed_draws_other_batches_and_the_best_head_is_kept(monkeypatch) -> None:
+    first = untrained_scope("hashed-words", rank=2, scale=1.0, seed=0)
+    monkeypatch.setattr("editing.memory.scope_training.untrained_scope", lambda *_, **__: copy.deepcopy(first))
+    facts = ScopedFacts("some", bundled_facts().facts[:150])
+    quick = ScopeTraining(steps=2, every=1, batch=4, rank=2)
+    found = [train_scope("hashed-words", facts, quick, seed=seed).result for seed in (0, 0, 1)]
+    losses = [[record["loss"] for record in one.curve if not record.get("validation")] for one in found if one]
+    assert losses[0] == losses[1] != losses[2]
+    wild = train_scope("hashed-words", facts, dataclasses.replace(quick, rate=5.0))
+    looks = [record["loss"] for record in wild.trained["curve"]]
+    assert looks[0] < min(looks[1:]) and torch.equal(wild.scale, first.scale) and torch.equal(wild.mix, first.mix)
 
 
 def test_a_saved_classifier_is_the_same_one(tmp_path, serac: SERAC) -> None:

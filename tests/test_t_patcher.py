@@ -18,13 +18,21 @@ from editing import EditFailedError, EditRequest, RequestError, TPatcher, load_e
 from editing.added_parameters.last_layer import last_layer
 from editing.added_parameters.patch import Patch
 from editing.added_parameters.patch_memory import LEAST_ROWS, memory_of
-from editing.added_parameters.patch_training import Neurons, loss_of, mean_of_largest, memory_loss
+from editing.added_parameters.patch_training import (
+    Neurons,
+    TrainedPatch,
+    loss_of,
+    mean_of_largest,
+    memory_loss,
+    trained_patch,
+)
 from editing.editors import editor_named
 from editing.scoring.asking import prompts_end_at
 from editing.scoring.generation import continued
 from editing.scoring.scores import target_scores
 from tracer.anatomy.names import FAMILIES as FAMILIES_NAMES
 from tracer.errors import AnatomyError
+from tracer.facts import bundled
 from tracer.model.tokens import encode, encode_with_target
 
 PATCHED = [name for name in DENSE if name != POST_NORM]
@@ -88,6 +96,89 @@ def test_the_losses_by_hand() -> None:
     assert memory_loss(neurons, memory).item() == pytest.approx(silent + below, rel=1e-6)
 
 
+def test_the_loss_weighs_the_five_neurons_that_their_own_queries_fire_least(toy_model) -> None:
+    """Pre-activations 0, 1 .. 6 at their own queries: the mean of exp(-0) .. exp(-4), three times."""
+    cached, neurons = last_layer(toy_model, LONG), new_neurons(toy_model, LONG, 7)
+    assert len(neurons.queries) == 7
+    with torch.no_grad():
+        neurons.biases += torch.arange(7) - 1.0
+    memory = cached.seen[:3]
+    schedule = dataclasses.replace(QUICK, activation_weight=3.0, memory_weight=0.5).schedule
+    loss, edit = loss_of(neurons, cached, memory, schedule)
+    own = sum(math.exp(-n) for n in range(5)) / 5
+    assert (loss - edit).item() == pytest.approx(3 * own + 0.5 * memory_loss(neurons, memory).item(), rel=1e-9)
+
+
+def test_training_is_adam_with_weight_decay_clipped_and_its_rate_halved_on_plateaus(toy_model) -> None:
+    """Written out step by step; so large a rate makes the loss go up, and the answer is not said."""
+    cached, memory = last_layer(toy_model, LONG), memory_of(toy_model, 40, seed=0)
+    schedule = dataclasses.replace(QUICK, rate=4.0, steps=14, first_check=2, every=1, memory_weight=1e-3).schedule
+    found = trained_patch(new_neurons(toy_model, LONG, 5), cached, memory, schedule)
+    slow = new_neurons(toy_model, LONG, 5)
+    first, second = ([torch.zeros_like(one) for one in slow.parameters] for _ in range(2))
+    rate, best, worse, halved = 4.0, math.inf, 0, 0
+    for step in range(1, 15):
+        loss, _ = loss_of(slow, cached, memory.trained, schedule)
+        gradients = torch.autograd.grad(loss, slow.parameters)
+        norm = math.sqrt(sum(float(one.square().sum()) for one in gradients))
+        with torch.no_grad():
+            for n, (one, gradient) in enumerate(zip(slow.parameters, gradients, strict=True)):
+                pull = gradient * min(1.0, 5 / (norm + 1e-6)) + 0.01 * one
+                first[n] = 0.9 * first[n] + 0.1 * pull
+                second[n] = 0.999 * second[n] + 0.001 * pull.square()
+                size = (second[n] / (1 - 0.999**step)).sqrt() + 1e-8
+                one -= rate * first[n] / (1 - 0.9**step) / size
+        if step >= 2:
+            worse = 0 if loss.item() < best * (1 - 1e-4) else worse + 1
+            best = min(best, loss.item()) if worse == 0 else best
+            if worse > 1:
+                rate, worse, halved = rate / 2, 0, halved + 1
+    assert halved and norm > 5 and not found.said
+    torch.testing.assert_close(found.patch.keys, slow.keys.detach(), atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(found.patch.values, (slow.directions * slow.scales).detach(), atol=1e-6, rtol=1e-6)
+
+
+def test_training_ends_once_the_answer_is_said_and_keeps_the_patch_with_the_least_memory_loss(
+    toy_model, monkeypatch
+) -> None:
+    """Looks at steps 4, 6, 8 ...: not said, said, better, no better: it ends there with the third."""
+    looks = iter([(0.1, False), (5.0, True), (4.0, True), (3.9995, True), (1.0, True)])
+
+    def looked(neurons, state, memory, layer, step, edit) -> TrainedPatch:
+        loss, said = next(looks)
+        return TrainedPatch(neurons.patch(layer, state.seen), step, edit.item(), loss, said)
+
+    monkeypatch.setattr("editing.added_parameters.patch_training._looked_at", looked)
+    schedule = dataclasses.replace(QUICK, steps=50).schedule
+    found = trained_patch(
+        new_neurons(toy_model, LONG, 2), last_layer(toy_model, LONG), memory_of(toy_model, 40, seed=0), schedule
+    )
+    assert (found.steps, found.memory_loss) == (8, 4.0) and next(looks) == (1.0, True)
+
+
+def test_a_request_sees_the_neurons_before_it_and_remembers_what_they_were_trained_on(toy_model, monkeypatch) -> None:
+    """The training of each request is given the state under earlier patches, and their tokens as memory."""
+    given = []
+
+    def spied(neurons, state, memory, schedule):
+        given.append((state.given, memory.trained))
+        return trained_patch(neurons, state, memory, schedule)
+
+    monkeypatch.setattr("editing.added_parameters.t_patcher.trained_patch", spied)
+    seen = {request: last_layer(toy_model, request).seen for request in (REQUEST, OTHER, LONG)}
+    alone = last_layer(toy_model, LONG).given
+    with QUICK.apply(toy_model, [REQUEST]) as first, QUICK.apply(toy_model, [OTHER, LONG]) as second:
+        before = (*first.attachments, second.attachments[0])
+    earlier = torch.cat((seen[REQUEST], seen[OTHER]))
+    assert len(given[0][1]) == 40 and len(given[2][1]) - len(given[1][1]) == len(seen[OTHER])
+    torch.testing.assert_close(given[2][1][-len(earlier) :], earlier, atol=1e-9, rtol=0)
+    removers = [patch.attach(toy_model) for patch in before]
+    torch.testing.assert_close(given[2][0], last_layer(toy_model, LONG).given, atol=1e-9, rtol=0)
+    assert not torch.allclose(given[2][0], alone)
+    for remove in removers:
+        remove()
+
+
 def test_one_neuron_is_added_for_each_wrong_token_and_none_for_an_answer_that_is_said(toy_model) -> None:
     encoding = encode_with_target(toy_model.tokenizer, LONG.prompt, LONG.new)
     score = target_scores(toy_model, [(LONG.prompt, LONG.new)])[0]
@@ -98,12 +189,19 @@ def test_one_neuron_is_added_for_each_wrong_token_and_none_for_an_answer_that_is
         assert edit.summary == {"neurons": 5, "bytes_added": 4 * 5 * (2 * WIDTH + 1)}
     with dataclasses.replace(QUICK, most=20).apply(toy_model, [LONG]) as edit:
         assert edit.summary["neurons"] == wrong
-    ids = continued(toy_model, torch.tensor([encode(toy_model.tokenizer, "The capital of").ids]), 1)[0]
-    said = toy_model.tokenizer.decode(ids[-1:])
-    known = EditRequest("The capital of", "capital", said)
-    if target_scores(toy_model, [(known.prompt, known.new)])[0].predicted == (int(ids[-1]),):
-        with QUICK.apply(toy_model, [known]) as edit:
-            assert edit.attachments == () and edit.diagnostics[0]["neurons"] == 0
+    with QUICK.apply(toy_model, [said_already(toy_model)]) as edit:
+        assert edit.attachments == () and edit.diagnostics[0]["neurons"] == 0
+
+
+def said_already(model: tracer.LanguageModel) -> EditRequest:
+    """A request for what the model says by itself, as one token."""
+    for fact in bundled():
+        ids = encode(model.tokenizer, fact.prompt).ids
+        said = model.tokenizer.decode(continued(model, torch.tensor([ids]), 1)[0, -1:])
+        score = target_scores(model, [(fact.prompt, said)])[0] if said.strip() else None
+        if score is not None and score.tf_exact:
+            return EditRequest(fact.prompt, fact.subject, said)
+    raise AssertionError("the model says nothing that a request could ask for")
 
 
 def test_an_answer_is_learnt_with_no_weight_changed_and_training_predicts_what_is_written(family_model) -> None:
