@@ -7,7 +7,7 @@ import math
 
 import pytest
 import torch
-from conftest import LAYERS, make_tokenizer
+from conftest import LAYERS, WIDTH, make_tokenizer
 from families import FAMILIES
 from test_edit import OTHER, REQUEST, assert_same, state
 from test_families import DENSE
@@ -17,7 +17,7 @@ from editing import GRACE, EditFailedError, EditRequest, RequestError, calibrate
 from editing.added_parameters.calibration import calibrated_on_bundled_facts, queries
 from editing.added_parameters.codebook import Codebook, Record
 from editing.added_parameters.codebook_branch import codebook_at, rounding_of
-from editing.added_parameters.replaced_value import trial_of
+from editing.added_parameters.replaced_value import trained_value, trial_of
 from editing.editors import editor_named
 from editing.scoring.asking import prompts_end_at
 from editing.scoring.generation import complete, continued
@@ -218,11 +218,12 @@ def test_a_pass_over_one_token_asks_nothing_however_wide_the_radius(toy_model: t
 
 
 def test_training_keeps_the_best_value_and_ends_where_it_is_told(toy_model: tracer.LanguageModel) -> None:
-    with GRACE(layer=2, radius=0.01, steps=12, rate=60.0).apply(toy_model, [LONG]) as edit:
-        record = edit.diagnostics[0]
-        assert record["steps"] == 12
-        assert record["probability_written"] == pytest.approx(math.exp(-record["loss"]), abs=1e-9)
-    below = record["loss_before"] - 0.05
+    trial = trial_of(toy_model, 2, LONG, "last")
+    options = {"stop_below": 0.0, "each_step": lambda: None}
+    near = trained_value(trial, trial.present, rate=0.2, steps=20, **options).value
+    wild = trained_value(trial, near, rate=50.0, steps=1, **options)
+    assert wild.losses[1] > wild.losses[0] and torch.equal(wild.value, near)
+    below = float(trial.nll(torch.rand(WIDTH, generator=torch.Generator().manual_seed(0)).double())) - 0.05
     with GRACE(layer=2, radius=0.01, rate=0.1, stop_below=below).apply(toy_model, [LONG]) as edit:
         assert 0 < edit.diagnostics[0]["steps"] < 100 and 0.9 * below < edit.diagnostics[0]["loss"] < below
 
