@@ -223,7 +223,7 @@ def test_training_keeps_the_best_value_and_ends_where_it_is_told(toy_model: trac
     near = trained_value(trial, trial.present, rate=0.2, steps=20, **options).value
     wild = trained_value(trial, near, rate=50.0, steps=1, **options)
     assert wild.losses[1] > wild.losses[0] and torch.equal(wild.value, near)
-    below = float(trial.nll(torch.rand(WIDTH, generator=torch.Generator().manual_seed(0)).double())) - 0.05
+    below = trial.nll(torch.rand(WIDTH, generator=torch.Generator().manual_seed(0)).double()).item() - 0.05
     with GRACE(layer=2, radius=0.01, rate=0.1, stop_below=below).apply(toy_model, [LONG]) as edit:
         assert 0 < edit.diagnostics[0]["steps"] < 100 and 0.9 * below < edit.diagnostics[0]["loss"] < below
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from editing.errors import RequestError
 from editing.memory.mello_examples import EXAMPLES
@@ -24,7 +24,6 @@ from editing.memory.memory import Memory, MemoryEditor, memory_of
 from editing.memory.record import MemoryRecord
 from editing.memory.room import check_room, room_after
 from editing.numbers import check_whole
-from editing.request import EditRequest
 from editing.scoring.asking import Route
 from editing.scoring.generation import written_until
 from tracer.model import LanguageModel
@@ -115,19 +114,11 @@ class MeLLo(MemoryEditor, method="mello"):
         if not isinstance(self.examples, str):
             raise RequestError(f"examples={self.examples!r} is no text. Write worked questions, or leave it out.")
 
-    def remembered(
-        self, model: LanguageModel, requests: Sequence[EditRequest], seed: int
-    ) -> list[tuple[MemoryRecord, dict[str, Any]]]:
-        """The record of each request.
-
-        Raises:
-            EditFailedError: the model's context does not hold the worked examples and a question.
-        """
-        held = super().remembered(model, requests, seed)
+    def check_fits(self, model: LanguageModel, record: MemoryRecord) -> None:
+        """Raises EditFailedError where the model's context does not hold the worked examples and a question."""
+        begun = _begun(self.examples, record.prompt)
         what, instead = "The worked examples and a question", "Give fewer: MeLLo(examples=...)."
-        for record, _ in held:
-            check_room(model, _begun(self.examples, record.prompt), least=ANSWER + 1, what=what, instead=instead)
-        return held
+        check_room(model, begun, least=ANSWER + 1, what=what, instead=instead)
 
     def check(self, model: LanguageModel, records: Sequence[MemoryRecord]) -> None:
         """Raises AnatomyError for an encoder-decoder: its reasoning is a text that the model continues."""

@@ -74,7 +74,13 @@ class MemoryEditor(ABC):
         self, model: LanguageModel, requests: Sequence[EditRequest], seed: int
     ) -> list[tuple[MemoryRecord, dict[str, Any]]]:
         """The record of each request, and what to say about it."""
-        return [(MemoryRecord.of(request), {}) for request in requests]
+        records = [MemoryRecord.of(request) for request in requests]
+        for record in records:
+            self.check_fits(model, record)
+        return [(record, {}) for record in records]
+
+    def check_fits(self, model: LanguageModel, record: MemoryRecord) -> None:  # noqa: B027 - most are short
+        """Raises EditFailedError where the model's context cannot hold what is read for a query."""
 
     def check(self, model: LanguageModel, records: Sequence[MemoryRecord]) -> None:  # noqa: B027 - most refuse nothing
         """Raises EditFailedError where the editor cannot serve these records together, or not on this model."""

@@ -22,7 +22,6 @@ from editing.memory.retrievers import check_threshold, least_similarity
 from editing.memory.room import check_room
 from editing.memory.scoped import ScopedFacts
 from editing.memory.threshold import best_threshold
-from editing.request import EditRequest
 from editing.scoring.asking import Route
 from tracer.model import LanguageModel
 
@@ -69,19 +68,10 @@ class MemPrompt(MemoryEditor, method="memprompt"):
         """
         return dataclasses.replace(self, threshold=best_threshold(self.finder(), facts).value)
 
-    def remembered(
-        self, model: LanguageModel, requests: Sequence[EditRequest], seed: int
-    ) -> list[tuple[MemoryRecord, dict[str, Any]]]:
-        """The record of each request.
-
-        Raises:
-            EditFailedError: the model's context does not hold the task prompt and a correction.
-        """
-        held = super().remembered(model, requests, seed)
+    def check_fits(self, model: LanguageModel, record: MemoryRecord) -> None:
+        """Raises EditFailedError where the model's context does not hold the task prompt and a correction."""
         what, instead = "The task prompt, a correction and its question", "IKE(count=0) puts the new fact alone there."
-        for record, _ in held:
-            check_room(model, with_task(record.prompt, record.text), least=1, what=what, instead=instead)
-        return held
+        check_room(model, with_task(record.prompt, record.text), least=1, what=what, instead=instead)
 
     def check(self, model: LanguageModel, records: Sequence[MemoryRecord]) -> None:
         """Raises AnatomyError for an encoder-decoder: the task prompt is a text to be continued."""
