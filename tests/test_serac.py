@@ -24,6 +24,7 @@ from editing.scoring.scores import target_scores
 from tracer.errors import FileFormatError
 
 QUICK = ScopeTraining(steps=30, every=10, batch=8, rank=4)
+READ = "New fact: The capital of France is Rome.\nThe capital of France is Rome.\nThe capital of France is Rome.\n"
 BESIDE = EditRequest("The seat of government of {} is in", "France", "Lyon")
 
 
@@ -58,15 +59,25 @@ def test_out_of_scope_is_the_base_models_own_pass(model: tracer.LanguageModel, s
 
 
 def test_in_scope_reads_the_edit_and_then_the_query(model: tracer.LanguageModel, serac: SERAC) -> None:
-    said = "The capital of France is Rome. The capital of France is"
+    said = f"{READ}The capital of France is"
     expected = target_scores(model, [(said, " Paris"), (said, " Rome")])
     with serac.apply(model, [ROME]):
         assert target_scores(model, PAIRS[:2]) == expected
 
 
+def test_the_context_names_the_edit_as_often_as_it_likes(model: tracer.LanguageModel, serac: SERAC) -> None:
+    editor = dataclasses.replace(serac, context="{edit}; so {edit}: {query}")
+    braces = EditRequest("The {edit} of {} is", "{query}", "Rome")
+    with editor.apply(model, [braces]):
+        (route,) = routes(model, ["The {edit} of {query} is"])
+        assert (
+            route.prompt == "The {edit} of {query} is Rome; so The {edit} of {query} is Rome: The {edit} of {query} is"
+        )
+
+
 def test_another_models_answers_are_that_models_own(model: tracer.LanguageModel, serac: SERAC, tokenizer) -> None:
     other = reading_model(tokenizer, seed=1)
-    expected = complete(other, [f"{ROME.prompt} Rome. {ROME.prompt}"], new_tokens=5)
+    expected = complete(other, [f"{READ}{ROME.prompt}"], new_tokens=5)
     editor = SERAC(scope=serac.scope, counterfactual=other)
     with editor.apply(model, [ROME]) as edit:
         assert complete(model, [ROME.prompt], new_tokens=5) == expected
@@ -107,7 +118,7 @@ def test_the_scope_is_one_for_the_text_itself_symmetric_and_falls_with_distance(
 def test_exactly_at_the_threshold_is_out_of_scope(model: tracer.LanguageModel) -> None:
     with retriever({PROMPTS[0]: (1, 0), "query": (0.8, 0.6)}):
         near = plane().index([PROMPTS[0]]).scores(["query"])[0, 0]
-        for threshold, read in ((near, "query"), (near - 1e-6, f"{ROME.prompt} Rome. query")):
+        for threshold, read in ((near, "query"), (near - 1e-6, f"{READ}query")):
             editor = SERAC(retriever="by-hand", scope=plane(), threshold=threshold)
             with editor.apply(model, [ROME]):
                 assert routes(model, ["query"])[0].prompt == read

@@ -31,7 +31,7 @@ from editing.request import EditRequest
 from editing.scoring.asking import Route
 from tracer.model import LanguageModel
 
-CONTEXT = "{edit}. {query}"
+CONTEXT = "New fact: {edit}.\n{edit}.\n{edit}.\n{query}"  # small models copy what they were told three times
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +41,8 @@ class SERAC(MemoryEditor, method="serac"):
     Attributes:
         scope: the trained classifier; `fit` trains one.
         threshold: a query is in scope above it, not at it.
-        context: what the counterfactual model reads; {edit} is the fact as a sentence, {query} the prompt.
+        context: what the counterfactual model reads; {edit} is the fact as a sentence, {query} the prompt. Published:
+            "{edit} {query}", to a model trained on that.
         counterfactual: reads queries in scope; None: the base model. Its vocabulary must be the base model's.
     """
 
@@ -176,8 +177,7 @@ class SERAC(MemoryEditor, method="serac"):
 
     def read(self, record: MemoryRecord, query: str) -> str:
         """What the counterfactual model reads for a query under this edit."""
-        before, _, between = self.context.removesuffix("{query}").partition("{edit}")
-        return before + record.text + between + query
+        return self.context.removesuffix("{query}").replace("{edit}", record.text) + query
 
 
 def _vocabulary(model: LanguageModel) -> tuple[dict[str, int], int]:
