@@ -94,12 +94,15 @@ def writable(model: LanguageModel, weight: str) -> Tensor:
 
     Raises:
         BaseModelError: the model has none, or what is written to it would be lost or coarse: it is
-            quantised to integers, offloaded and read anew from elsewhere for each pass, or cut over processes.
+            quantised to integers, offloaded and read anew from elsewhere for each pass, cut over processes, or made in
+            inference mode, where nothing has gradients.
     """
     try:
         parameter = model.torch.get_parameter(weight)
     except AttributeError as error:
         raise BaseModelError(f"{model.name} has no weight {weight!r}, which this edit changes.") from error
+    if parameter.is_inference():
+        raise BaseModelError(f"{weight} was made in torch.inference_mode(). Load the model outside of it.")
     if parameter.is_meta:
         raise BaseModelError(f"{weight} is offloaded: a change would be lost. Load the model without offloading.")
     if whole(parameter) is not parameter:

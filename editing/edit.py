@@ -39,8 +39,8 @@ class Written:
 class Edit:
     """What makes a model answer otherwise, with what it was made from.
 
-    Usable as a context manager: it is undone when the block ends, also by an exception; so are later
-    changes of the same weight that were made inside the block.
+    Usable as a context manager while it is applied: it is undone when the block ends, also by an exception; so
+    are later changes of the same weight that were made inside the block.
 
     Attributes:
         requests: the facts written.
@@ -166,6 +166,10 @@ class Edit:
         return [edit for edit in later if edit.before.keys() & self.before.keys()]
 
     def __enter__(self) -> Edit:
+        if self.model is None:
+            raise EditFailedError(
+                "This edit is not applied, so the block would run without it. Write with edit.apply(model): ..."
+            )
         return self
 
     def __exit__(

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from editing.errors import RequestError
+from editing.errors import BaseModelError, RequestError
+from editing.setting import whole
 from tracer.errors import FactError
 from tracer.fact import Fact
 from tracer.facts.bundled import filled
@@ -27,7 +28,7 @@ class EditRequest:
         subject_at: the character of the prompt where the subject begins.
 
     Raises:
-        RequestError: an empty field, or a subject that is not in the prompt.
+        RequestError: an empty field or one that is no text, or a subject that is not in the prompt.
     """
 
     prompt: str
@@ -39,6 +40,7 @@ class EditRequest:
     subject_at: int | None = None
 
     def __post_init__(self) -> None:
+        self._check_types()
         if not self.new.strip():
             raise RequestError(
                 'The new answer is empty. Write e.g. EditRequest(prompt, subject=subject, new=" Paris").'
@@ -50,6 +52,18 @@ class EditRequest:
             _ = self.fact
         except FactError as error:
             raise RequestError(str(error)) from error
+
+    def _check_types(self) -> None:
+        for name in ("prompt", "subject", "new", "true"):
+            value = getattr(self, name)
+            if not isinstance(value, str) and not (name == "true" and value is None):
+                raise RequestError(
+                    f'{name}={value!r} is no text. Write e.g. EditRequest(prompt, subject="The Louvre", new=" Paris").'
+                )
+        if self.true is not None and not self.true.strip():
+            raise RequestError("The old answer is blank. Write what the new one replaces, or true=None.")
+        if self.subject_at is not None:
+            object.__setattr__(self, "subject_at", whole("subject_at", self.subject_at))
 
     @property
     def fact(self) -> Fact:
@@ -63,17 +77,28 @@ class EditRequest:
 
     @classmethod
     def from_counterfact(cls, record: dict[str, Any]) -> EditRequest:
-        """The request of a CounterFact record."""
-        rewrite = record["requested_rewrite"]
-        return cls(
-            prompt=filled(rewrite["prompt"], rewrite["subject"]),
-            subject_at=rewrite["prompt"].index("{}"),
-            subject=rewrite["subject"],
-            new=rewrite["target_new"]["str"],
-            true=rewrite["target_true"]["str"],
-            id=str(record["case_id"]),
-            relation=rewrite.get("relation_id"),
-        )
+        """The request of a CounterFact record.
+
+        Raises:
+            RequestError: it is none.
+        """
+        try:
+            rewrite = record["requested_rewrite"]
+            fields: dict[str, Any] = {
+                "prompt": filled(rewrite["prompt"], rewrite["subject"]),
+                "subject_at": rewrite["prompt"].index("{}"),
+                "subject": rewrite["subject"],
+                "new": rewrite["target_new"]["str"],
+                "true": rewrite["target_true"]["str"],
+                "id": str(record["case_id"]),
+                "relation": rewrite.get("relation_id"),
+            }
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise RequestError(
+                f"This is no CounterFact record ({error}). One has a case_id, and a requested_rewrite with prompt "
+                f"(holding {{}}), subject, target_new and target_true."
+            ) from error
+        return cls(**fields)
 
 
 def listed(requests: Sequence[EditRequest]) -> list[EditRequest]:
@@ -87,9 +112,14 @@ def check_requests(model: LanguageModel, requests: Sequence[EditRequest]) -> Non
     """Tokenises every request and refuses two different answers to one prompt, before anything is written.
 
     Raises:
+        BaseModelError: a model that tracer did not open.
         RequestError: something else than a request, or requests that contradict each other.
         FactError: a prompt that the tokenizer or the model cannot take.
     """
+    if not isinstance(model, LanguageModel):
+        raise BaseModelError(f"{type(model).__name__} is no model of tracer's. Write model = tracer.load(model) first.")
+    if isinstance(requests, Iterator):  # whoever writes them would find none left
+        raise RequestError("These requests can be read only once. Write apply(model, list(requests)).")
     seen: dict[tuple[str, str], str] = {}
     for request in listed(requests):
         if not isinstance(request, EditRequest):

@@ -17,6 +17,7 @@ from editing.errors import CovarianceError
 from editing.locate_then_edit import suffix
 from editing.locate_then_edit.alphaedit import earlier_keys
 from editing.locate_then_edit.contexts import contexts
+from editing.locate_then_edit.covariance import SecondMoment
 from editing.locate_then_edit.keys import read_keys
 from editing.locate_then_edit.norms import before_norm
 from editing.locate_then_edit.presets import PRESETS
@@ -356,6 +357,13 @@ def test_a_threshold_below_every_eigenvalue_is_refused(toy_model: tracer.Languag
     assert_same(toy_model, before)
 
 
+def test_keys_that_use_all_directions_alike_have_no_null_space_unless_a_threshold_says_so() -> None:
+    moment = SecondMoment(1, torch.eye(8, dtype=torch.float64), 100, "planted", 0.0)
+    with pytest.raises(CovarianceError, match="below 2% of their sum; the smallest is 1. Write threshold=2"):
+        AlphaEdit(layers=(1,)).null_space(moment)
+    assert AlphaEdit(layers=(1,), threshold=2.0).null_space(moment).shape == (8, 8)
+
+
 # Norms between W and the residual stream
 
 
@@ -406,6 +414,9 @@ def test_every_preset_makes_an_editor(method: str) -> None:
         (lambda: MEMIT(layers=(3,), strength=0.0), "no weight"),
         (lambda: EMMET(layer=3, slack=-1.0), "negative"),
         (lambda: AlphaEdit(layers=(3,), threshold=0.0), "no directions"),
+        (lambda: AlphaEdit(layers=(3,), threshold="2e-2"), "threshold='2e-2' is no number"),
+        (lambda: MEMIT(layers=(3,), strength="1"), "strength='1' is no number"),
+        (lambda: EMMET(layer=3, slack=None), "slack=None is no number"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(make, said: str) -> None:
@@ -448,6 +459,13 @@ def test_kept_values_serve_every_editor_that_wants_the_same_and_no_other(toy_mod
     for different in ({"layer": 2}, {"layer": 1, "clamp": 2.0}, {"layer": 1, "context_plan": ()}):
         settings = {**QUICK, **different}
         assert not any(record["value_kept"] for record in found(ROME(values_folder=tmp_path, **settings))), different
+
+
+def test_answers_of_other_tokens_have_kept_values_of_their_own(toy_model, tmp_path) -> None:
+    editor = ROME(layer=1, values_folder=tmp_path, **QUICK)
+    for new, known in ((" Paris", False), ("Paris", True), ("\nParis", False), (" Paris ", False), (" Paris", True)):
+        (edit,) = editor.each(toy_model, [dataclasses.replace(REQUESTS[0], new=new)], progress=False)
+        assert edit.diagnostics[0]["value_kept"] == known, new
 
 
 def test_values_of_an_edited_model_are_not_kept_and_a_damaged_file_is_found_anew(toy_model, tmp_path) -> None:

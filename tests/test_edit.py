@@ -8,7 +8,17 @@ import torch
 from conftest import FAMILIES, tiny_gpt2
 
 import tracer
-from editing import ROME, BaseModelError, EditFailedError, EditOrderError, EditRequest, load_edit, undo_all, unedited
+from editing import (
+    FT,
+    ROME,
+    BaseModelError,
+    EditFailedError,
+    EditOrderError,
+    EditRequest,
+    load_edit,
+    undo_all,
+    unedited,
+)
 from editing.change import LowRank, Replacement
 from editing.edit import Edit, Written
 from editing.merged import merge, unmerge
@@ -98,6 +108,31 @@ def test_an_edit_is_applied_once(toy_model: tracer.LanguageModel) -> None:
         edit.apply(toy_model)
     edit.undo()
     edit.apply(toy_model).undo()
+
+
+def test_a_block_with_an_edit_that_is_not_applied_is_refused(toy_model: tracer.LanguageModel, tmp_path) -> None:
+    (edit,) = ROME(layer=1, **QUICK).each(toy_model, [REQUEST])
+    edit.save(tmp_path / "edit.safetensors")
+    for unapplied in (edit, load_edit(tmp_path / "edit.safetensors")):
+        with pytest.raises(EditFailedError, match=r"Write with edit\.apply\(model\)"), unapplied:
+            pass
+    with edit.apply(toy_model), ROME(layer=1, **QUICK).apply(toy_model, []):
+        assert len(toy_model.edits) == 2
+
+
+def test_an_edit_is_not_saved_over_a_folder(toy_model: tracer.LanguageModel, tmp_path) -> None:
+    (edit,) = ROME(layer=1, **QUICK).each(toy_model, [REQUEST])
+    with pytest.raises(FileFormatError, match="is a folder"):
+        edit.save(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_weights_made_in_inference_mode_are_refused_before_the_model_runs(tokenizer) -> None:
+    with torch.inference_mode():
+        model = tracer.load(tiny_gpt2(), tokenizer=tokenizer, check=False)
+    for editor in (ROME(layer=1, **QUICK), FT(layer=1)):
+        with pytest.raises(BaseModelError, match=r"inference_mode\(\)\. Load the model outside"):
+            editor.apply(model, [REQUEST])
 
 
 def test_damaged_edit_files_are_refused(toy_model: tracer.LanguageModel, tmp_path) -> None:

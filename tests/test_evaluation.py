@@ -12,7 +12,7 @@ import pytest
 from planted import RECORD, Dictated, Planted, RankOne, Refuses, simple_cases
 
 import tracer
-from editing import EditRequest, RequestError
+from editing import FT, ROME, CovarianceError, EditRequest, RequestError
 from editing.edit import Edit
 from editing.editors import EDITORS, editor_named
 from editing.errors import EvaluationError
@@ -33,6 +33,7 @@ from editing.evaluation.metrics import case_metrics
 from editing.evaluation.summary import edit_seconds, harmonic_mean
 from editing.evaluation.tables import as_latex, as_markdown, readable, shown
 from editing.scoring.scores import TargetScore
+from tracer.errors import SiteError
 
 CASE = counterfact_case(RECORD, "3")
 ZSRE = {
@@ -232,6 +233,21 @@ def test_a_case_that_cannot_be_edited_fails_where_it_should_show_and_is_untouche
         assert case.after["ES"] == case.after["PS"] == case.after["reliability_token_acc"] == 0
         assert case.after["NS"] == case.before["NS"] and case.after["locality_agreement"] == 1
     assert summary(cases, editable_only=True).empty
+
+
+@pytest.mark.parametrize(
+    ("editor", "error", "said"),
+    [
+        (ROME(layer=9), SiteError, "has layers 0 to 3"),
+        (FT(layer=9), SiteError, "has layers 0 to 3"),
+        (ROME(layer=1, context_plan=(), steps=2, tokens=10), CovarianceError, "tokens=256"),
+    ],
+)
+def test_settings_that_no_case_can_be_blamed_for_are_no_failures_of_cases(toy_model, editor, error, said) -> None:
+    cases = simple_cases(2)
+    with pytest.raises(error, match=said):
+        list(single_edits(Examination(toy_model, Questions(free=False)), editor, cases, progress=False))
+    assert toy_model.edits == []
 
 
 @pytest.mark.parametrize("kind", ["hook", "weight"])

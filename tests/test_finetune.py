@@ -252,6 +252,8 @@ def test_bad_settings_and_models_are_refused(toy_model: tracer.LanguageModel, mo
         ({"radius": -1.0}, "no radius"),
         ({"rate": float("nan")}, "no step size"),
         ({"layer": 1.5}, "no whole number"),
+        ({"rate": None}, "rate=None is no number"),
+        ({"radius": "5e-4"}, "is no number"),
     ):
         with pytest.raises(RequestError, match=said):
             FT(**{"layer": 1, **options})

@@ -311,6 +311,7 @@ def test_settings_and_models_that_cannot_work_are_refused(toy_model: tracer.Lang
         ({"nodes": 0}, "integrates nothing"),
         ({"nodes": 2.5}, "no whole number"),
         ({"share": 70}, "no share"),
+        ({"add": "8"}, "add='8' is no number"),
     ):
         with pytest.raises(RequestError, match=said):
             KN(**options)

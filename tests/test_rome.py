@@ -5,12 +5,24 @@ from __future__ import annotations
 import copy
 import dataclasses
 
+import numpy as np
 import pytest
 import torch
 from conftest import LAYERS, tiny_gpt2
 
 import tracer
-from editing import FT, IKE, ROME, CovarianceError, EditFailedError, EditingWarning, EditRequest, RequestError
+from editing import (
+    FT,
+    IKE,
+    KN,
+    ROME,
+    BaseModelError,
+    CovarianceError,
+    EditFailedError,
+    EditingWarning,
+    EditRequest,
+    RequestError,
+)
 from editing.edit import Edit
 from editing.locate_then_edit.complaints import warn_of
 from editing.locate_then_edit.contexts import contexts
@@ -208,11 +220,25 @@ def test_bad_requests_are_refused_before_the_model_runs(toy_model: tracer.Langua
         (("The Louvre is in", "the louvre", "Rome"), "Did you mean 'The Louvre'"),
         (("The Louvre is in", "The Louvre", " "), "new answer is empty"),
         ((" ", "The Louvre", "Rome"), "prompt is empty"),
+        ((5, "The Louvre", "Rome"), "prompt=5 is no text"),
+        (("The Louvre is in", "The Louvre", None), "new=None is no text"),
+        (("The Louvre is in", "The Louvre", "Rome", 7), "true=7 is no text"),
+        (("The Louvre is in", "The Louvre", "Rome", " "), "old answer is blank"),
+        (("Rome is in", "n", "Italy", None, None, None, -1), "no 'n' at character -1; it occurs at 9"),
+        (("Rome is in", "n", "Italy", None, None, None, 9.0), "subject_at=9.0 is no whole number"),
     ],
 )
 def test_bad_requests_say_what_to_write(arguments: tuple, said: str) -> None:
     with pytest.raises(RequestError, match=said):
         EditRequest(*arguments)
+
+
+@pytest.mark.parametrize(
+    "record", [{}, {"case_id": 1, "requested_rewrite": {"prompt": "Rome is", "subject": "Rome"}}, None]
+)
+def test_what_is_no_counterfact_record_is_refused(record) -> None:
+    with pytest.raises(RequestError, match="no CounterFact record"):
+        EditRequest.from_counterfact(record)
 
 
 def test_a_template_is_filled_where_its_braces_are() -> None:
@@ -301,6 +327,8 @@ def test_one_text_is_too_little_for_statistics_with_an_error(toy_model: tracer.L
     (tmp_path / "corpus.txt").write_text("The capital of France is the city of Paris, and so on.", encoding="utf-8")
     with pytest.raises(CovarianceError, match="is one text"):
         second_moments(toy_model, [2], corpus=tmp_path / "corpus.txt", tokens=8)
+    with pytest.raises(CovarianceError, match="tokens=10 reach.*Write tokens=256"):
+        second_moments(toy_model, [2], tokens=10)
 
 
 def test_statistics_come_from_the_cache_the_second_time(toy_model: tracer.LanguageModel) -> None:
@@ -376,11 +404,21 @@ def test_the_first_context_is_empty_and_the_others_end_in_a_stop(tokenizer_with_
         ({"steps": 2.5}, "no whole number"),
         ({"tokens": 0}, "estimates nothing"),
         ({"ridge": -1.0}, "negative"),
+        ({"clamp": "2"}, "clamp='2' is no number"),
+        ({"kl": None}, "kl=None is no number"),
+        ({"context_plan": (5, 10)}, "write pairs"),
+        ({"context_plan": ((5,),)}, "write pairs"),
+        ({"context_plan": ((2.5, 4),)}, "write pairs"),
+        ({"context_plan": ((0, 5),)}, "texts of nothing"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(options: dict, said: str) -> None:
     with pytest.raises(RequestError, match=said):
         ROME(**{"layer": 1, **options})
+
+
+def test_a_plan_of_lists_is_the_same_as_one_of_tuples() -> None:
+    assert ROME(layer=1, context_plan=[[2, 4]]) == ROME(layer=1, context_plan=((2, 4),))  # pyright: ignore[reportArgumentType]
 
 
 def test_a_corpus_that_is_not_there_is_refused_before_anything_runs() -> None:
@@ -421,6 +459,30 @@ def test_the_diagnostics_say_how_well_the_statistics_are_known(toy_model: tracer
 def test_settings_that_mean_nothing_are_refused(settings: dict) -> None:
     with pytest.raises(RequestError, match=next(iter(settings))):
         ROME(layer=1, **settings)
+
+
+def test_a_seed_is_a_whole_number_of_any_kind(toy_model: tracer.LanguageModel) -> None:
+    with ROME(layer=1, **QUICK).apply(toy_model, [REQUEST], seed=np.int64(3)) as edit:
+        assert edit.editor["seed"] == 3
+    with pytest.raises(RequestError, match="seed='x' is no whole number"):
+        ROME(layer=1).apply(toy_model, [REQUEST], seed="x")  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize("editor", [ROME(layer=1), FT(layer=1), KN(), IKE()], ids=lambda editor: type(editor).__name__)
+def test_what_is_no_model_or_no_list_is_refused(editor, toy_model: tracer.LanguageModel) -> None:
+    with pytest.raises(BaseModelError, match=r"Write model = tracer\.load\(model\)"):
+        editor.apply(toy_model.torch, [REQUEST])
+    with pytest.raises(RequestError, match="no list of requests"):
+        editor.apply(toy_model, None)
+
+
+@pytest.mark.parametrize("editor", [ROME(layer=1, **QUICK), FT(layer=1, steps=2), KN(nodes=2)], ids=repr)
+def test_requests_that_can_be_read_only_once_are_written(editor, toy_model: tracer.LanguageModel) -> None:
+    """A generator that the checks have read is empty; an edit of nothing would look like success."""
+    with editor.apply(toy_model, (request for request in [REQUEST])) as edit:
+        assert edit.requests == (REQUEST,) and len(edit.diagnostics) == 1
+    with pytest.raises(RequestError, match=r"apply\(model, list\(requests\)\)"):
+        IKE().apply(toy_model, (request for request in [REQUEST]))  # pyright: ignore[reportArgumentType]
 
 
 def test_a_request_alone_is_refused_with_what_to_write(toy_model: tracer.LanguageModel) -> None:

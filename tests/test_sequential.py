@@ -38,16 +38,32 @@ def sequence(model, editor, cases, plan=EACH, **options):
 
 
 def test_the_first_edit_of_a_fact_stays_and_the_others_are_listed() -> None:
-    def case(name: str, subject: str, relation: str | None, new: str) -> Case:
-        return Case(name, EditRequest(f"{subject} is", subject, new, relation=relation), ())
+    def case(name: str, subject: str, relation: str | None, new: str, words: str = "is") -> Case:
+        return Case(name, EditRequest(f"{subject} {words}", subject, new, relation=relation), ())
 
     cases = [
-        case("1", "France", "P1", "big"), case("2", "France", "P1", "small"), case("3", "France", "P2", "small"),
-        case("4", "Spain", None, "big"), case("5", "Spain", None, "big"), Case("6", None, (), refused="no subject"),
+        case("1", "France", "P1", "big"), case("2", "France", "P1", "small", "looks"),
+        case("3", "France", "P2", "small", "seems"), case("4", "Spain", None, "big"), case("5", "Spain", None, "big"),
+        Case("6", None, (), refused="no subject"), case("7", "France", "P3", "small"),
     ]  # fmt: skip
     kept, left_out = without_conflicts(cases)
     assert [case.id for case in kept] == ["1", "3", "4", "6"]
-    assert [(case.id, reason) for case, reason in left_out] == [("2", "contradicts case 1"), ("5", "repeats case 4")]
+    reasons = [("2", "contradicts case 1"), ("5", "repeats case 4"), ("7", "contradicts case 1")]  # 7: the same prompt
+    assert [(case.id, reason) for case, reason in left_out] == reasons
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"step": 0}, "follow nothing"),
+        ({"fixed": 0}, "follow nothing"),
+        ({"checkpoints": (0, 5)}, "before the first edit"),
+        ({"factor": 0.5}, "without any edit"),
+    ],
+)
+def test_a_plan_that_means_nothing_is_refused(options: dict, said: str) -> None:
+    with pytest.raises(EvaluationError, match=said):
+        SequentialPlan(**options)
 
 
 def test_a_batch_of_one_is_a_single_edit(toy_model: tracer.LanguageModel) -> None:

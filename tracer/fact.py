@@ -60,11 +60,14 @@ class Fact:
             raise FactError("The alternative answer is blank. Write a word, or other=None.")
         if self.subject_at is None and self.subject not in self.prompt:
             raise FactError(f"The subject {self.subject!r} is not in the prompt {self.prompt!r}.{self._suggestion()}")
-        if self.subject_at is not None and not self.prompt.startswith(self.subject, self.subject_at):
+        if self.subject_at is not None and not self._has_subject_at(self.subject_at):
             raise FactError(
                 f"The prompt has no {self.subject!r} at character {self.subject_at}; it occurs at "
                 f"{', '.join(map(str, self.occurrences())) or 'no character'}."
             )
+
+    def _has_subject_at(self, place: int) -> bool:
+        return place >= 0 and self.prompt.startswith(self.subject, place)  # -1 would count from the end
 
     def occurrences(self) -> list[int]:
         """The characters where the subject begins in the prompt."""

@@ -36,8 +36,14 @@ def file_sha256(path: str | Path) -> str:
 
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
-    """A temporary file beside `path`, renamed to it when the block ends, removed when it fails."""
+    """A temporary file beside `path`, renamed to it when the block ends, removed when it fails.
+
+    Raises:
+        FileFormatError: `path` is a folder.
+    """
     path = Path(path)
+    if path.is_dir():
+        raise FileFormatError(f"{path} is a folder. Give the path of a file, in it or elsewhere.")
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
     os.close(handle)

@@ -30,6 +30,7 @@ from editing.evaluation.cli_options import (
 from editing.evaluation.definitions import DEFINITIONS, definition
 from editing.evaluation.examination import Questions
 from editing.evaluation.records import Evaluation
+from editing.evaluation.run import check_protocol
 from editing.evaluation.run import evaluate as run_evaluation
 from editing.evaluation.sequential import SequentialPlan
 from editing.evaluation.summary import edit_seconds
@@ -95,6 +96,10 @@ def evaluate(
     """Score an editor on a benchmark; stopped or killed, the same command goes on where it was."""
     with reported():
         check_name(editor)
+        check_protocol(protocol)
+        sizes = whole_numbers(batch, "--batch")
+        points = whole_numbers(checkpoints, "--checkpoints")
+        plan = SequentialPlan(checkpoints=points, step=step, factor=factor, stop=stop)
         chosen, references = named_values(settings or []), told_snippets(snippets, writing)
         cases = read_benchmark(data, n=n, evenly=evenly, protocol=benchmark, together=protocol != "single")
         cases = cases.only(groups.split(",")) if groups else cases
@@ -109,10 +114,8 @@ def evaluate(
             cases,
             where,
             protocol=protocol,
-            sizes=whole_numbers(batch, "--batch"),
-            plan=SequentialPlan(
-                checkpoints=whole_numbers(checkpoints, "--checkpoints"), step=step, factor=factor, stop=stop
-            ),
+            sizes=sizes,
+            plan=plan,
             questions=Questions(
                 free=free,
                 text=text,

@@ -7,28 +7,36 @@ from collections.abc import Sequence
 from editing.evaluation.case import Case
 from editing.request import EditRequest
 
+Fact = tuple[str, str, str]
 
-def fact_of(request: EditRequest) -> tuple[str, str]:
-    """What two conflicting requests have in common: a subject with a relation, or with a prompt where none is named."""
-    return request.subject, request.relation or request.prompt
+
+def facts_of(request: EditRequest) -> tuple[Fact, ...]:
+    """What two conflicting requests have one of in common: a subject with a prompt, or with a named relation.
+
+    CounterFact asks about several relations in the same words ("{} is located in").
+    """
+    by_prompt = ("prompt", request.subject, request.prompt)
+    return (by_prompt, ("relation", request.subject, request.relation)) if request.relation else (by_prompt,)
 
 
 def without_conflicts(cases: Sequence[Case]) -> tuple[list[Case], list[tuple[Case, str]]]:
     """The cases that can be written together, and those left out with the reason: the first edit of a fact stays.
 
-    See `fact_of` for what a fact is.
+    See `facts_of` for what a fact is.
     """
     kept: list[Case] = []
     left_out: list[tuple[Case, str]] = []
-    first: dict[tuple[str, str], Case] = {}
+    first: dict[Fact, Case] = {}
     for case in cases:
         request = case.request
         if request is None:
             kept.append(case)
             continue
-        known = first.setdefault(fact_of(request), case)
-        if known is case:
+        facts = facts_of(request)
+        known = next((first[fact] for fact in facts if fact in first), None)
+        if known is None:
             kept.append(case)
+            first |= dict.fromkeys(facts, case)
         else:
             assert known.request is not None
             same = known.request.new.strip() == request.new.strip()

@@ -12,14 +12,15 @@ import torch
 
 from editing.edit import Edit
 from editing.editors import Editor
-from editing.errors import BaseModelError, EditingError, EvaluationError
+from editing.errors import BaseModelError, CovarianceError, EditingError, EvaluationError
 from editing.evaluation.case import TOGETHER, Case
 from editing.request import EditRequest
-from tracer.errors import AnatomyError, TracerError
+from tracer.errors import AnatomyError, SiteError, TracerError
 from tracer.model import LanguageModel
 
 FAILURES = (EditingError, TracerError)
-OF_THE_MODEL = (AnatomyError, BaseModelError)  # which no case can be blamed for, and every case would meet
+# Of the model or the settings: no case can be blamed for them, and every case would meet them.
+OF_NO_CASE = (AnatomyError, SiteError, BaseModelError, CovarianceError)
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,12 +51,13 @@ def made_together(model: LanguageModel, editor: Editor, requests: Sequence[EditR
     """One applied edit of all requests.
 
     Raises:
-        AnatomyError, BaseModelError: the editor cannot edit this model at all.
+        AnatomyError, SiteError, BaseModelError, CovarianceError: the editor cannot edit this model at all, or not
+            with these settings.
     """
     begun = now(model)
     try:
         edit = editor.apply(model, requests, seed=seed, progress=False)
-    except OF_THE_MODEL:
+    except OF_NO_CASE:
         raise
     except FAILURES as error:
         return Made(None, now(model) - begun, str(error))

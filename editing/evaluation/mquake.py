@@ -22,7 +22,7 @@ import numpy as np
 
 from editing.editors import Editor
 from editing.errors import EvaluationError, RequestError
-from editing.evaluation.conflicts import fact_of
+from editing.evaluation.conflicts import Fact, facts_of
 from editing.evaluation.making import left_as_it_was
 from editing.evaluation.matches import first_statement, gen_exact
 from editing.evaluation.slices import chosen_numbers
@@ -167,11 +167,13 @@ def multi_hop_summary(scores: Sequence[MultiHopScores]) -> dict[str, Estimate]:
 
 def without_repeats(cases: Sequence[MultiHop]) -> list[EditRequest]:
     """The edits of these cases, the first of each fact."""
-    first: dict[tuple[str, str], EditRequest] = {}
-    for case in cases:
-        for request in case.requests:
-            first.setdefault(fact_of(request), request)
-    return list(first.values())
+    known: set[Fact] = set()
+    first = []
+    for request in (request for case in cases for request in case.requests):
+        if known.isdisjoint(facts_of(request)):
+            first.append(request)
+            known.update(facts_of(request))
+    return first
 
 
 def answering(model: LanguageModel, editor: Editor) -> Answers:

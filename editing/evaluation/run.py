@@ -59,8 +59,7 @@ def evaluate(
     Raises:
         EvaluationError: another evaluation in the folder, sizes that do not fit, an editor that cannot be undone.
     """
-    if protocol not in get_args(Protocol):
-        raise EvaluationError(f"There is no protocol {protocol!r}. Choose single, batch or sequential.")
+    check_protocol(protocol)
     folder, questions = Path(folder), questions or Questions()
     if protocol == "sequential":  # which reads the text at each checkpoint
         questions = dataclasses.replace(questions, text=0)
@@ -82,6 +81,12 @@ def evaluate(
     if protocol == "batch":
         return Evaluation(folder, about, batches=_batches(examination, editor, cases, sizes, folder, seed, progress))
     return Evaluation(folder, about, checkpoints=_sequence(examination, editor, cases, plan, folder, progress))
+
+
+def check_protocol(name: str) -> None:
+    """Raises EvaluationError where there is no protocol of this name."""
+    if name not in get_args(Protocol):
+        raise EvaluationError(f"There is no protocol {name!r}. Choose from {', '.join(get_args(Protocol))}.")
 
 
 def _single(
@@ -107,7 +112,7 @@ def _batches(
     progress: bool | None,
 ) -> dict[int, tuple[CaseScores, ...]]:
     lines, found = Lines(folder / "batches.jsonl"), read_batches(folder)
-    missing = [size for size in sizes if size not in found]
+    missing = [size for size in dict.fromkeys(sizes) if size not in found]
     for size, scores in (
         batch_edits(examination, editor, cases, missing, seed=seed, progress=progress) if missing else ()
     ):

@@ -16,7 +16,7 @@ from editing.edit import undo_all
 from editing.edit_file import load_edit
 from editing.editors import Editor
 from editing.errors import EvaluationError
-from editing.evaluation.alarms import CollapseAlarm
+from editing.evaluation.alarms import FACTOR, CollapseAlarm
 from editing.evaluation.batch import in_chunks
 from editing.evaluation.case import Case, CaseScores
 from editing.evaluation.checkpoints import Checkpoint
@@ -44,14 +44,27 @@ class SequentialPlan:
         factor: growth of perplexity that rings the alarm.
         stop: where it rings, undo the edits since the last good checkpoint and stop.
         seed: of the edits.
+
+    Raises:
+        EvaluationError: numbers that mean nothing.
     """
 
     checkpoints: tuple[int, ...] = CHECKPOINTS
     step: int = 1
     fixed: int = FIXED
-    factor: float = 1.5
+    factor: float = FACTOR
     stop: bool = False
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.step < 1 or self.fixed < 1:
+            raise EvaluationError(f"step={self.step}, fixed={self.fixed} follow nothing. Write step=1, fixed={FIXED}.")
+        if min(self.checkpoints, default=1) < 1:
+            raise EvaluationError(
+                f"checkpoints={self.checkpoints} begin before the first edit. Write e.g. (1, 10, 100)."
+            )
+        if not self.factor > 1:
+            raise EvaluationError(f"factor={self.factor} would ring without any edit. Write factor={FACTOR}.")
 
 
 def sequential_edits(

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import operator
 import time
 import warnings
 from collections.abc import Mapping, Sequence
@@ -28,6 +27,7 @@ from editing.fine_tuning.trained import trained_parameters
 from editing.locate_then_edit.complaints import LOST
 from editing.request import EditRequest, check_requests, listed
 from editing.scoring.scores import target_scores
+from editing.setting import check_real, whole
 from editing.writing import writing
 from tracer.model import LanguageModel
 from tracer.progress import bar
@@ -73,13 +73,11 @@ class FT:
         if self.loss not in get_args(Loss):
             raise RequestError(f"There is no loss {self.loss!r}. Choose from {', '.join(get_args(Loss))}.")
         for name in ("layer", "steps", "batch"):
-            value: Any = getattr(self, name)
-            try:
-                object.__setattr__(self, name, operator.index(value))  # numpy's integers too
-            except TypeError as error:
-                raise RequestError(f"{name}={value!r} is no whole number.") from error
+            object.__setattr__(self, name, whole(name, getattr(self, name)))
         if self.steps < 1 or self.batch < 1:
             raise RequestError(f"steps={self.steps}, batch={self.batch} train nothing. Write steps=25, batch=128.")
+        check_real("rate", self.rate)
+        check_real("radius", self.radius, or_none=True)
         if not 0 < self.rate < math.inf:
             raise RequestError(f"rate={self.rate} is no step size. Write rate=5e-4.")
         if self.radius is not None and not self.radius >= 0:
@@ -142,6 +140,7 @@ class FT:
             RequestError: two requests for one prompt and subject.
             EditFailedError: the loss became NaN, or rounding swallows the change; the model is as it was.
         """
+        requests = listed(requests)
         self._check(model, requests)
         edit = Edit(tuple(requests), (), self._settings(seed), model.fingerprint())
         with writing(edit, model):
@@ -177,8 +176,8 @@ class FT:
         return edits
 
     def _check(self, model: LanguageModel, requests: Sequence[EditRequest]) -> None:
-        writable(model, model.anatomy.value_weight_name(self.layer))
         check_requests(model, requests)
+        writable(model, model.anatomy.value_weight_name(self.layer))
 
     def _settings(self, seed: int) -> dict[str, Any]:
         return {"method": self.variant, **dataclasses.asdict(self), "seed": seed}

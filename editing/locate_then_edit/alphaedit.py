@@ -23,6 +23,7 @@ from editing.locate_then_edit.solve import Factors, null_space_update
 from editing.locate_then_edit.spread import mean_keys, read_all
 from editing.locate_then_edit.values import Value
 from editing.request import EditRequest
+from editing.setting import check_real
 from tracer.model import LanguageModel
 
 SMALL_SHARE = 0.02  # of C's trace that the null space may carry
@@ -47,6 +48,7 @@ class AlphaEdit(MEMIT):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_real("threshold", self.threshold, or_none=True)
         if self.threshold is not None and not self.threshold > 0:
             raise RequestError(f"threshold={self.threshold} leaves no directions. Write threshold=2e-2, or None.")
 
@@ -94,9 +96,12 @@ class AlphaEdit(MEMIT):
         values = values.clamp(min=0)
         small = values < self.threshold if self.threshold else values.cumsum(0) <= SMALL_SHARE * values.sum()
         if not small.any():
+            bound, instead = f"{self.threshold}", "threshold=None, or a larger one"
+            if self.threshold is None:
+                bound, instead = f"{SMALL_SHARE:.0%} of their sum", f"threshold={2 * float(values[0]):.1g}"
             raise CovarianceError(
-                f"No direction of layer {moment.layer} has an eigenvalue below {self.threshold}; the smallest is "
-                f"{values[0]:.2g}. Write threshold=None, or a larger one."
+                f"No direction of layer {moment.layer} has an eigenvalue below {bound}; the smallest is "
+                f"{values[0]:.2g}. Write {instead}."
             )
         return vectors[:, small]
 

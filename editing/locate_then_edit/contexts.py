@@ -11,13 +11,32 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from editing.edit import original_fingerprint, unedited
+from editing.errors import RequestError
 from editing.scoring.generation import OPENINGS, sample_texts
+from editing.setting import whole
 from tracer.model import LanguageModel
 
 Plan = Sequence[tuple[int, int]]
 PUBLISHED = ((10, 5), (10, 10))  # (how many, tokens each)
 MEMIT_PLAN = ((5, 10),)
 MEMIT_OPENINGS = ("The", "Therefore", "Because", "I", "You")
+
+
+def checked_plan(plan: Plan) -> tuple[tuple[int, int], ...]:
+    """`plan` as a tuple of pairs.
+
+    Raises:
+        RequestError: something else than pairs of whole numbers, 1 or more.
+    """
+    try:
+        found = tuple((whole("count", count), whole("length", length)) for count, length in plan)
+    except (TypeError, ValueError) as error:  # no pairs, or no numbers in them
+        raise RequestError(
+            f"context_plan={plan!r}: write pairs (how many, tokens each), as ((10, 5), (10, 10))."
+        ) from error
+    if any(min(pair) < 1 for pair in found):
+        raise RequestError(f"context_plan={plan!r} asks for texts of nothing. Write (), or pairs of 1 or more.")
+    return found
 
 
 def contexts(

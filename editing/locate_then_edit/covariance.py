@@ -172,8 +172,7 @@ def _measure(
             read += int(mask.sum())
             steps.update(int(mask.sum()))
     if read < least or not all(seen):
-        short = f"has {read} tokens; {size} neurons need at least {least}" if read < least else "is one text"
-        raise CovarianceError(f"{corpus} {short}. Give more text, in lines of its own.")
+        raise CovarianceError(_too_little(corpus, read, wanted, least))
     for layer, (even, odd) in halves.items():
         total = (even + odd) / sum(seen)
         if not torch.isfinite(total).all():
@@ -183,6 +182,16 @@ def _measure(
             )
         difference = (even / seen[0] - odd / seen[1]).norm() / (2 * total.norm())
         yield SecondMoment(layer, total, sum(seen), corpus, float(difference), ridge)
+
+
+def _too_little(corpus: str, read: int, wanted: int, least: int) -> str:
+    """What is missing: tokens, or a second text, by which the first one's error is told."""
+    if read < least:
+        return f"{corpus} has {read} tokens; these neurons need at least {least}. Give more text, in lines of its own."
+    return (
+        f"{corpus} is one text as far as tokens={wanted} reach, and one tells no error. Write tokens={2 * CHUNK} or "
+        f"more, and give text in several lines."
+    )
 
 
 def _accumulate(halves: Sequence[Tensor], real: Tensor) -> Callable[..., None]:

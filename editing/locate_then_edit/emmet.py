@@ -20,6 +20,7 @@ from editing.locate_then_edit.spread import Spread
 from editing.locate_then_edit.suffix import Part
 from editing.locate_then_edit.values import Value
 from editing.request import EditRequest
+from editing.setting import check_real
 from tracer.model import LanguageModel
 
 
@@ -43,6 +44,7 @@ class EMMET(LocateThenEdit):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._whole_number("layer")
+        check_real("slack", self.slack)
         if not self.slack >= 0:
             raise RequestError(f"slack={self.slack} is negative. Write slack=1e-3.")
 

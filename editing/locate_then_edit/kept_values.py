@@ -23,6 +23,7 @@ from editing.locate_then_edit.values import Search, Value, optimise_values
 from editing.request import EditRequest
 from tracer.errors import FileFormatError
 from tracer.model import LanguageModel
+from tracer.model.tokens import joined
 from tracer.storage import read_tensors, to_json, write_tensors
 
 KIND = "value"
@@ -114,7 +115,10 @@ class KeptValues:
         write_tensors(self._path(request), tensors, {"kind": KIND, "value": about})
 
     def _path(self, request: EditRequest) -> Path:
-        fact = {"prompt": request.prompt, "subject": request.fact.character_span, "new": request.new.strip()}
+        words = request.new.strip()
+        # " Paris" and "Paris" are joined to the prompt alike; "\nParis" and "Paris." are other tokens.
+        new = words if joined(request.prompt, words) == joined(request.prompt, request.new) else request.new
+        fact = {"prompt": request.prompt, "subject": request.fact.character_span, "new": new}
         return (
             self.folder / f"{hashlib.sha256(to_json({**self._of_all, **fact}).encode()).hexdigest()[:40]}.safetensors"
         )

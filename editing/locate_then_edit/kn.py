@@ -9,7 +9,6 @@ Source: Dai et al. 2022 (arXiv:2104.08696), sec. 5.
 from __future__ import annotations
 
 import dataclasses
-import operator
 import time
 import warnings
 from collections.abc import Collection, Mapping, Sequence
@@ -36,8 +35,9 @@ from editing.locate_then_edit.knowledge_neurons import (
     strongest,
 )
 from editing.locate_then_edit.value_slots import answer_embedding, column, columns_changed
-from editing.request import EditRequest, check_requests
+from editing.request import EditRequest, check_requests, listed
 from editing.scoring.scores import target_scores
+from editing.setting import check_real, whole
 from editing.writing import writing
 from tracer.facts import paraphrases
 from tracer.model import LanguageModel
@@ -85,12 +85,11 @@ class KN:
                 raise RequestError(
                     f"There is no {name} {getattr(self, name)!r}. Choose from {', '.join(get_args(kind))}."
                 )
-        try:
-            object.__setattr__(self, "nodes", operator.index(self.nodes))  # numpy's integers too
-        except TypeError as error:
-            raise RequestError(f"nodes={self.nodes!r} is no whole number.") from error
+        object.__setattr__(self, "nodes", whole("nodes", self.nodes))
         if self.nodes < 1:
             raise RequestError(f"nodes={self.nodes} integrates nothing. Write nodes=20.")
+        for name in ("subtract", "add", "threshold", "share", "relation_share"):
+            check_real(name, getattr(self, name))
         for name in ("threshold", "share", "relation_share"):
             if not 0 <= getattr(self, name) <= 1:
                 raise RequestError(f"{name}={getattr(self, name)} is no share. Write a number from 0 to 1.")
@@ -126,9 +125,10 @@ class KN:
             RequestError: two requests for one prompt and subject.
             EditFailedError: rounding swallows the change; the model is as it was.
         """
+        requests = listed(requests)
+        check_requests(model, requests)
         for layer in range(model.n_layers):
             writable(model, model.anatomy.value_weight_name(layer))
-        check_requests(model, requests)
         edit = Edit(tuple(requests), (), {"method": "KN", **self._settings(), "seed": seed}, model.fingerprint())
         with writing(edit, model):
             self._write(edit, progress)

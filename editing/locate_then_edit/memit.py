@@ -24,6 +24,7 @@ from editing.locate_then_edit.spread import Solve, Spread
 from editing.locate_then_edit.suffix import Part
 from editing.locate_then_edit.values import Value
 from editing.request import EditRequest
+from editing.setting import check_real
 from tracer.model import LanguageModel
 
 STRENGTH_PER_NEURON = 15_000 / 16_384  # GPT-J's lambda over its d_mlp
@@ -50,6 +51,7 @@ class MEMIT(LocateThenEdit):
     def __post_init__(self) -> None:
         super().__post_init__()
         object.__setattr__(self, "layers", checked_layers(self.layers))
+        check_real("strength", self.strength, or_none=True)
         if self.strength is not None and not self.strength > 0:
             raise RequestError(f"strength={self.strength} gives old keys no weight. Write strength=15_000.0, or None.")
 

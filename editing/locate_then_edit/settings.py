@@ -8,7 +8,6 @@ A subclass says where values are wanted and how they are inserted.
 from __future__ import annotations
 
 import dataclasses
-import operator
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -22,7 +21,7 @@ from editing.change import writable
 from editing.edit import Edit
 from editing.errors import CovarianceError, RequestError
 from editing.locate_then_edit.complaints import warn_of
-from editing.locate_then_edit.contexts import contexts
+from editing.locate_then_edit.contexts import checked_plan, contexts
 from editing.locate_then_edit.covariance import RIDGE, SecondMoment, second_moments
 from editing.locate_then_edit.kept_values import Wanted, find_values
 from editing.locate_then_edit.norms import has_norm
@@ -30,6 +29,7 @@ from editing.locate_then_edit.presets import PRESETS
 from editing.locate_then_edit.suffix import KLPosition, Part
 from editing.locate_then_edit.values import Search, Value
 from editing.request import EditRequest, check_requests, listed
+from editing.setting import check_real, whole
 from tracer.model import LanguageModel
 from tracer.progress import bar
 
@@ -76,6 +76,9 @@ class LocateThenEdit(ABC):
         for name in ("steps", "tokens", "contexts_a_step"):
             if getattr(self, name) is not None:
                 self._whole_number(name)
+        for name in ("rate", "clamp", "decay", "kl", "ridge"):
+            check_real(name, getattr(self, name), or_none=name in ("rate", "clamp"))
+        object.__setattr__(self, "context_plan", checked_plan(self.context_plan))
         if self.steps < 2:
             raise RequestError(f"steps={self.steps} leaves the value as it is. Write steps=20.")
         if self.tokens is not None and self.tokens < 2:
@@ -122,7 +125,7 @@ class LocateThenEdit(ABC):
             RequestError: two requests for one prompt and subject.
             EditFailedError: the optimisation failed; the model is as it was.
         """
-        requests = listed(requests)
+        requests, seed = listed(requests), whole("seed", seed)
         self.check(model, requests)
         groups = [[request] for request in requests] if self.one_by_one else [requests] if requests else []
         with editable(model), bar(len(requests) * self.steps, "optimising values", show=progress, unit="step") as steps:
@@ -144,7 +147,7 @@ class LocateThenEdit(ABC):
 
         Takes and raises what `apply` does; `edit.apply(model)` writes one.
         """
-        requests = listed(requests)
+        requests, seed = listed(requests), whole("seed", seed)
         self.check(model, requests)
         found = []
         with editable(model), bar(len(requests) * self.steps, "optimising values", show=progress, unit="step") as steps:
@@ -195,10 +198,10 @@ class LocateThenEdit(ABC):
 
     def check(self, model: LanguageModel, requests: Sequence[EditRequest]) -> None:
         """Raises the named error of whatever `apply` cannot write, before anything runs."""
+        check_requests(model, requests)
         model.check_decoder_only(type(self).__name__)
         for layer in self.written():
             writable(model, model.anatomy.value_weight_name(layer))
-        check_requests(model, requests)
 
     @abstractmethod
     def written(self) -> tuple[int, ...]:
@@ -223,11 +226,7 @@ class LocateThenEdit(ABC):
         return Edit(tuple(requests), (), {"method": type(self).__name__, **settings}, base)
 
     def _whole_number(self, name: str) -> None:
-        value: Any = getattr(self, name)
-        try:
-            object.__setattr__(self, name, operator.index(value))  # numpy's integers too
-        except TypeError as error:
-            raise RequestError(f"{name}={value!r} is no whole number.") from error
+        object.__setattr__(self, name, whole(name, getattr(self, name)))
 
 
 @contextmanager
