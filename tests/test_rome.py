@@ -30,7 +30,7 @@ from editing.locate_then_edit.covariance import SecondMoment, second_moments
 from editing.locate_then_edit.keys import Reading, read_keys
 from editing.locate_then_edit.rows import request_rows
 from editing.locate_then_edit.suffix import Suffix
-from editing.locate_then_edit.values import Search, Value, optimise_values
+from editing.locate_then_edit.values import Search, Value, _Path, optimise_values
 from editing.scoring.generation import continued, sample_texts
 from editing.scoring.scores import target_scores
 from tracer.anatomy import is_stored_transposed
@@ -155,6 +155,51 @@ def test_a_delta_in_the_replay_equals_one_in_a_whole_pass(family_model: tracer.L
         logits = family_model.torch(input_ids=rows.ids, attention_mask=rows.attention_mask).logits.log_softmax(-1)
     handle.remove()
     torch.testing.assert_close(targets.detach(), logits[rows.target_rows, rows.target_places], atol=1e-9, rtol=0)
+
+
+def test_the_loss_has_the_parts_that_whole_passes_have(toy_model: tracer.LanguageModel) -> None:
+    """Mean NLL over contexts and tokens, KL(p_delta || p_0) of the essence, |delta| / |z0|^2: each with its weight."""
+    rows = request_rows(toy_model, [dataclasses.replace(REQUEST, new=" Constantinople")], PREFIXES)
+    (value,) = optimise_values(toy_model, 1, rows, Search(steps=3, kl=0.3, decay=0.7))
+    each = torch.arange(len(rows.ids))
+
+    def add(_module, _inputs, output):
+        output = output.clone()
+        output[each, rows.lookup] += value.delta[0]
+        return output
+
+    logits = []
+    for hook in (lambda *_: None, add):
+        handle = toy_model.anatomy.value_matrix(1).register_forward_hook(hook)
+        with torch.no_grad():
+            found = toy_model.torch(input_ids=rows.ids, attention_mask=rows.attention_mask).logits
+        logits.append(found.log_softmax(-1))
+        handle.remove()
+    before, after = logits
+    of_rows = [[] for _ in PREFIXES]
+    for row, place, token in zip(rows.target_rows, rows.target_places, rows.target_ids, strict=True):
+        of_rows[row].append(-float(after[row, place, token]))
+    assert len(of_rows[0]) > 1
+    at = rows.lookup[-1]
+    drift = (after[-1, at].exp() * (after[-1, at] - before[-1, at])).sum()
+    assert value.loss["nll"] == pytest.approx(np.mean([np.mean(nll) for nll in of_rows]), abs=1e-9)
+    assert value.loss["kl"] == pytest.approx(0.3 * float(drift), abs=1e-9) and drift > 1e-3
+    assert value.loss["decay"] == pytest.approx(0.7 * float(value.delta.norm() / value.initial.norm() ** 2), abs=1e-12)
+
+
+def test_the_essence_is_read_at_the_end_of_the_subjects_words(toy_model: tracer.LanguageModel) -> None:
+    for subject in ("Angela Merkel", "  Angela Merkel "):
+        rows = request_rows(toy_model, [EditRequest("Where  Angela Merkel lives is", subject, " Rome")], ("",))
+        assert toy_model.tokenizer is not None
+        assert toy_model.tokenizer.decode(rows.ids[1, : rows.attention_mask[1].sum()]) == "Angela Merkel is a"
+        assert toy_model.tokenizer.decode(rows.ids[1, : rows.lookup[1] + 1]) == "Angela Merkel"
+
+
+@pytest.mark.parametrize(("nll", "ends"), [(0.049, True), (0.051, False)])
+def test_a_loss_below_a_twentieth_ends_the_way_before_another_step(nll: float, ends: bool) -> None:
+    path, nothing = _Path(torch.ones(1, 4, dtype=torch.float64), Search(steps=5)), torch.tensor(0.0)
+    found = path.loss(torch.tensor(nll), nothing, torch.tensor(False))
+    assert (found is None) == ends == path.done and path.taken == 0
 
 
 def test_the_value_stays_in_its_ball_and_the_loss_falls(toy_model: tracer.LanguageModel) -> None:

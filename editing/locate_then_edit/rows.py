@@ -144,9 +144,10 @@ def _tokens(model: LanguageModel, request: EditRequest, contexts: Sequence[str])
         rows.append(encoding.ids[:-1])
         lookup.append(min(end, encoding.n_prompt) - 1)
         targets.append((encoding.n_prompt, encoding.target_ids))
-    essence = encode(model.tokenizer, f"{request.subject} is a")
+    subject = request.subject.strip()  # as its span in the prompt has it
+    essence = encode(model.tokenizer, f"{subject} is a")
     rows.append(essence.ids)
-    lookup.append(token_span(essence.offsets, 0, len(request.subject))[1] - 1)
+    lookup.append(token_span(essence.offsets, 0, len(subject))[1] - 1)
     model.check_length(max(map(len, rows)))
     return _Tokens(tuple(rows), tuple(lookup), tuple(targets))
 
