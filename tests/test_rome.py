@@ -300,6 +300,17 @@ def test_an_optimisation_that_does_not_get_there_is_said(toy_model: tracer.Langu
         pass
 
 
+@pytest.mark.filterwarnings("error::editing.EditingWarning")
+def test_edits_made_each_for_itself_complain_together_at_the_line_that_asked(toy_model: tracer.LanguageModel) -> None:
+    editor = ROME(layer=1, **{**QUICK, "steps": 2, "clamp": 0.01})
+    second = EditRequest("The mother tongue of Angela Merkel is", subject="Angela Merkel", new=" French")
+    with pytest.warns(EditingWarning, match=r"Paris \(and 1 more\): the optimisation reached") as said:
+        editor.each(toy_model, [REQUEST, second])
+    with pytest.warns(EditingWarning, match="reached") as said_once:
+        editor.apply(toy_model, [REQUEST])
+    assert {warning.filename for warning in (*said, *said_once)} == {__file__}
+
+
 def test_a_division_by_little_is_complained_of(toy_model: tracer.LanguageModel) -> None:
     """Published ROME divides by the bare prompt's share in a direction that was made for the mean key."""
     editor = ROME(layer=1, variant="rome", identity=True, **QUICK)
@@ -440,6 +451,16 @@ def test_the_first_context_is_empty_and_the_others_end_in_a_stop(tokenizer_with_
     found = contexts(model, seed=0, plan=((2, 3), (3, 5)))
     assert len(found) == 6 and found[0] == ""
     assert all(text.endswith(". ") and "<bos>" not in text for text in found[1:])
+
+
+def test_contexts_follow_the_seed_part_by_part_and_are_the_unedited_models(toy_model: tracer.LanguageModel) -> None:
+    plan = ((4, 6), (4, 6))
+    first, other = (contexts(toy_model, seed=seed, plan=plan) for seed in (0, 5))
+    assert first[1:5] != first[5:] and first[1:] != other[1:]
+    toy_model.remembered.clear()
+    with ROME(layer=1, **QUICK).apply(toy_model, [REQUEST]):
+        toy_model.remembered.clear()
+        assert contexts(toy_model, seed=0, plan=plan) == first
 
 
 @pytest.mark.parametrize(

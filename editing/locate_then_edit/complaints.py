@@ -54,11 +54,14 @@ COMPLAINTS = (
 )
 
 
-def warn_of(edit: Edit) -> None:
-    """One warning for each kind of trouble, with the first request that it concerns and how many more."""
+def warn_of(*edits: Edit) -> None:
+    """One warning for each kind of trouble, with the first request that it concerns and how many more.
+
+    It points at the line that called the caller.
+    """
     for complaint in COMPLAINTS:
-        records = [record for record in edit.diagnostics if complaint.concerns(record)]
+        records = [record for edit in edits for record in edit.diagnostics if complaint.concerns(record)]
         if records:
             said = f"{records[0]['subject']} -> {records[0]['new'].strip()}"
             more = f" (and {len(records) - 1} more)" if len(records) > 1 else ""
-            warnings.warn(f"{said}{more}: {complaint.text.format(**records[0])}", EditingWarning, stacklevel=4)
+            warnings.warn(f"{said}{more}: {complaint.text.format(**records[0])}", EditingWarning, stacklevel=3)

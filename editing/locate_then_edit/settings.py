@@ -160,6 +160,7 @@ class LocateThenEdit(ABC):
                 finally:
                     edit.undo()
                 found.append(edit)
+        warn_of(*found)
         return found
 
     def values(self, model: LanguageModel, requests: Sequence[EditRequest], seed: int, steps: Any) -> list[Value]:
