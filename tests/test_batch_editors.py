@@ -390,11 +390,36 @@ def test_keys_weigh_the_bare_prompt_as_much_as_all_prefixes(toy_model: tracer.La
     torch.testing.assert_close(mean_keys(reading)[0], 0.5 * keys[0] + 0.25 * keys[1] + 0.25 * keys[2])
 
 
-@pytest.mark.parametrize(("model", "n"), [("gpt2-xl", 5), ("gpt-j-6b", 6)])
-def test_a_preset_has_the_published_settings(model: str, n: int) -> None:
-    memit = MEMIT.preset(model)
-    assert len(memit.layers) == n and memit.clamp == 0.75 and memit.strength in (20_000, 15_000)
-    assert MEMIT.preset(model, rate=0.1).rate == 0.1
+@pytest.mark.parametrize(
+    ("kind", "model", "layers", "steps", "rate", "decay", "clamp", "kl", "strength"),
+    [
+        (MEMIT, "gpt2-xl", (13, 17), 20, 0.5, 0.5, 0.75, 0.0625, 20_000),
+        (MEMIT, "gpt-j-6b", (3, 8), 25, 0.5, 0.5, 0.75, 0.0625, 15_000),
+        (MEMIT, "gpt-neox-20b", (6, 10), 20, 0.5, 0.5, 0.8, 0.0625, 6_000),
+        (MEMIT, "llama-3-8b", (4, 8), 25, 0.1, 0.5, 0.75, 0.0625, 15_000),
+        (MEMIT, "mistral-7b", (4, 8), 25, 0.5, 1e-3, 4.0, 0.0625, 15_000),
+        (PMET, "gpt-j-6b", (3, 8), 30, 0.2, 0.5, 0.75, 1.0, 6_000),
+        (PMET, "gpt-neox-20b", (6, 10), 30, 0.5, 0.5, 0.8, 0.8, 15_000),
+        (PMET, "llama-2-7b", (4, 8), 20, 0.5, 0.5, 1.0, 0.0625, 15_000),
+        (AlphaEdit, "gpt2-xl", (13, 17), 20, 0.5, 0.5, 0.75, 0.0625, 10),
+        (AlphaEdit, "llama-3-8b", (4, 8), 25, 0.1, 0.5, 0.75, 0.0625, 10),
+        (AlphaEdit, "qwen2.5-7b", (4, 8), 25, 0.5, 1e-3, 4.0, 0.0625, 1),
+    ],
+)
+def test_a_preset_has_the_published_settings(
+    kind: type[MEMIT], model: str, layers: tuple, steps: int, rate, decay, clamp, kl, strength
+) -> None:
+    """The released configurations, by hand."""
+    found = kind.preset(model)
+    assert found.layers == tuple(range(layers[0], layers[1] + 1)) and found.steps == steps
+    assert (found.rate, found.decay, found.clamp, found.kl, found.strength) == (rate, decay, clamp, kl, strength)
+    assert kind.preset(model, rate=0.07).rate == 0.07
+
+
+def test_memits_default_weight_of_old_keys_is_gpt_js_for_as_many_neurons(toy_model: tracer.LanguageModel) -> None:
+    moment = EDITORS["MEMIT"].statistics(toy_model, 0, False)[1]
+    with EDITORS["MEMIT"].apply(toy_model, REQUESTS[:1]) as edit:
+        assert edit.summary["strength"] == pytest.approx(15_000 * len(moment.matrix) / 16_384)
 
 
 @pytest.mark.parametrize("method", PRESETS)

@@ -338,6 +338,8 @@ def test_a_difference_is_paired_by_case() -> None:
     assert whole.mean == pytest.approx(100 * expected) and whole.low < whole.mean < whole.high
     with pytest.raises(EvaluationError, match="1 cases have ES"):
         paired_difference(first[:1], second, "ES")
+    lost = CaseScores("0", {}, {"ES": math.nan, "PS": 1.0, "NS": 0.5})
+    assert paired_difference([lost, *first[1:]], second, "ES", resamples=50).n == 39
 
 
 def test_seconds_leave_out_the_first_edits() -> None:

@@ -120,7 +120,7 @@ def paired_difference(
     """
     parts = COMPOUND.get(score, (score,))
     sides = [{case.case_id: case.after for case in cases} for cases in (first, second)]
-    shared = [key for key in sides[0] if all(set(parts) <= set(side.get(key, ())) for side in sides)]
+    shared = [key for key in sides[0] if all(_has(side.get(key, {}), parts) for side in sides)]
     if len(shared) < 2:
         raise EvaluationError(f"{len(shared)} cases have {score} of both editors. Score both on the same cases.")
     values = np.array([[side[key][part] for side in sides for part in parts] for key in shared], dtype=float)
@@ -132,6 +132,11 @@ def paired_difference(
     differences = scale(score) * (one - other)
     low, high = percentile_interval(differences[1:])
     return Difference(float(differences[0]), float(low), float(high), len(shared))
+
+
+def _has(metrics: Mapping[str, float], parts: Sequence[str]) -> bool:
+    """Whether a case has numbers for all of them: a lost model's nll is NaN."""
+    return not any(math.isnan(metrics.get(part, math.nan)) for part in parts)
 
 
 def edit_seconds(cases: Sequence[CaseScores], *, discard: int = 2) -> tuple[float, float, float, int]:

@@ -38,8 +38,16 @@ PRESETS: Mapping[str, Mapping[str, Settings]] = {
     },
     "PMET": {
         "gpt-j-6b": {**_J, "steps": 30, "rate": 0.2, "kl": 1.0, "strength": 6_000.0},
-        "gpt-neox-20b": {**_NEOX, "steps": 30, "kl": 0.8, "strength": 15_000.0},
-        "llama-2-7b": {**_EASY, "steps": 20, "decay": 0.5, "clamp": 1.0, "kl": 0.0625, "strength": 15_000.0},
+        "gpt-neox-20b": {**_NEOX, "steps": 30, "rate": 0.5, "kl": 0.8, "strength": 15_000.0},
+        "llama-2-7b": {
+            **_EASY,
+            "steps": 20,
+            "rate": 0.5,
+            "decay": 0.5,
+            "clamp": 1.0,
+            "kl": 0.0625,
+            "strength": 15_000.0,
+        },
     },
     "EMMET": {
         "gpt2-xl": {"layer": 17, "steps": 20},
