@@ -13,6 +13,7 @@ from conftest import LAYERS
 
 import tracer
 from editing import EMMET, MEMIT, PMET, ROME, AlphaEdit, EditRequest, RequestError, layers_around, load_edit
+from editing.edit import Edit
 from editing.errors import CovarianceError
 from editing.locate_then_edit import suffix
 from editing.locate_then_edit.alphaedit import earlier_keys
@@ -27,6 +28,7 @@ from editing.locate_then_edit.suffix import Part, Suffix
 from editing.locate_then_edit.values import Search, _Path, optimise_values
 from editing.padding import least_padding
 from tracer.errors import SiteError
+from tracer.progress import bar
 
 REQUESTS = [
     EditRequest("The Space Needle is located in the city of", subject="The Space Needle", new=" Paris"),
@@ -286,6 +288,29 @@ def test_every_layer_takes_its_share(family_model: tracer.LanguageModel) -> None
     with MEMIT(layers=(0, 1, 2), strength=1e-8, **{**QUICK, "context_plan": ()}).apply(family_model, REQUESTS) as edit:
         assert all(record["residual_after"] < 0.5 * record["residual_before"] for record in edit.diagnostics)
         assert len(edit.changes) == 3 and all(one["relative_change"] > 0 for one in edit.summary["layers"].values())
+
+
+@pytest.mark.parametrize(("kind", "divisor"), [(MEMIT, 2.0), (PMET, math.sqrt(2)), (AlphaEdit, 2.0)])
+def test_with_two_layers_left_a_share_of_the_residual_is_asked_and_the_last_layer_gets_the_rest(
+    toy_model: tracer.LanguageModel, kind: type[MEMIT], divisor: float
+) -> None:
+    """Where nothing is written, nothing of what is missing goes away between the layers."""
+    editor, asked = kind(layers=LAYERS_WRITTEN, **QUICK), {}
+
+    def solve(layer: int, keys: torch.Tensor, residuals: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        asked[layer] = residuals.T
+        return residuals.new_zeros(len(residuals), 1), keys.new_zeros(len(keys), 1)
+
+    prefixes = editor.prefixes(toy_model, 0)
+    with bar(0, "values", show=False) as steps:
+        values = editor.values(toy_model, REQUESTS, 0, steps)
+    spread = editor.spread(toy_model, solve)
+    with Edit(tuple(REQUESTS), (), {}, toy_model.fingerprint()).apply(toy_model) as edit:
+        spread.write(edit, REQUESTS, values, prefixes)
+    there = read_all(toy_model, REQUESTS, prefixes, 2, 2, spread.part).reached
+    missing = torch.stack([value.wanted for value in values]) - there
+    torch.testing.assert_close(asked[1], missing / divisor, atol=1e-12, rtol=0)
+    torch.testing.assert_close(asked[2], missing, atol=1e-12, rtol=0)
 
 
 def test_emmet_with_one_request_is_r_rome(family_model: tracer.LanguageModel) -> None:
