@@ -85,6 +85,14 @@ def test_emmet_answers_every_key_whatever_the_scale_of_the_statistics() -> None:
     close(found, change(exact_update(scaled, keys, residuals, 0.0)))
 
 
+def test_emmets_slack_is_relative_to_how_unusual_the_keys_are() -> None:
+    """Of one key 1 / (1 + slack) of the residual is written, whatever the units of C."""
+    key, residual = normal(NEURONS, 1, seed=2), normal(WIDTH, 1, seed=3)
+    for scale in (1.0, 1000.0):
+        moment = SecondMoment(0, scale * moment_of().matrix, 400, "planted", 0.0, ridge=0.0)
+        close(change(exact_update(moment, key, residual, 0.25)) @ key, residual / 1.25)
+
+
 def test_emmet_disturbs_old_keys_least_among_the_changes_that_answer_the_new_ones() -> None:
     moment, keys, residuals = moment_of(), normal(NEURONS, 3, seed=2), normal(WIDTH, 3, seed=3)
     found = change(exact_update(moment, keys, residuals, 0.0))
