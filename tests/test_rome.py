@@ -106,6 +106,15 @@ def test_the_scale_of_the_statistics_does_not_matter(toy_model: tracer.LanguageM
     torch.testing.assert_close(*weights, atol=1e-12, rtol=0)
 
 
+def test_without_statistics_the_key_itself_is_the_direction(toy_model: tracer.LanguageModel, monkeypatch) -> None:
+    monkeypatch.setattr(ROME, "statistics", None)  # none are taken
+    editor = ROME(layer=1, identity=True, **QUICK)
+    rows = request_rows(toy_model, [REQUEST], editor.prefixes(toy_model, 0))
+    key = read_keys(toy_model, rows, 1).keys[0].mean(0)
+    with editor.apply(toy_model, [REQUEST]) as edit:
+        torch.testing.assert_close(edit.changes[0].into[:, 0], key / key.norm(), atol=1e-12, rtol=0)
+
+
 def test_the_variants_agree_where_the_only_context_is_the_bare_prompt(toy_model: tracer.LanguageModel) -> None:
     weights = []
     for variant in ("r-rome", "rome", "p-rome"):
@@ -400,6 +409,7 @@ def test_statistics_are_the_unedited_models(toy_model: tracer.LanguageModel) -> 
         edited = toy_model.fingerprint()
         second = second_moments(toy_model, [2], tokens=700, cache=False)[2]
         assert toy_model.fingerprint() == edited
+        assert second_moments(toy_model, [1], tokens=700)[1].cached  # by the unedited model's fingerprint
     assert torch.equal(first.matrix, second.matrix)
 
 
