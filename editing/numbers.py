@@ -11,6 +11,26 @@ from typing import Any
 from editing.errors import RequestError
 
 
+def whole(name: str, value: Any, instead: int) -> int:
+    """`value` as an int; numpy's integers are whole numbers too.
+
+    Args:
+        name: of the setting.
+        value: given.
+        instead: what to write.
+
+    Raises:
+        RequestError: it is none.
+    """
+    try:
+        found = operator.index(value)
+    except TypeError:
+        found = None
+    if found is None or isinstance(value, bool):
+        raise RequestError(f"{name}={value!r} is no whole number. Write {name}={instead}.")
+    return found
+
+
 def check_whole(settings: object, instead: Mapping[str, int], *, least: int | None = 1) -> None:
     """Sees that these settings are whole numbers, numpy's too, of at least `least`.
 
@@ -23,15 +43,9 @@ def check_whole(settings: object, instead: Mapping[str, int], *, least: int | No
         RequestError: one is not.
     """
     for name, good in instead.items():
-        value: Any = getattr(settings, name)
-        try:
-            found = operator.index(value)
-        except TypeError:
-            found = None
-        if found is None or isinstance(value, bool):
-            raise RequestError(f"{name}={value!r} is no whole number. Write {name}={good}.")
+        found = whole(name, getattr(settings, name), good)
         if least is not None and found < least:
-            raise RequestError(f"{name}={value} is below {least}. Write {name}={good}.")
+            raise RequestError(f"{name}={found} is below {least}. Write {name}={good}.")
         object.__setattr__(settings, name, found)
 
 
@@ -49,6 +63,12 @@ def check_not_negative(settings: object, instead: Mapping[str, float]) -> None:
         value = getattr(settings, name)
         if not (is_number(value) and value >= 0):
             raise RequestError(f"{name}={value!r} is no number of 0 or more. Write {name}={good}.")
+
+
+def check_real(name: str, value: object, *, or_none: bool = False) -> None:
+    """Raises RequestError where `value` is no number; NaN and infinity are left to who knows the range."""
+    if not isinstance(value, Real) and not (or_none and value is None):
+        raise RequestError(f"{name}={value!r} is no number.")
 
 
 def is_number(value: object) -> bool:

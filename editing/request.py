@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from editing.errors import BaseModelError, RequestError
-from editing.setting import whole
+from editing.numbers import whole
 from tracer.errors import FactError
 from tracer.fact import Fact
 from tracer.facts.bundled import filled
@@ -63,7 +63,7 @@ class EditRequest:
         if self.true is not None and not self.true.strip():
             raise RequestError("The old answer is blank. Write what the new one replaces, or true=None.")
         if self.subject_at is not None:
-            object.__setattr__(self, "subject_at", whole("subject_at", self.subject_at))
+            object.__setattr__(self, "subject_at", whole("subject_at", self.subject_at, 0))
 
     @property
     def fact(self) -> Fact:

@@ -31,6 +31,7 @@ from editing.locate_then_edit.keys import Reading, read_keys
 from editing.locate_then_edit.rows import request_rows
 from editing.locate_then_edit.suffix import Suffix
 from editing.locate_then_edit.values import Search, Value, _Path, optimise_values
+from editing.request import check_requests
 from editing.scoring.generation import continued, sample_texts
 from editing.scoring.scores import target_scores
 from tracer.anatomy import is_stored_transposed
@@ -478,6 +479,7 @@ def test_contexts_follow_the_seed_part_by_part_and_are_the_unedited_models(toy_m
     [
         ({"steps": 1}, "leaves the value"),
         ({"steps": 2.5}, "no whole number"),
+        ({"steps": None}, "steps=None is no whole number. Write steps=20"),
         ({"tokens": 0}, "estimates nothing"),
         ({"ridge": -1.0}, "negative"),
         ({"clamp": "2"}, "clamp='2' is no number"),
@@ -548,7 +550,7 @@ def test_a_seed_is_a_whole_number_of_any_kind(toy_model: tracer.LanguageModel) -
 def test_what_is_no_model_or_no_list_is_refused(editor, toy_model: tracer.LanguageModel) -> None:
     with pytest.raises(BaseModelError, match=r"Write model = tracer\.load\(model\)"):
         editor.apply(toy_model.torch, [REQUEST])
-    with pytest.raises(RequestError, match="no list of requests"):
+    with pytest.raises(RequestError, match=r"Write apply\(model, \[request\]\)"):
         editor.apply(toy_model, None)
 
 
@@ -558,7 +560,7 @@ def test_requests_that_can_be_read_only_once_are_written(editor, toy_model: trac
     with editor.apply(toy_model, (request for request in [REQUEST])) as edit:
         assert edit.requests == (REQUEST,) and len(edit.diagnostics) == 1
     with pytest.raises(RequestError, match=r"apply\(model, list\(requests\)\)"):
-        IKE().apply(toy_model, (request for request in [REQUEST]))  # pyright: ignore[reportArgumentType]
+        check_requests(toy_model, iter([REQUEST]))  # pyright: ignore[reportArgumentType]
 
 
 def test_a_request_alone_is_refused_with_what_to_write(toy_model: tracer.LanguageModel) -> None:

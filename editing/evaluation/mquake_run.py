@@ -18,7 +18,7 @@ from editing.errors import EvaluationError
 from editing.evaluation.base import Base
 from editing.evaluation.case import CaseScores
 from editing.evaluation.lines import Lines
-from editing.evaluation.making import FAILURES, OF_THE_MODEL
+from editing.evaluation.making import FAILURES, OF_NO_CASE
 from editing.evaluation.manifest import cases_digest, continued_manifest, editor_record, model_record
 from editing.evaluation.mquake import MultiHop, MultiHopScores, check_group, multi_hop_scores, read_mquake
 from editing.evaluation.records import Evaluation, read_cases
@@ -96,7 +96,7 @@ def evaluate_hops(
 def _scored(model: LanguageModel, editor: Editor, group: Sequence[MultiHop], seed: int) -> Iterator[CaseScores]:
     try:
         found = list(multi_hop_scores(model, editor, group, group=len(group), seed=seed, progress=False))
-    except (EvaluationError, *OF_THE_MODEL):  # none of a case's making
+    except (EvaluationError, *OF_NO_CASE):  # none of a case's making
         raise
     except FAILURES as error:
         for case in group:

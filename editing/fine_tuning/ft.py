@@ -25,9 +25,9 @@ from editing.fine_tuning.descent import Descent, Loss, batch_of, descend
 from editing.fine_tuning.side_by_side import descend_each, most_together
 from editing.fine_tuning.trained import trained_parameters
 from editing.locate_then_edit.complaints import LOST
+from editing.numbers import check_real, check_whole
 from editing.request import EditRequest, check_requests, listed
 from editing.scoring.scores import target_scores
-from editing.setting import check_real, whole
 from editing.writing import writing
 from tracer.model import LanguageModel
 from tracer.progress import bar
@@ -72,8 +72,7 @@ class FT:
     def __post_init__(self) -> None:
         if self.loss not in get_args(Loss):
             raise RequestError(f"There is no loss {self.loss!r}. Choose from {', '.join(get_args(Loss))}.")
-        for name in ("layer", "steps", "batch"):
-            object.__setattr__(self, name, whole(name, getattr(self, name)))
+        check_whole(self, {"layer": 0, "steps": 25, "batch": 128}, least=None)
         if self.steps < 1 or self.batch < 1:
             raise RequestError(f"steps={self.steps}, batch={self.batch} train nothing. Write steps=25, batch=128.")
         check_real("rate", self.rate)

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 
 from editing.edit import original_fingerprint, unedited
 from editing.errors import RequestError
+from editing.numbers import whole
 from editing.scoring.generation import OPENINGS, sample_texts
-from editing.setting import whole
 from tracer.model import LanguageModel
 
 Plan = Sequence[tuple[int, int]]
@@ -29,7 +29,7 @@ def checked_plan(plan: Plan) -> tuple[tuple[int, int], ...]:
         RequestError: something else than pairs of whole numbers, 1 or more.
     """
     try:
-        found = tuple((whole("count", count), whole("length", length)) for count, length in plan)
+        found = tuple((whole("count", count, 10), whole("length", length, 10)) for count, length in plan)
     except (TypeError, ValueError) as error:  # no pairs, or no numbers in them
         raise RequestError(
             f"context_plan={plan!r}: write pairs (how many, tokens each), as ((10, 5), (10, 10))."

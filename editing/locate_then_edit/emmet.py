@@ -19,8 +19,8 @@ from editing.locate_then_edit.solve import Factors, exact_update
 from editing.locate_then_edit.spread import Spread
 from editing.locate_then_edit.suffix import Part
 from editing.locate_then_edit.values import Value
+from editing.numbers import check_real, check_whole
 from editing.request import EditRequest
-from editing.setting import check_real
 from tracer.model import LanguageModel
 
 
@@ -43,7 +43,7 @@ class EMMET(LocateThenEdit):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._whole_number("layer")
+        check_whole(self, {"layer": 5}, least=None)
         check_real("slack", self.slack)
         if not self.slack >= 0:
             raise RequestError(f"slack={self.slack} is negative. Write slack=1e-3.")

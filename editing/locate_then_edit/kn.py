@@ -35,9 +35,9 @@ from editing.locate_then_edit.knowledge_neurons import (
     strongest,
 )
 from editing.locate_then_edit.value_slots import answer_embedding, column, columns_changed
+from editing.numbers import check_real, check_whole
 from editing.request import EditRequest, check_requests, listed
 from editing.scoring.scores import target_scores
-from editing.setting import check_real, whole
 from editing.writing import writing
 from tracer.facts import paraphrases
 from tracer.model import LanguageModel
@@ -85,7 +85,7 @@ class KN:
                 raise RequestError(
                     f"There is no {name} {getattr(self, name)!r}. Choose from {', '.join(get_args(kind))}."
                 )
-        object.__setattr__(self, "nodes", whole("nodes", self.nodes))
+        check_whole(self, {"nodes": 20}, least=None)
         if self.nodes < 1:
             raise RequestError(f"nodes={self.nodes} integrates nothing. Write nodes=20.")
         for name in ("subtract", "add", "threshold", "share", "relation_share"):

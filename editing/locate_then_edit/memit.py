@@ -23,8 +23,8 @@ from editing.locate_then_edit.solve import Factors, ridge_update
 from editing.locate_then_edit.spread import Solve, Spread
 from editing.locate_then_edit.suffix import Part
 from editing.locate_then_edit.values import Value
+from editing.numbers import check_real
 from editing.request import EditRequest
-from editing.setting import check_real
 from tracer.model import LanguageModel
 
 STRENGTH_PER_NEURON = 15_000 / 16_384  # GPT-J's lambda over its d_mlp

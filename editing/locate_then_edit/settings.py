@@ -28,13 +28,14 @@ from editing.locate_then_edit.norms import has_norm
 from editing.locate_then_edit.presets import PRESETS
 from editing.locate_then_edit.suffix import KLPosition, Part
 from editing.locate_then_edit.values import Search, Value
+from editing.numbers import check_real, check_whole, whole
 from editing.request import EditRequest, check_requests, listed
-from editing.setting import check_real, whole
 from tracer.model import LanguageModel
 from tracer.progress import bar
 
 NORMED_RATE = 0.35  # of the root mean square of z0, where a norm follows W
 NORMED_CLAMP = 1.0
+OPTIONAL = {"tokens": 100_000, "contexts_a_step": 2}  # whole numbers or None, and what to write
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,9 +74,8 @@ class LocateThenEdit(ABC):
     openings: ClassVar[tuple[str, ...] | None] = None
 
     def __post_init__(self) -> None:
-        for name in ("steps", "tokens", "contexts_a_step"):
-            if getattr(self, name) is not None:
-                self._whole_number(name)
+        optional = {name: good for name, good in OPTIONAL.items() if getattr(self, name) is not None}
+        check_whole(self, {"steps": 20, **optional}, least=None)
         for name in ("rate", "clamp", "decay", "kl", "ridge"):
             check_real(name, getattr(self, name), or_none=name in ("rate", "clamp"))
         object.__setattr__(self, "context_plan", checked_plan(self.context_plan))
@@ -125,7 +125,7 @@ class LocateThenEdit(ABC):
             RequestError: two requests for one prompt and subject.
             EditFailedError: the optimisation failed; the model is as it was.
         """
-        requests, seed = listed(requests), whole("seed", seed)
+        requests, seed = listed(requests), whole("seed", seed, 0)
         self.check(model, requests)
         groups = [[request] for request in requests] if self.one_by_one else [requests] if requests else []
         with editable(model), bar(len(requests) * self.steps, "optimising values", show=progress, unit="step") as steps:
@@ -147,7 +147,7 @@ class LocateThenEdit(ABC):
 
         Takes and raises what `apply` does; `edit.apply(model)` writes one.
         """
-        requests, seed = listed(requests), whole("seed", seed)
+        requests, seed = listed(requests), whole("seed", seed, 0)
         self.check(model, requests)
         found = []
         with editable(model), bar(len(requests) * self.steps, "optimising values", show=progress, unit="step") as steps:
@@ -225,9 +225,6 @@ class LocateThenEdit(ABC):
         own = {one.name: getattr(self, one.name) for one in dataclasses.fields(self) if not one.metadata.get("local")}
         settings = {**own, **found, "corpus": corpus, "seed": seed}
         return Edit(tuple(requests), (), {"method": type(self).__name__, **settings}, base)
-
-    def _whole_number(self, name: str) -> None:
-        object.__setattr__(self, name, whole(name, getattr(self, name)))
 
 
 @contextmanager
