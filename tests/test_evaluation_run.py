@@ -16,8 +16,10 @@ from editing.cli import app
 from editing.errors import EvaluationError
 from editing.evaluation import Questions, read_benchmark
 from editing.evaluation.run import evaluate
+from tracer.errors import SiteError
 
 TIMES = re.compile(r'"(\w*seconds)": [^,}]+')
+
 RECORDS = {"single": "cases.jsonl", "batch": "batches.jsonl", "sequential": "checkpoints.jsonl"}
 EDITOR = ["--editor", "r-rome", "--layer", "1", "--set", "steps=3", "--set", "context_plan=[]", "--set", "tokens=200"]
 
@@ -84,6 +86,16 @@ def test_a_folder_refuses_another_evaluation_and_says_what_differs(toy_model, da
     evaluate(toy_model, editor, read_benchmark(data, n=1), tmp_path / "out", **options)
     with pytest.raises(EvaluationError, match="holds another evaluation"):
         evaluate(toy_model, editor, read_benchmark(data, n=2), tmp_path / "out", **options)
+
+
+@pytest.mark.parametrize("protocol", RECORDS)
+def test_a_folder_whose_run_could_not_begin_takes_the_mended_one(toy_model, data, tmp_path, protocol: str) -> None:
+    options = {"protocol": protocol, "sizes": (1,), "questions": Questions(free=False, text=0), "progress": False}
+    quick = {"steps": 2, "context_plan": (), "tokens": 200}
+    with pytest.raises(SiteError, match="Layer 99 is outside"):
+        evaluate(toy_model, ROME(layer=99, **quick), read_benchmark(data, n=1), tmp_path / "out", **options)
+    found = evaluate(toy_model, ROME(layer=1, **quick), read_benchmark(data, n=1), tmp_path / "out", **options)
+    assert found.about["editor"]["layer"] == 1
 
 
 def test_without_a_layer_and_without_a_fact_that_the_model_knows_a_layer_is_asked_for(

@@ -28,6 +28,7 @@ from tracer.storage import to_json, write_json
 from tracer.studies.manifest import software
 
 MANIFEST = "manifest.json"
+RECORDS = ("cases.jsonl", "batches.jsonl", "steps.jsonl", "checkpoints.jsonl")
 
 
 def manifest(
@@ -94,13 +95,14 @@ def editor_record(editor: Editor) -> dict[str, Any]:
 
 
 def continued_manifest(folder: Path, now: dict[str, Any]) -> dict[str, Any]:
-    """Writes the manifest into a new folder; in one that has it, checks that it says the same.
+    """Writes the manifest into a new folder; in one that holds records, checks that it says the same.
 
     Raises:
-        EvaluationError: the folder holds something else.
+        EvaluationError: the records are of something else.
     """
-    path = folder / MANIFEST
-    there = read_same(path, now, what="evaluation", error=EvaluationError, but=("versions",))
+    path, there = folder / MANIFEST, None
+    if any((folder / name).is_file() for name in RECORDS):  # none: the run before this one found out that it cannot be
+        there = read_same(path, now, what="evaluation", error=EvaluationError, but=("versions",))
     if there is not None:
         versions = there["versions"]
         now = {**now, "versions": versions if now["versions"][0] in versions else versions + now["versions"]}
