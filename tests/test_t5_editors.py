@@ -188,7 +188,8 @@ def test_out_of_scope_the_logits_are_the_models_own_bit_for_bit(reading: tracer.
     with SERAC(scope=untrained_scope("hashed-words", rank=4, scale=1.0, seed=0)).apply(reading, [PARIS]):
         target_scores(reading, OTHERS, visit=same)
         (read,) = routes(reading, [PARIS.prompt])
-        assert read.prompt == f"The country of Paris is Italy. {PARIS.prompt}"
+        fact = "The country of Paris is Italy."
+        assert read.prompt == f"New fact: {fact}\n{fact}\n{fact}\n{PARIS.prompt}"
 
 
 REFUSED: dict[str, Callable[[], Editor]] = {

@@ -66,6 +66,7 @@ def test_serac_is_trained_goes_on_and_is_evaluated_by_its_folder(
     made = editor_named("serac", model, checkpoint=str(out), threshold=0.4)
     assert made == SERAC(scope=made.scope, threshold=0.4) and made.scope.digest == load_scope(out).digest
     evaluate = ["evaluate", "--editor", "serac", "--set", f"checkpoint={out}", "--data", str(scored), "--no-free"]
+    evaluate += ["--set", "context={edit}. {query}"]  # the toy's context is short
     ran = CliRunner().invoke(app, [*evaluate, "--model", str(model_folder), "--out", str(tmp_path / "runs"), "--json"])
     assert ran.exit_code == 0, ran.output
     assert (tmp_path / "runs" / "table.md").is_file()
