@@ -20,7 +20,7 @@ class Killer(threading.Thread):
         self.ready, self.processes, self.killed = ready, processes, 0
 
     def run(self) -> None:
-        for _ in range(100_000):
+        for _ in range(300_000):
             if self.ready() and (there := self.processes()):
                 self.killed = there[0]
                 os.kill(self.killed, signal.SIGKILL)
