@@ -3,13 +3,15 @@
 python benchmarks/results.py smollm2 runs/compare/smollm2 runs/compare/smollm2-batch100 ...
 
 Writes MODEL.jsonl.gz, a record for each editor, file, protocol, number of edits and case, without the data's words,
-and MODEL.csv.gz, every mean with its n, interval, file and slice.
+and MODEL.csv.gz, every mean with its n, interval, file and slice. What these hold of other editors, files and protocols
+stays. Without folders: the tables of what is there.
 """
 
 from __future__ import annotations
 
 import argparse
 import gzip
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,21 +29,27 @@ REACH = (
     *("other_relation_agreement", "distracting_neighborhood_agreement", "other_task_accuracy"),
 )
 MANY = ("S", "reliability_token_acc", "generalization_token_acc", "locality_agreement", "perplexity_ratio")
+RUN = ["data", "protocol", "editor"]
 
 
 def main() -> None:
     """Reads the folders, writes both files, prints the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
-    parser.add_argument("folders", nargs="+", type=Path)
+    parser.add_argument("folders", nargs="*", type=Path)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     options = parser.parse_args()
     found = [read_comparison(folder) for folder in options.folders]
-    frame = pd.concat([scores_frame(one) for one in found], ignore_index=True)
-    records = (_without_words(record) for one in found for record in case_records(one))
+    newer = [record for one in found for record in case_records(one)]
+    runs = {tuple(record[name] for name in RUN) for record in newer}
     options.out.mkdir(parents=True, exist_ok=True)
-    _pack(options.out / f"{options.model}.jsonl.gz", "".join(f"{to_json(record)}\n" for record in records))
-    _pack(options.out / f"{options.model}.csv.gz", frame.to_csv(index=False))
+    means, records = options.out / f"{options.model}.csv.gz", options.out / f"{options.model}.jsonl.gz"
+    frames = [_others(pd.read_csv(means), runs)] if means.exists() else []
+    frame = pd.concat([*frames, *map(scores_frame, found)], ignore_index=True)
+    if found:
+        kept = [line for line in _lines(records) if tuple(json.loads(line)[name] for name in RUN) not in runs]
+        _pack(records, "".join(f"{line}\n" for line in [*kept, *(to_json(_without_words(one)) for one in newer)]))
+        _pack(means, frame.to_csv(index=False))
     print("\n\n".join(tables(frame.loc[frame["cases"] == "all"])))
 
 
@@ -84,6 +92,15 @@ def _cell(rows: pd.DataFrame, name: str) -> str:
 
 def _has(rows: pd.DataFrame, names: Sequence[str]) -> bool:
     return bool(set(names) & set(rows["score"]))
+
+
+def _others(frame: pd.DataFrame, runs: set[tuple[str, ...]]) -> pd.DataFrame:
+    """The rows of other runs."""
+    return frame.loc[[run not in runs for run in frame[RUN].itertuples(index=False, name=None)]]
+
+
+def _lines(path: Path) -> list[str]:
+    return gzip.decompress(path.read_bytes()).decode().splitlines() if path.exists() else []
 
 
 def _without_words(record: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from numbers import Real
 from typing import Any
 
@@ -31,46 +31,58 @@ def whole(name: str, value: Any, instead: int) -> int:
     return found
 
 
-def check_whole(settings: object, instead: Mapping[str, int], *, least: int | None = 1) -> None:
+def check_whole(settings: object, instead: Mapping[str, int], *, least: int | None = 1, or_none: bool = False) -> None:
     """Sees that these settings are whole numbers, numpy's too, of at least `least`.
 
     Args:
         settings: a frozen value.
         instead: what to write, by the settings' names.
         least: that they may be; None: any.
+        or_none: None will do as well.
 
     Raises:
         RequestError: one is not.
     """
     for name, good in instead.items():
+        if or_none and getattr(settings, name) is None:
+            continue
         found = whole(name, getattr(settings, name), good)
         if least is not None and found < least:
-            raise RequestError(f"{name}={found} is below {least}. Write {name}={good}.")
+            other = ", or None" if or_none else ""
+            raise RequestError(f"{name}={found} is below {least}. Write {name}={good}{other}.")
         object.__setattr__(settings, name, found)
 
 
-def check_above_zero(settings: object, instead: Mapping[str, float]) -> None:
-    """Sees that these settings are numbers above 0; arguments and errors as those of `check_whole`."""
-    for name, good in instead.items():
-        value = getattr(settings, name)
-        if not (is_number(value) and value > 0):
-            raise RequestError(f"{name}={value!r} is no number above 0. Write {name}={good}.")
+def check_above_zero(settings: object, instead: Mapping[str, float], *, or_none: bool = False) -> None:
+    """Sees that these settings are finite numbers above 0; arguments and errors as those of `check_whole`."""
+    _check(settings, instead, or_none, "above 0", lambda value: value > 0)
 
 
-def check_not_negative(settings: object, instead: Mapping[str, float]) -> None:
-    """Sees that these settings are numbers of 0 or more; arguments and errors as those of `check_whole`."""
-    for name, good in instead.items():
-        value = getattr(settings, name)
-        if not (is_number(value) and value >= 0):
-            raise RequestError(f"{name}={value!r} is no number of 0 or more. Write {name}={good}.")
+def check_not_negative(settings: object, instead: Mapping[str, float], *, or_none: bool = False) -> None:
+    """Sees that these settings are finite numbers of 0 or more; arguments and errors as those of `check_whole`."""
+    _check(settings, instead, or_none, "of 0 or more", lambda value: value >= 0)
 
 
-def check_real(name: str, value: object, *, or_none: bool = False) -> None:
-    """Raises RequestError where `value` is no number; NaN and infinity are left to who knows the range."""
-    if not isinstance(value, Real) and not (or_none and value is None):
-        raise RequestError(f"{name}={value!r} is no number.")
+def check_share(settings: object, instead: Mapping[str, float]) -> None:
+    """Sees that these settings are numbers from 0 to 1; arguments and errors as those of `check_whole`."""
+    _check(settings, instead, False, "from 0 to 1", lambda value: 0 <= value <= 1)
+
+
+def check_number(settings: object, instead: Mapping[str, float]) -> None:
+    """Sees that these settings are finite numbers; arguments and errors as those of `check_whole`."""
+    _check(settings, instead, False, "that is finite", lambda value: True)
 
 
 def is_number(value: object) -> bool:
     """Whether this is a finite number."""
     return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _check(
+    settings: object, instead: Mapping[str, float], or_none: bool, kind: str, good: Callable[[float], bool]
+) -> None:
+    for name, number in instead.items():
+        value = getattr(settings, name)
+        if not (or_none and value is None or is_number(value) and good(value)):
+            other = ", or None" if or_none else ""
+            raise RequestError(f"{name}={value!r} is no number {kind}. Write {name}={number}{other}.")

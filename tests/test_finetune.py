@@ -248,9 +248,9 @@ def test_settings_are_derived_for_other_models(toy_model: tracer.LanguageModel) 
 def test_bad_settings_and_models_are_refused(toy_model: tracer.LanguageModel, monkeypatch) -> None:
     for options, said in (
         ({"loss": "other"}, "target_new, prompt_last"),
-        ({"steps": 0}, "train nothing"),
-        ({"radius": -1.0}, "no radius"),
-        ({"rate": float("nan")}, "no step size"),
+        ({"steps": 0}, "steps=0 is below 1"),
+        ({"radius": -1.0}, "no number of 0 or more. Write radius=0.0005, or None"),
+        ({"rate": float("nan")}, "no number above 0"),
         ({"layer": 1.5}, "no whole number"),
         ({"rate": None}, "rate=None is no number"),
         ({"radius": "5e-4"}, "is no number"),

@@ -25,7 +25,7 @@ from editing.fine_tuning.descent import Descent, Loss, batch_of, descend
 from editing.fine_tuning.side_by_side import descend_each, most_together
 from editing.fine_tuning.trained import trained_parameters
 from editing.locate_then_edit.complaints import LOST
-from editing.numbers import check_real, check_whole
+from editing.numbers import check_above_zero, check_not_negative, check_whole
 from editing.request import EditRequest, check_requests, listed
 from editing.scoring.scores import target_scores
 from editing.writing import writing
@@ -72,15 +72,10 @@ class FT:
     def __post_init__(self) -> None:
         if self.loss not in get_args(Loss):
             raise RequestError(f"There is no loss {self.loss!r}. Choose from {', '.join(get_args(Loss))}.")
-        check_whole(self, {"layer": 0, "steps": 25, "batch": 128}, least=None)
-        if self.steps < 1 or self.batch < 1:
-            raise RequestError(f"steps={self.steps}, batch={self.batch} train nothing. Write steps=25, batch=128.")
-        check_real("rate", self.rate)
-        check_real("radius", self.radius, or_none=True)
-        if not 0 < self.rate < math.inf:
-            raise RequestError(f"rate={self.rate} is no step size. Write rate=5e-4.")
-        if self.radius is not None and not self.radius >= 0:
-            raise RequestError(f"radius={self.radius} is no radius. Write radius=5e-4, or None for no ball.")
+        check_whole(self, {"layer": 0}, least=None)
+        check_whole(self, {"steps": 25, "batch": 128})
+        check_above_zero(self, {"rate": 5e-4})
+        check_not_negative(self, {"radius": 5e-4}, or_none=True)
 
     @property
     def variant(self) -> Variant:

@@ -16,13 +16,13 @@ import torch
 from torch import Tensor
 
 from editing.edit import Edit
-from editing.errors import CovarianceError, EditingWarning, RequestError
+from editing.errors import CovarianceError, EditingWarning
 from editing.locate_then_edit.covariance import SecondMoment
 from editing.locate_then_edit.memit import MEMIT
 from editing.locate_then_edit.solve import Factors, null_space_update
 from editing.locate_then_edit.spread import mean_keys, read_all
 from editing.locate_then_edit.values import Value
-from editing.numbers import check_real
+from editing.numbers import check_above_zero
 from editing.request import EditRequest
 from tracer.model import LanguageModel
 
@@ -48,9 +48,7 @@ class AlphaEdit(MEMIT):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_real("threshold", self.threshold, or_none=True)
-        if self.threshold is not None and not self.threshold > 0:
-            raise RequestError(f"threshold={self.threshold} leaves no directions. Write threshold=2e-2, or None.")
+        check_above_zero(self, {"threshold": 2e-2}, or_none=True)
 
     def insert(
         self, edit: Edit, requests: Sequence[EditRequest], values: Sequence[Value], *, seed: int, progress: bool | None

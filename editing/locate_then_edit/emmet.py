@@ -12,14 +12,13 @@ from typing import ClassVar
 from torch import Tensor
 
 from editing.edit import Edit
-from editing.errors import RequestError
 from editing.locate_then_edit.contexts import MEMIT_OPENINGS, MEMIT_PLAN
 from editing.locate_then_edit.settings import LocateThenEdit
 from editing.locate_then_edit.solve import Factors, exact_update
 from editing.locate_then_edit.spread import Spread
 from editing.locate_then_edit.suffix import Part
 from editing.locate_then_edit.values import Value
-from editing.numbers import check_real, check_whole
+from editing.numbers import check_not_negative, check_whole
 from editing.request import EditRequest
 from tracer.model import LanguageModel
 
@@ -44,9 +43,7 @@ class EMMET(LocateThenEdit):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_whole(self, {"layer": 5}, least=None)
-        check_real("slack", self.slack)
-        if not self.slack >= 0:
-            raise RequestError(f"slack={self.slack} is negative. Write slack=1e-3.")
+        check_not_negative(self, {"slack": 1e-3})
 
     def written(self) -> tuple[int, ...]:
         """The one layer."""

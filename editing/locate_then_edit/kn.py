@@ -35,7 +35,7 @@ from editing.locate_then_edit.knowledge_neurons import (
     strongest,
 )
 from editing.locate_then_edit.value_slots import answer_embedding, column, columns_changed
-from editing.numbers import check_real, check_whole
+from editing.numbers import check_number, check_share, check_whole
 from editing.request import EditRequest, check_requests, listed
 from editing.scoring.scores import target_scores
 from editing.writing import writing
@@ -85,14 +85,9 @@ class KN:
                 raise RequestError(
                     f"There is no {name} {getattr(self, name)!r}. Choose from {', '.join(get_args(kind))}."
                 )
-        check_whole(self, {"nodes": 20}, least=None)
-        if self.nodes < 1:
-            raise RequestError(f"nodes={self.nodes} integrates nothing. Write nodes=20.")
-        for name in ("subtract", "add", "threshold", "share", "relation_share"):
-            check_real(name, getattr(self, name))
-        for name in ("threshold", "share", "relation_share"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise RequestError(f"{name}={getattr(self, name)} is no share. Write a number from 0 to 1.")
+        check_whole(self, {"nodes": 20})
+        check_number(self, {"subtract": 1.0, "add": 8.0})
+        check_share(self, {"threshold": 0.2, "share": 0.7, "relation_share": 0.1})
 
     @classmethod
     def preset(cls, name: str) -> KN:

@@ -23,7 +23,7 @@ from editing.locate_then_edit.solve import Factors, ridge_update
 from editing.locate_then_edit.spread import Solve, Spread
 from editing.locate_then_edit.suffix import Part
 from editing.locate_then_edit.values import Value
-from editing.numbers import check_real
+from editing.numbers import check_above_zero
 from editing.request import EditRequest
 from tracer.model import LanguageModel
 
@@ -51,9 +51,7 @@ class MEMIT(LocateThenEdit):
     def __post_init__(self) -> None:
         super().__post_init__()
         object.__setattr__(self, "layers", checked_layers(self.layers))
-        check_real("strength", self.strength, or_none=True)
-        if self.strength is not None and not self.strength > 0:
-            raise RequestError(f"strength={self.strength} gives old keys no weight. Write strength=15_000.0, or None.")
+        check_above_zero(self, {"strength": 15_000.0}, or_none=True)
 
     def written(self) -> tuple[int, ...]:
         """All of `layers`."""

@@ -28,14 +28,13 @@ from editing.locate_then_edit.norms import has_norm
 from editing.locate_then_edit.presets import PRESETS
 from editing.locate_then_edit.suffix import KLPosition, Part
 from editing.locate_then_edit.values import Search, Value
-from editing.numbers import check_real, check_whole, whole
+from editing.numbers import check_above_zero, check_not_negative, check_whole, whole
 from editing.request import EditRequest, check_requests, listed
 from tracer.model import LanguageModel
 from tracer.progress import bar
 
 NORMED_RATE = 0.35  # of the root mean square of z0, where a norm follows W
 NORMED_CLAMP = 1.0
-OPTIONAL = {"tokens": 100_000, "contexts_a_step": 2}  # whole numbers or None, and what to write
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,23 +73,12 @@ class LocateThenEdit(ABC):
     openings: ClassVar[tuple[str, ...] | None] = None
 
     def __post_init__(self) -> None:
-        optional = {name: good for name, good in OPTIONAL.items() if getattr(self, name) is not None}
-        check_whole(self, {"steps": 20, **optional}, least=None)
-        for name in ("rate", "clamp", "decay", "kl", "ridge"):
-            check_real(name, getattr(self, name), or_none=name in ("rate", "clamp"))
+        check_whole(self, {"steps": 20}, least=2)
+        check_whole(self, {"tokens": 100_000}, least=2, or_none=True)
+        check_whole(self, {"contexts_a_step": 2}, or_none=True)
+        check_above_zero(self, {"rate": self.published_rate, "clamp": self.published_clamp}, or_none=True)
+        check_not_negative(self, {"decay": 0.5, "kl": 0.0625, "ridge": RIDGE})
         object.__setattr__(self, "context_plan", checked_plan(self.context_plan))
-        if self.steps < 2:
-            raise RequestError(f"steps={self.steps} leaves the value as it is. Write steps=20.")
-        if self.tokens is not None and self.tokens < 2:
-            raise RequestError(f"tokens={self.tokens} estimates nothing. Write tokens=100_000, or None.")
-        for name, published in (("rate", self.published_rate), ("clamp", self.published_clamp)):
-            if getattr(self, name) is not None and not getattr(self, name) > 0:
-                raise RequestError(f"{name}={getattr(self, name)} moves nothing. Write {name}={published}, or None.")
-        if self.contexts_a_step is not None and self.contexts_a_step < 1:
-            raise RequestError(f"contexts_a_step={self.contexts_a_step}: write contexts_a_step=2, or None for all.")
-        for name, published in (("decay", 0.5), ("kl", 0.0625), ("ridge", RIDGE)):
-            if not getattr(self, name) >= 0:
-                raise RequestError(f"{name}={getattr(self, name)} is negative. Write {name}={published}.")
         if self.kl_position not in get_args(KLPosition):
             raise RequestError(f'kl_position={self.kl_position!r}: write "lookup" or "last".')
         if self.corpus is not None and not Path(self.corpus).is_file():

@@ -13,6 +13,7 @@ from editing.meta_learning.ke_network import KeNetwork
 from editing.meta_learning.learned import Learned
 from editing.meta_learning.matrices import Sizes
 from editing.meta_learning.objective import Constrained
+from editing.numbers import check_above_zero, check_share, check_whole
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,15 +49,14 @@ class KE(Learned):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("hidden", "condition", "inner", "answer_tokens", "repeats"):
-            if getattr(self, name) < 1:
-                raise RequestError(f"{name}={getattr(self, name)} is too few. Write a whole number from 1 up.")
-        if not self.rate > 0 or not 0 <= self.smoothing < 1:
-            raise RequestError(f"rate={self.rate}, smoothing={self.smoothing}: write rate=3e-4, smoothing=0.1.")
-        if not 0 < self.least_margin <= self.margin or self.warm_up < 0:
+        check_whole(self, {"hidden": 256, "condition": 1024, "inner": 128, "answer_tokens": 5, "repeats": 1})
+        check_whole(self, {"warm_up": 1000}, least=0)
+        check_above_zero(self, {"rate": 3e-4, "margin": 1e-3, "least_margin": 1e-5})
+        check_share(self, {"smoothing": 0.1})
+        if self.least_margin > self.margin:
             raise RequestError(
-                f"margin={self.margin}, least_margin={self.least_margin}, warm_up={self.warm_up}: the margin falls to "
-                f"the least one and the warm-up takes steps. Write margin=1e-3, least_margin=1e-5, warm_up=1000."
+                f"margin={self.margin} falls to least_margin={self.least_margin}, which is larger. Write margin=1e-3, "
+                f"least_margin=1e-5."
             )
 
     @property

@@ -14,6 +14,7 @@ from editing.meta_learning.learned import Learned
 from editing.meta_learning.matrices import Sizes
 from editing.meta_learning.mend_network import MendNetwork
 from editing.meta_learning.objective import Weighted
+from editing.numbers import check_above_zero, check_whole
 from editing.scoring.scores import Pair
 from tracer.model import LanguageModel
 from tracer.model.inputs import target_encoding
@@ -50,8 +51,8 @@ class MEND(Learned):
         super().__post_init__()
         if self.reduction not in get_args(Reduction):
             raise RequestError(f"There is no reduction {self.reduction!r}. Write reduction='sum' or 'mean'.")
-        if self.rank < 1 or not min(self.rate, self.step_rate) > 0:
-            raise RequestError(f"rank={self.rank}, rate={self.rate}, step_rate={self.step_rate} learn nothing.")
+        check_whole(self, {"rank": 1920})
+        check_above_zero(self, {"rate": 1e-6, "step_rate": 1e-4})
 
     def network(self, sizes: Sizes, *, embedding_size: int, dtype: torch.dtype, seed: int) -> MendNetwork:
         """One that returns the normalised factors as they are."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from editing.errors import RequestError
+from editing.numbers import check_above_zero, check_share, check_whole
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,10 +32,7 @@ class TrainingPlan:
     clip: float = 100.0
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch", "together", "every", "patience", "held_out"):
-            if getattr(self, name) < 1:
-                raise RequestError(f"{name}={getattr(self, name)} trains nothing. Write a whole number from 1 up.")
-        if not 0 <= self.own_words <= 1:
-            raise RequestError(f"own_words={self.own_words} is no probability. Write own_words=0.5.")
-        if not self.clip > 0:
-            raise RequestError(f"clip={self.clip} leaves no gradient. Write clip=100.0.")
+        whole = {"steps": 2_000, "batch": 10, "together": 10, "every": 100, "patience": 1_000, "held_out": 100}
+        check_whole(self, whole)
+        check_share(self, {"own_words": 0.5})
+        check_above_zero(self, {"clip": 100.0})
