@@ -518,6 +518,8 @@ def test_kept_values_serve_every_editor_that_wants_the_same_and_no_other(toy_mod
     for different in ({"layer": 2}, {"layer": 1, "clamp": 2.0}, {"layer": 1, "context_plan": ()}):
         settings = {**QUICK, **different}
         assert not any(record["value_kept"] for record in found(ROME(values_folder=tmp_path, **settings))), different
+    toy_model.torch.config.scale_attn_weights = False  # equal weights, another computation
+    assert not any(record["value_kept"] for record in found(ROME(layer=1, values_folder=tmp_path, **QUICK)))
 
 
 def test_answers_of_other_tokens_have_kept_values_of_their_own(toy_model, tmp_path) -> None:

@@ -19,16 +19,16 @@ from torch import Tensor, nn
 
 from editing.edit import original_fingerprint, unedited
 from editing.errors import CovarianceError
+from editing.locate_then_edit.configuration import configuration
 from editing.locate_then_edit.corpus import CHUNK, batches_of, identity_of, texts_of
 from editing.locate_then_edit.keys import hooked_until
 from tracer.anatomy.hidden import by_token
 from tracer.errors import FileFormatError, NumericsError
 from tracer.model import LanguageModel
 from tracer.progress import bar
-from tracer.storage import cache_folder, read_tensors, to_json, write_tensors
+from tracer.storage import cache_folder, read_tensors, write_tensors
 
 RIDGE = 1e-6
-NOT_COMPUTED = ("_name_or_path", "name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures")
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,7 +128,7 @@ def second_moments(
     neurons = _neurons(model, layers[0])
     wanted = tokens or (10 * neurons if corpus is None else max(100_000, 10 * neurons))
     name, digest = identity_of(corpus, seed)
-    of_all = (original_fingerprint(model), _configuration(model), digest, wanted, CHUNK, skip_first)
+    of_all = (original_fingerprint(model), configuration(model), digest, wanted, CHUNK, skip_first)
     paths = {layer: _cache_path(*of_all, layer) for layer in layers}
     found: dict[int, SecondMoment] = {}
     for layer, path in paths.items() if cache else ():
@@ -204,12 +204,6 @@ def _accumulate(halves: Sequence[Tensor], real: Tensor) -> Callable[..., None]:
             total.add_((keys.T @ keys).cpu().double())
 
     return hook
-
-
-def _configuration(model: LanguageModel) -> str:
-    """What the configuration says of the computation: equal weights under another window compute other keys."""
-    found = model.torch.config.get_text_config().to_dict()
-    return to_json({name: value for name, value in sorted(found.items()) if name not in NOT_COMPUTED})
 
 
 def _cache_path(*key_parts: object) -> Path:

@@ -17,6 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from editing.locate_then_edit.configuration import configuration
 from editing.locate_then_edit.rows import batched_rows
 from editing.locate_then_edit.suffix import Part
 from editing.locate_then_edit.values import Search, Value, optimise_values
@@ -97,7 +98,8 @@ class KeptValues:
 
     def __init__(self, folder: str | Path, model: LanguageModel, wanted: Wanted) -> None:
         self.folder, self.device = Path(folder), model.device
-        self._of_all = {"format": FORMAT, "model": model.fingerprint(), **dataclasses.asdict(wanted)}
+        of_model = {"model": model.fingerprint(), "configuration": configuration(model)}
+        self._of_all = {"format": FORMAT, **of_model, **dataclasses.asdict(wanted)}
 
     def find(self, request: EditRequest) -> Value | None:
         """The value of a request, or None where it is not known yet, or its file is damaged."""
