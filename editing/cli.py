@@ -58,7 +58,7 @@ Layer = Annotated[int | None, typer.Option(help="The MLP to write to; default: l
 Corpus = Annotated[Path | None, typer.Option(help="Text file for key statistics; default: the model's own text.")]
 Tokens = Annotated[int | None, typer.Option(min=1, help="Of key statistics; default: at least ten a neuron.")]
 Variant = Annotated[Any, typer.Option(parser=str, metavar="NAME", help="r-rome, rome (as published) or p-rome.")]
-Seed = Annotated[int, typer.Option(help="Of random prefixes and of the model's own text.")]
+Seed = Annotated[int, typer.Option(min=0, help="Of random prefixes and of the model's own text.")]
 EditFile = Annotated[Path, typer.Argument(help="A saved edit.")]
 Asked = Annotated[list[str] | None, typer.Option("--ask", help="A prompt to complete; may be repeated.")]
 

@@ -257,6 +257,13 @@ def test_the_same_seed_gives_the_same_bits(toy_model: tracer.LanguageModel) -> N
     assert len(prints) == 1
 
 
+def test_requests_edited_each_alone_may_contradict_each_other(toy_model: tracer.LanguageModel) -> None:
+    others = [REQUEST, dataclasses.replace(REQUEST, new="Rome")]
+    found = ROME(layer=1, **QUICK).each(toy_model, others, progress=False)
+    assert [edit.requests[0].new.strip() for edit in found] == ["Paris", "Rome"]
+    assert all(edit.changes for edit in found)
+
+
 def test_bad_requests_are_refused_before_the_model_runs(toy_model: tracer.LanguageModel, monkeypatch) -> None:
     monkeypatch.setattr(type(toy_model.torch), "forward", None)
     with pytest.raises(SiteError, match="has layers 0 to 3"):

@@ -28,7 +28,7 @@ GroupsOption = Annotated[
     ),
 ]
 WholeAnswer = Annotated[bool, typer.Option("--whole-answer", help="Trace all tokens of the answer, not the first.")]
-Seed = Annotated[int, typer.Option(help="Of the noise.")]
+Seed = Annotated[int, typer.Option(min=0, help="Of the noise.")]
 CorruptionOption = Annotated[
     str, typer.Option("--corruption", help=f"What is done to the subject: {', '.join(CORRUPTIONS)}.")
 ]

@@ -23,7 +23,7 @@ def recommend(
     weights: Annotated[
         str, typer.Option(help=f"PROPERTY=WEIGHT, comma-separated. Properties: {', '.join(PROPERTIES)}.")
     ] = "reliability=1,generalization=1,locality=1",
-    seed: Annotated[int, typer.Option(help="Of the resampled cases.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of the resampled cases.")] = 0,
     as_json: AsJson = False,
 ) -> None:
     """Rank the editors of a comparison by what matters to you; intervals are over resampled cases."""

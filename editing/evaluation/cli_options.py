@@ -28,7 +28,7 @@ Writing = Annotated[
     bool, typer.Option("--writing", help="Also sampled texts: fluency and, with --snippets, consistency. Slow.")
 ]
 SnippetsOption = Annotated[Path | None, typer.Option(help="CounterFact's attribute snippets, for consistency.")]
-EditSeed = Annotated[int, typer.Option(help="Of edits and sampled texts.")]
+EditSeed = Annotated[int, typer.Option(min=0, help="Of edits and sampled texts.")]
 
 
 def told_snippets(path: Path | None, writing: bool) -> Snippets | None:

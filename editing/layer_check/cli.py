@@ -37,7 +37,7 @@ def check_layers(
     settings: Annotated[
         list[str] | None, typer.Option("--set", help="Another setting of the editor, NAME=VALUE; repeatable.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of random prefixes and of the model's own text.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of random prefixes and of the model's own text.")] = 0,
     model: Model = "gemma-3-270m",
     device: Device = None,
     dtype: Dtype = "float32",

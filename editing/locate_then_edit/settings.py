@@ -136,7 +136,8 @@ class LocateThenEdit(ABC):
         Takes and raises what `apply` does; `edit.apply(model)` writes one.
         """
         requests, seed = listed(requests), whole("seed", seed, 0)
-        self.check(model, requests)
+        for request in requests:  # they may contradict each other
+            self.check(model, [request])
         found = []
         with editable(model), bar(len(requests) * self.steps, "optimising values", show=progress, unit="step") as steps:
             values, base = self.values(model, requests, seed, steps) if requests else [], model.fingerprint()

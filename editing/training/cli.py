@@ -38,7 +38,7 @@ def train(
     blocks: Annotated[int | None, typer.Option(help="The MLPs of so many last blocks are changed; mend, ke.")] = None,
     rate: Annotated[float | None, typer.Option(help="Of the optimiser.")] = None,
     retriever: Annotated[str | None, typer.Option(help="Whose vectors the scope is learned over; serac.")] = None,
-    seed: Annotated[int, typer.Option(help="Of first values, split and order.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of first values, split and order.")] = 0,
     model: Model = "gemma-3-270m",
     device: Device = None,
     dtype: Dtype = "float32",
