@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 from remembering import MADRID, ROME, reading_model, retriever, same_states, states
@@ -15,7 +16,7 @@ from editing.memory.mello_examples import EXAMPLES
 from editing.memory.memory import Memory
 from editing.memory.record import MemoryRecord
 from editing.scoring.asking import routes
-from editing.scoring.generation import complete, written_until
+from editing.scoring.generation import LastRead, complete, written_until
 from editing.scoring.scores import target_scores
 from tracer.model.tokens import encode
 
@@ -110,6 +111,34 @@ def test_a_stop_is_found_in_the_text_whatever_its_tokens(model: tracer.LanguageM
     assert written_until(model, prompt, ["never written"], new_tokens=12) == whole
 
 
+def test_what_two_texts_share_is_read_once_and_nothing_else_changes(model: tracer.LanguageModel, monkeypatch) -> None:
+    """Longer, shorter and other texts, one after the other, also where reading one of them was interrupted."""
+    last, read, forward = LastRead(), [], model.torch.forward
+
+    def counted(*args: Any, **options: Any) -> Any:
+        read.append(options["input_ids"].shape[1])
+        return forward(*args, **options)
+
+    monkeypatch.setattr(model.torch, "forward", counted)
+    start = "The capital of France is"
+    texts = [start, f"{start} Paris and", start, "Lisbon is the capital of", start]
+    for number, text in enumerate(texts):
+        read.clear()
+        found = written_until(model, text, ["never written"], new_tokens=6, last=last)
+        first = read[0]
+        assert found == written_until(model, text, ["never written"], new_tokens=6)
+        tokens = len(encode(model.tokenizer, text).ids)
+        assert (first < tokens) == (number in (1, 2)) and first >= 1
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(model, "check_finite", interrupted)
+        written_until(model, "Lisbon is the capital of", ["never written"], new_tokens=6, last=last)
+    assert written_until(model, start, ["never written"], new_tokens=6, last=last) == found
+
+
+def interrupted(_logits: Any) -> None:
+    raise KeyboardInterrupt
+
+
 def test_a_model_is_asked_its_hops_and_then_the_answer(model: tracer.LanguageModel, monkeypatch) -> None:
     """The model's own words are written by the test; scores and texts go on from where its answer follows."""
     said = iter([HOP, f"{CONTRADICTS} Rome\nFinal answer: Rome"] * 2)
@@ -160,7 +189,7 @@ def test_a_transcript_that_fills_the_context_is_no_answer_and_still_asked(tokeni
     model = reading_model(tokenizer, context=begun + ANSWER + 4)
     asked = []
 
-    def written(_model, _text, _stops, *, new_tokens: int) -> str:
+    def written(_model, _text, _stops, *, new_tokens: int, last: LastRead) -> str:
         asked.append(new_tokens)
         return HOP
 

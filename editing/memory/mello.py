@@ -25,7 +25,7 @@ from editing.memory.record import MemoryRecord
 from editing.memory.room import check_room, room_after
 from editing.numbers import check_whole
 from editing.scoring.asking import Route
-from editing.scoring.generation import written_until
+from editing.scoring.generation import LastRead, written_until
 from tracer.model import LanguageModel
 
 SUBQUESTION, TENTATIVE = "Subquestion:", "Generated answer:"
@@ -137,10 +137,12 @@ class MeLLo(MemoryEditor, method="mello"):
         return [Route(found.up_to_answer, model) for found in self._reasoned(model, memory, prompts)]
 
     def _reasoned(self, model: LanguageModel, memory: Memory | None, questions: Sequence[str]) -> list[Reasoned]:
+        last = LastRead()  # the worked examples and a question's own hops are read once
+
         def write(text: str) -> str | None:
             room = room_after(model, text)
             new = self.new_tokens if room is None else min(self.new_tokens, room - ANSWER)
-            return written_until(model, text, (FACT, NEXT_EXAMPLE), new_tokens=new) if new > 0 else None
+            return written_until(model, text, (FACT, NEXT_EXAMPLE), new_tokens=new, last=last) if new > 0 else None
 
         def retrieve(subquestion: str) -> str | None:
             return memory.nearest([subquestion])[0][0].text if memory else None

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import takewhile
 from typing import Any
 
 import numpy as np
@@ -52,10 +53,36 @@ def complete(model: LanguageModel, prompts: Sequence[str], *, new_tokens: int = 
     return written
 
 
-def written_until(model: LanguageModel, prompt: str, stops: Sequence[str], *, new_tokens: int) -> str:
+class LastRead:
+    """Keys and values of the text that a model read last, so that one which begins alike is read on from there."""
+
+    def __init__(self) -> None:
+        self.cache = DynamicCache()
+        self._read: list[int] = []
+
+    def unread(self, ids: Sequence[int]) -> int:
+        """Where `ids` are to be read on from: at most their last one, whose logits are wanted."""
+        if self.cache.get_seq_length() != len(self._read):  # it was interrupted
+            self.cache, self._read = DynamicCache(), []
+        pairs = zip(self._read, ids[:-1], strict=False)
+        shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+        if shared < len(self._read):
+            self.cache.crop(shared - len(self._read))
+        self._read = list(ids[:shared])
+        return shared
+
+    def keep(self, ids: Sequence[int]) -> None:
+        """`ids` have been read, but for what was written last."""
+        self._read = list(ids[: self.cache.get_seq_length()])
+
+
+def written_until(
+    model: LanguageModel, prompt: str, stops: Sequence[str], *, new_tokens: int, last: LastRead | None = None
+) -> str:
     """The greedy continuation of a prompt up to the first of `stops`, matched in the text whatever its tokens.
 
     White space in front is dropped before that. The model itself reads the prompt; no reader of prompts is asked.
+    `last`: what the unchanged model read before, and from then on this text.
     """
     ids = torch.tensor([encode(model.tokenizer, prompt).ids], device=model.device)
 
@@ -66,7 +93,7 @@ def written_until(model: LanguageModel, prompt: str, stops: Sequence[str], *, ne
         assert model.tokenizer is not None
         return now[0, -1].item() == model.tokenizer.eos_token_id or any(stop in written(now) for stop in stops)
 
-    text = written(continued(model, ids, new_tokens, until=ended))
+    text = written(continued(model, ids, new_tokens, until=ended, last=last))
     return text[: min((text.index(stop) for stop in stops if stop in text), default=len(text))]
 
 
@@ -217,16 +244,20 @@ def continued(
     step: Callable[[], object] = lambda: None,
     until: Callable[[Tensor], bool] = lambda _: False,
     n_encoder: int = 0,
+    last: LastRead | None = None,
 ) -> Tensor:
     """`ids` [row, token] with `new_tokens` more, or as many as the context holds: the best, or of the `top_k` best.
 
     The draw is over k numbers, where transformers' own sampling draws over the whole vocabulary and
     from the global random state. `draws` [row, step] in [0, 1), if given, decide instead of a generator;
-    what `until` says of the ids after a step ends it early. The first `n_encoder` tokens are an encoder's.
+    what `until` says of the ids after a step ends it early. The first `n_encoder` tokens are an encoder's. A single
+    row is read on from where it parts from what was read `last`.
     """
     room = new_tokens if model.context_length is None else model.context_length + 1 - ids.shape[1]
     model.check_length(ids.shape[1])
-    logits_after, fresh = _reader(model, ids[:, :n_encoder]), ids[:, n_encoder:]
+    begin = n_encoder if last is None else last.unread(ids[0].tolist())
+    logits_after = _reader(model, ids[:, :n_encoder], DynamicCache() if last is None else last.cache)
+    fresh = ids[:, begin:]
     for number in range(min(new_tokens, room)):
         logits = logits_after(fresh)
         model.check_finite(logits)
@@ -237,13 +268,14 @@ def continued(
         step()
         if until(ids):
             break
+    if last is not None:
+        last.keep(ids[0].tolist())
     return ids
 
 
-def _reader(model: LanguageModel, read: Tensor) -> Callable[[Tensor], Tensor]:
+def _reader(model: LanguageModel, read: Tensor, cache: DynamicCache) -> Callable[[Tensor], Tensor]:
     """Reads tokens [row, token], each once, and gives the logits after them [row, vocab]; `read` are an encoder's."""
     if not read.shape[1]:
-        cache = DynamicCache()
         options: dict[str, Any] = {"past_key_values": cache, "use_cache": True, "logits_to_keep": 1}
         return lambda fresh: model.torch(input_ids=fresh, **options).logits[:, -1]
     both = EncoderDecoderCache(DynamicCache(), DynamicCache())
