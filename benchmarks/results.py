@@ -1,56 +1,94 @@
-"""Packs what comparisons of one model found, to be kept beside the README, and prints the README's tables of it.
+"""Packs comparisons of one model, to be kept beside the README, and prints the README's tables of them.
 
-python benchmarks/results.py smollm2 runs/compare/smollm2 runs/compare/smollm2-batch100 ...
+python benchmarks/results.py smollm2 runs/compare/smollm2 runs/compare/smollm2-sequence ...
 
-Writes MODEL.jsonl.gz, a record for each editor, file, protocol, number of edits and case, without the data's words,
-and MODEL.csv.gz, every mean with its n, interval, file and slice. What these hold of other editors, files and protocols
-stays. Without folders: the tables of what is there.
+Writes MODEL.tar.gz, the folders with every finished evaluation but without the data's words, and MODEL.csv.gz,
+every mean with its n, interval, file and slice. Unpacked (tar xzf benchmarks/results/smollm2.tar.gz -C runs/compare) a
+folder is read by `editing recommend`, and `editing compare` goes on in it.
 """
 
 from __future__ import annotations
 
 import argparse
 import gzip
+import io
 import json
-from collections.abc import Iterable, Mapping, Sequence
+import tarfile
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from editing.comparison import read_comparison, scores_frame
-from editing.comparison.tables import case_records
+from editing.comparison.folder import ABOUT
+from editing.comparison.plan import ASKED
+from editing.evaluation.manifest import MANIFEST
 from editing.evaluation.tables import as_markdown, shown
 from tracer.storage import atomic_path, to_json
 
+KEPT = (MANIFEST, ASKED, "cases.jsonl", "batches.jsonl", "checkpoints.jsonl")
 SINGLE = ("ES", "PS", "NS", "S", "reliability_token_acc", "generalization_token_acc", "locality_agreement")
 REACH = (
     *("subject_replace_token_acc", "reversed_relation_token_acc", "one_hop_token_acc"),
     *("other_relation_agreement", "distracting_neighborhood_agreement", "other_task_accuracy"),
 )
 MANY = ("S", "reliability_token_acc", "generalization_token_acc", "locality_agreement", "perplexity_ratio")
-RUN = ["data", "protocol", "editor"]
 
 
 def main() -> None:
     """Reads the folders, writes both files, prints the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
-    parser.add_argument("folders", nargs="*", type=Path)
+    parser.add_argument("folders", nargs="+", type=Path)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     options = parser.parse_args()
-    found = [read_comparison(folder) for folder in options.folders]
-    newer = [record for one in found for record in case_records(one)]
-    runs = {tuple(record[name] for name in RUN) for record in newer}
+    frame = pd.concat([scores_frame(read_comparison(folder)) for folder in options.folders], ignore_index=True)
     options.out.mkdir(parents=True, exist_ok=True)
-    means, records = options.out / f"{options.model}.csv.gz", options.out / f"{options.model}.jsonl.gz"
-    frames = [_others(pd.read_csv(means), runs)] if means.exists() else []
-    frame = pd.concat([*frames, *map(scores_frame, found)], ignore_index=True)
-    if found:
-        kept = [line for line in _lines(records) if tuple(json.loads(line)[name] for name in RUN) not in runs]
-        _pack(records, "".join(f"{line}\n" for line in [*kept, *(to_json(_without_words(one)) for one in newer)]))
-        _pack(means, frame.to_csv(index=False))
+    _write(options.out / f"{options.model}.tar.gz", packed(options.folders))
+    _write(options.out / f"{options.model}.csv.gz", frame.to_csv(index=False).encode())
     print("\n\n".join(tables(frame.loc[frame["cases"] == "all"])))
+
+
+def packed(folders: Iterable[Path]) -> bytes:
+    """A tar file of what `editing compare` reads again; equal folders give equal bytes."""
+    archive = io.BytesIO()
+    with tarfile.open(fileobj=archive, mode="w") as tar:
+        for folder in folders:
+            for path in _kept(folder):
+                content = without_words(path).encode()
+                entry = tarfile.TarInfo(str(path.relative_to(folder.parent)))
+                entry.size = len(content)
+                tar.addfile(entry, io.BytesIO(content))
+    return archive.getvalue()
+
+
+def _kept(folder: Path) -> Iterator[Path]:
+    yield folder / ABOUT
+    yield from sorted((folder / "costs").glob("*.json"))
+    for table in sorted((folder / "runs").glob("*/*/*/table.csv")):  # written when an evaluation is finished
+        yield from (path for name in KEPT if (path := table.with_name(name)).is_file())
+
+
+def without_words(path: Path) -> str:
+    """The text of a file, of its diagnostics only the numbers."""
+    text = path.read_text(encoding="utf-8")
+    if path.suffix != ".jsonl":
+        return text
+    return "".join(f"{to_json(_stripped(json.loads(line)))}\n" for line in text.splitlines())
+
+
+def _stripped(record: Any) -> Any:
+    if isinstance(record, list):
+        return list(map(_stripped, record))
+    if not isinstance(record, dict):
+        return record
+    found = {name: _stripped(value) for name, value in record.items()}
+    if "diagnostics" in found:
+        numbers = {name: value for name, value in found["diagnostics"].items() if isinstance(value, int | float)}
+        failed = {"not_editable": "see a run"} if "not_editable" in found["diagnostics"] else {}
+        found["diagnostics"] = numbers | failed
+    return found
 
 
 def tables(frame: pd.DataFrame) -> Iterable[str]:
@@ -94,25 +132,10 @@ def _has(rows: pd.DataFrame, names: Sequence[str]) -> bool:
     return bool(set(names) & set(rows["score"]))
 
 
-def _others(frame: pd.DataFrame, runs: set[tuple[str, ...]]) -> pd.DataFrame:
-    """The rows of other runs."""
-    return frame.loc[[run not in runs for run in frame[RUN].itertuples(index=False, name=None)]]
-
-
-def _lines(path: Path) -> list[str]:
-    return gzip.decompress(path.read_bytes()).decode().splitlines() if path.exists() else []
-
-
-def _without_words(record: Mapping[str, Any]) -> dict[str, Any]:
-    """The record with the numbers of its diagnostics alone."""
-    numbers = {name: value for name, value in record["diagnostics"].items() if isinstance(value, int | float)}
-    return {**record, "diagnostics": numbers}
-
-
-def _pack(path: Path, text: str) -> None:
-    """The same text gives the same bytes."""
+def _write(path: Path, content: bytes) -> None:
+    """Compressed; the same content gives the same bytes."""
     with atomic_path(path) as temporary:
-        temporary.write_bytes(gzip.compress(text.encode(), 9, mtime=0))
+        temporary.write_bytes(gzip.compress(content, 9, mtime=0))
 
 
 if __name__ == "__main__":
