@@ -15,16 +15,18 @@ from test_grace import LONG, PROMPTS, SHORT, next_tokens
 
 import tracer
 from editing import EditFailedError, EditRequest, RequestError, TPatcher, load_edit
-from editing.added_parameters.last_layer import last_layer
+from editing.added_parameters.last_layer import LastLayer, last_layer
 from editing.added_parameters.patch import Patch
 from editing.added_parameters.patch_memory import LEAST_ROWS, memory_of
 from editing.added_parameters.patch_training import (
     Neurons,
+    Schedule,
     TrainedPatch,
+    Training,
     loss_of,
     mean_of_largest,
     memory_loss,
-    trained_patch,
+    trained_patches,
 )
 from editing.editors import editor_named
 from editing.scoring.asking import prompts_end_at
@@ -57,6 +59,10 @@ def whole_pass(model: tracer.LanguageModel, request: EditRequest, increment) -> 
     return logits
 
 
+def loss(neurons: Neurons, state: LastLayer, memory: torch.Tensor, schedule: Schedule):
+    return loss_of(neurons, state.logits(neurons.increment(state.entering)), state.target, memory, schedule)
+
+
 def new_neurons(model: tracer.LanguageModel, request: EditRequest, n: int, act: str = "relu") -> Neurons:
     return Neurons(last_layer(model, request).entering[:n], act, torch.Generator().manual_seed(0))
 
@@ -67,7 +73,7 @@ def test_a_cached_step_equals_a_whole_pass(name: str) -> None:
     model = tracer.load(FAMILIES[name].build(), tokenizer=make_tokenizer(bos=False), check=False)
     cached, neurons = last_layer(model, LONG), new_neurons(model, LONG, 2, "gelu_new")
     memory = torch.randn(30, cached.entering.shape[1], dtype=torch.float64)
-    found, _ = loss_of(neurons, cached, memory, QUICK.schedule)
+    found, _ = loss(neurons, cached, memory, QUICK.schedule)
     logits = whole_pass(model, LONG, neurons.increment)
     edit = torch.nn.functional.cross_entropy(logits, cached.target, label_smoothing=0.1)
     own = torch.stack([(neurons.keys[n] @ neurons.queries[n] + neurons.biases[n]) for n in range(2)])
@@ -104,22 +110,22 @@ def test_the_loss_weighs_the_five_neurons_that_their_own_queries_fire_least(toy_
         neurons.biases += torch.arange(7) - 1.0
     memory = cached.seen[:3]
     schedule = dataclasses.replace(QUICK, activation_weight=3.0, memory_weight=0.5).schedule
-    loss, edit = loss_of(neurons, cached, memory, schedule)
+    total, edit = loss(neurons, cached, memory, schedule)
     own = sum(math.exp(-n) for n in range(5)) / 5
-    assert (loss - edit).item() == pytest.approx(3 * own + 0.5 * memory_loss(neurons, memory).item(), rel=1e-9)
+    assert (total - edit).item() == pytest.approx(3 * own + 0.5 * memory_loss(neurons, memory).item(), rel=1e-9)
 
 
 def test_training_is_adam_with_weight_decay_clipped_and_its_rate_halved_on_plateaus(toy_model) -> None:
     """Written out step by step; so large a rate makes the loss go up, and the answer is not said."""
     cached, memory = last_layer(toy_model, LONG), memory_of(toy_model, 40, seed=0)
     schedule = dataclasses.replace(QUICK, rate=4.0, steps=14, first_check=2, every=1, memory_weight=1e-3).schedule
-    found = trained_patch(new_neurons(toy_model, LONG, 5), cached, memory, schedule)
+    (found,) = trained_patches([Training(new_neurons(toy_model, LONG, 5), cached, memory)], schedule)
     slow = new_neurons(toy_model, LONG, 5)
     first, second = ([torch.zeros_like(one) for one in slow.parameters] for _ in range(2))
     rate, best, worse, halved = 4.0, math.inf, 0, 0
     for step in range(1, 15):
-        loss, _ = loss_of(slow, cached, memory.trained, schedule)
-        gradients = torch.autograd.grad(loss, slow.parameters)
+        total, _ = loss(slow, cached, memory.trained, schedule)
+        gradients = torch.autograd.grad(total, slow.parameters)
         norm = math.sqrt(sum(float(one.square().sum()) for one in gradients))
         with torch.no_grad():
             for n, (one, gradient) in enumerate(zip(slow.parameters, gradients, strict=True)):
@@ -129,8 +135,8 @@ def test_training_is_adam_with_weight_decay_clipped_and_its_rate_halved_on_plate
                 size = (second[n] / (1 - 0.999**step)).sqrt() + 1e-8
                 one -= rate * first[n] / (1 - 0.9**step) / size
         if step >= 2:
-            worse = 0 if loss.item() < best * (1 - 1e-4) else worse + 1
-            best = min(best, loss.item()) if worse == 0 else best
+            worse = 0 if total.item() < best * (1 - 1e-4) else worse + 1
+            best = min(best, total.item()) if worse == 0 else best
             if worse > 1:
                 rate, worse, halved = rate / 2, 0, halved + 1
     assert halved and norm > 5 and not found.said
@@ -144,27 +150,54 @@ def test_training_ends_once_the_answer_is_said_and_keeps_the_patch_with_the_leas
     """Looks at steps 4, 6, 8 ...: not said, said, better, no better: it ends there with the third."""
     looks = iter([(0.1, False), (5.0, True), (4.0, True), (3.9995, True), (1.0, True)])
 
-    def looked(neurons, state, memory, layer, step, edit) -> TrainedPatch:
+    def looked(run, _logits, step) -> TrainedPatch:
         loss, said = next(looks)
-        return TrainedPatch(neurons.patch(layer, state.seen), step, edit.item(), loss, said)
+        return TrainedPatch(run.neurons.patch(LAST, run.state.seen), step, run.edit_loss, loss, said)
 
-    monkeypatch.setattr("editing.added_parameters.patch_training._looked_at", looked)
+    monkeypatch.setattr("editing.added_parameters.patch_training._Run.looked_at", looked)
     schedule = dataclasses.replace(QUICK, steps=50).schedule
-    found = trained_patch(
-        new_neurons(toy_model, LONG, 2), last_layer(toy_model, LONG), memory_of(toy_model, 40, seed=0), schedule
-    )
+    state, memory = last_layer(toy_model, LONG), memory_of(toy_model, 40, seed=0)
+    (found,) = trained_patches([Training(new_neurons(toy_model, LONG, 2), state, memory)], schedule)
     assert (found.steps, found.memory_loss) == (8, 4.0) and next(looks) == (1.0, True)
+
+
+@pytest.mark.parametrize("together", [16, 2])
+def test_requests_trained_side_by_side_find_what_each_finds_alone(toy_model, monkeypatch, together: int) -> None:
+    """Answers of one and of several tokens, one that is said already, and one that ends before the others."""
+    monkeypatch.setattr("editing.added_parameters.t_patcher.TOGETHER", together)
+    editor = TPatcher(memory=40, steps=60, first_check=5, every=5, rate=0.05)
+    before, said = state(toy_model), said_already(toy_model)
+    requests = [REQUEST, LONG, said, OTHER, dataclasses.replace(REQUEST, new=" Rome")]
+    with editor.apply(toy_model, [OTHER]):  # an edit that stays: its tokens are remembered
+        found = editor.each(toy_model, requests, progress=False)
+        assert len(toy_model.edits) == 1
+        for edit, request in zip(found, requests, strict=True):
+            with editor.apply(toy_model, [request]) as alone:
+                assert edit.requests == alone.requests and edit.summary == alone.summary
+                assert {name: edit.diagnostics[0][name] for name in ("steps", "neurons")} == {
+                    name: alone.diagnostics[0][name] for name in ("steps", "neurons")
+                }
+                written = alone.diagnostics[0]["probability_written"]
+                assert edit.diagnostics[0]["probability_written"] == pytest.approx(written, abs=1e-6)
+                for one, other in zip(edit.attachments, alone.attachments, strict=True):
+                    torch.testing.assert_close(one.keys, other.keys, atol=1e-6, rtol=1e-6)
+                    torch.testing.assert_close(one.values, other.values, atol=1e-6, rtol=1e-6)
+            with edit.apply(toy_model):
+                (score,) = target_scores(toy_model, [(request.prompt, request.new)])
+                assert score.prob == pytest.approx(written, abs=1e-6)
+    assert len({edit.diagnostics[0]["steps"] for edit in found}) > 2
+    assert_same(toy_model, before)
 
 
 def test_a_request_sees_the_neurons_before_it_and_remembers_what_they_were_trained_on(toy_model, monkeypatch) -> None:
     """The training of each request is given the state under earlier patches, and their tokens as memory."""
     given = []
 
-    def spied(neurons, state, memory, schedule):
-        given.append((state.given, memory.trained))
-        return trained_patch(neurons, state, memory, schedule)
+    def spied(trainings, schedule):
+        given.extend((one.state.given, one.memory.trained) for one in trainings)
+        return trained_patches(trainings, schedule)
 
-    monkeypatch.setattr("editing.added_parameters.t_patcher.trained_patch", spied)
+    monkeypatch.setattr("editing.added_parameters.t_patcher.trained_patches", spied)
     seen = {request: last_layer(toy_model, request).seen for request in (REQUEST, OTHER, LONG)}
     alone = last_layer(toy_model, LONG).given
     with QUICK.apply(toy_model, [REQUEST]) as first, QUICK.apply(toy_model, [OTHER, LONG]) as second:
@@ -344,7 +377,7 @@ def test_what_cannot_be_patched_is_refused_and_leaves_nothing(toy_model: tracer.
     ):
         with pytest.raises(RequestError, match=said):
             TPatcher(**wrong)
-    monkeypatch.setattr("editing.added_parameters.t_patcher.trained_patch", refuse)
+    monkeypatch.setattr("editing.added_parameters.t_patcher.trained_patches", refuse)
     with pytest.raises(EditFailedError, match="on purpose"):
         QUICK.apply(toy_model, [REQUEST])
     assert toy_model.edits == []

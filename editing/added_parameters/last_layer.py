@@ -58,8 +58,7 @@ class LastLayer:
 
     def logits(self, increment: Tensor) -> Tensor:
         """Logits [T, vocab] with `increment` [T, d_model] added to what the value matrix gives."""
-        found = self.model.anatomy.unembed(self._leaving(increment))
-        return wide(found)
+        return logits_of([self], [increment])[0]
 
     def with_patches(self, patches: Sequence[Patch]) -> LastLayer:
         """The same request once these are attached."""
@@ -67,7 +66,7 @@ class LastLayer:
             return self
         increment = torch.stack([patch.increment(self.entering) for patch in patches]).sum(0)
         given = self.given + increment.to(self.given)
-        return dataclasses.replace(self, given=given, leaving=self._leaving(increment))
+        return dataclasses.replace(self, given=given, leaving=self.left_with(increment))
 
     def wrong(self) -> list[int]:
         """Which answer tokens the model does not say, those before them given."""
@@ -75,7 +74,8 @@ class LastLayer:
             said = self.logits(torch.zeros_like(self.given)).argmax(-1)
         return (said != self.target).nonzero()[:, 0].tolist()
 
-    def _leaving(self, increment: Tensor) -> Tensor:
+    def left_with(self, increment: Tensor) -> Tensor:
+        """What leaves the block with `increment` added, [T, d_model]."""
         before, after = self._normed(self.given), self._normed(self.given + increment.to(self.given))
         return self.leaving + self.factor * (after - before)
 
@@ -84,6 +84,13 @@ class LastLayer:
         anatomy = self.model.anatomy
         inside = f"{anatomy.names.value_matrix}.".startswith(f"{anatomy.names.mlp_site}.")
         return given if inside else anatomy.site_module("mlp", self.model.n_layers - 1)(given)
+
+
+def logits_of(states: Sequence[LastLayer], increments: Sequence[Tensor]) -> Sequence[Tensor]:
+    """The logits of requests of one model, each with its increment, by one product with the head."""
+    leaving = [state.left_with(increment) for state, increment in zip(states, increments, strict=True)]
+    found = wide(states[0].model.anatomy.unembed(torch.cat(leaving)))
+    return found.split([len(rows) for rows in leaving])
 
 
 def last_layer(model: LanguageModel, request: EditRequest) -> LastLayer:

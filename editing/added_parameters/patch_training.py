@@ -1,4 +1,4 @@
-"""Training of one request's neurons: say the answer, fire on the queries, stay silent on the memory.
+"""Training of a request's neurons: say the answer, fire on the queries, stay silent on the memory.
 
     L = l_e + w_a l_a + w_m l_m
     l_e   label-smoothed NLL of the answer's tokens
@@ -10,12 +10,14 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from editing.added_parameters.last_layer import LastLayer
+from editing.added_parameters.last_layer import LastLayer, logits_of
 from editing.added_parameters.patch import Patch, fired
 from editing.added_parameters.patch_memory import Memory
 from editing.errors import EditFailedError
@@ -109,50 +111,103 @@ def memory_loss(neurons: Neurons, memory: Tensor) -> Tensor:
     return silent + mean_of_largest(before - neurons.own() + GAMMA, MEMORY_LARGEST)
 
 
-def loss_of(neurons: Neurons, state: LastLayer, memory: Tensor, schedule: Schedule) -> tuple[Tensor, Tensor]:
-    """L, and l_e alone."""
-    logits = state.logits(neurons.increment(state.entering))
-    edit = nn.functional.cross_entropy(logits, state.target, label_smoothing=SMOOTHING)
+def loss_of(
+    neurons: Neurons, logits: Tensor, target: Tensor, memory: Tensor, schedule: Schedule
+) -> tuple[Tensor, Tensor]:
+    """L, and l_e alone; `logits` [T, vocab] are those with the neurons."""
+    edit = nn.functional.cross_entropy(logits, target, label_smoothing=SMOOTHING)
     own = mean_of_largest(-neurons.own(), OWN_LARGEST)
     return edit + schedule.activation_weight * own + schedule.memory_weight * memory_loss(neurons, memory), edit
 
 
-def trained_patch(neurons: Neurons, state: LastLayer, memory: Memory, schedule: Schedule) -> TrainedPatch:
-    """Adam with a rate that halves on plateaus; ends once the answer is said and validation gains no more.
+@dataclass(frozen=True, eq=False)
+class Training:
+    """The neurons of one request, the state they change, and what they should not fire on."""
+
+    neurons: Neurons
+    state: LastLayer
+    memory: Memory
+
+
+def trained_patches(trainings: Sequence[Training], schedule: Schedule) -> list[TrainedPatch]:
+    """Adam with a rate that halves on plateaus; a request ends once its answer is said and validation gains no more.
+
+    Requests meet nowhere but in the product with the head, which takes hardly longer for several: what is found is
+    what each finds alone, to rounding.
 
     Raises:
-        EditFailedError: the loss became NaN or infinite.
+        EditFailedError: a loss became NaN or infinite.
     """
-    layer = state.model.n_layers - 1
-    optimiser = torch.optim.Adam(neurons.parameters, lr=schedule.rate, weight_decay=WEIGHT_DECAY)
-    plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimiser, factor=0.5, patience=PATIENCE)
-    best: TrainedPatch | None = None
-    worse, edit = 0, torch.tensor(torch.nan)
+    runs = [_Run(training, schedule) for training in trainings]
     for step in range(1, schedule.steps + 1):
-        loss, edit = loss_of(neurons, state, memory.trained, schedule)
-        if not torch.isfinite(loss):
-            raise EditFailedError(f"The loss became {loss.item()} after {step - 1} steps. Use a smaller rate.")
-        for parameter, gradient in zip(neurons.parameters, torch.autograd.grad(loss, neurons.parameters), strict=True):
-            parameter.grad = gradient
-        nn.utils.clip_grad_norm_(neurons.parameters, CLIP)
-        optimiser.step()
+        going = [run for run in runs if not run.ended]
+        if not going:
+            break
+        losses = [run.loss(logits) for run, logits in zip(going, _logits(going), strict=True)]
+        _step(going, losses, step)
         if step < schedule.first_check or (step - schedule.first_check) % schedule.every:
             continue
-        plateau.step(loss.item())
-        found = _looked_at(neurons, state, memory, layer, step, edit)
+        with torch.no_grad():
+            for run, loss, logits in zip(going, losses, _logits(going), strict=True):
+                run.plateau.step(loss.item())
+                run.weigh(run.looked_at(logits, step))
+    with torch.no_grad():
+        return [run.best or run.looked_at(*_logits([run]), schedule.steps) for run in runs]
+
+
+class _Run:
+    """One request's training, and how far it is."""
+
+    def __init__(self, training: Training, schedule: Schedule) -> None:
+        self.neurons, self.state, self.memory = training.neurons, training.state, training.memory
+        self.schedule, self.parameters = schedule, training.neurons.parameters
+        self.optimiser = torch.optim.Adam(self.parameters, lr=schedule.rate, weight_decay=WEIGHT_DECAY)
+        self.plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(self.optimiser, factor=0.5, patience=PATIENCE)
+        self.best: TrainedPatch | None = None
+        self.worse, self.edit_loss = 0, math.nan
+
+    @property
+    def ended(self) -> bool:
+        """The answer is said and validation gains no more."""
+        return self.worse >= PATIENCE
+
+    def loss(self, logits: Tensor) -> Tensor:
+        """L."""
+        loss, edit = loss_of(self.neurons, logits, self.state.target, self.memory.trained, self.schedule)
+        self.edit_loss = float(edit.detach())
+        return loss
+
+    def looked_at(self, logits: Tensor, step: int) -> TrainedPatch:
+        """The patch as it is now."""
+        said = bool((logits.argmax(-1) == self.state.target).all())
+        patch = self.neurons.patch(self.state.model.n_layers - 1, self.state.seen)
+        return TrainedPatch(patch, step, self.edit_loss, float(memory_loss(self.neurons, self.memory.validation)), said)
+
+    def weigh(self, found: TrainedPatch) -> None:
+        """Keeps it where the answer is said and the memory suffers less."""
         if not found.said:
-            continue
-        if best is None or found.memory_loss < best.memory_loss - IMPROVED:
-            best, worse = found, 0
+            return
+        if self.best is None or found.memory_loss < self.best.memory_loss - IMPROVED:
+            self.best, self.worse = found, 0
         else:
-            worse += 1
-        if worse >= PATIENCE:
-            break
-    return best or _looked_at(neurons, state, memory, layer, schedule.steps, edit)
+            self.worse += 1
 
 
-@torch.no_grad()
-def _looked_at(neurons: Neurons, state: LastLayer, memory: Memory, layer: int, step: int, edit: Tensor) -> TrainedPatch:
-    said = bool((state.logits(neurons.increment(state.entering)).argmax(-1) == state.target).all())
-    validation = float(memory_loss(neurons, memory.validation))
-    return TrainedPatch(neurons.patch(layer, state.seen), step, float(edit), validation, said)
+def _logits(runs: Sequence[_Run]) -> Sequence[Tensor]:
+    """Of each request with its neurons, [T, vocab]."""
+    states = [run.state for run in runs]
+    return logits_of(states, [run.neurons.increment(run.state.entering) for run in runs])
+
+
+def _step(runs: Sequence[_Run], losses: Sequence[Tensor], step: int) -> None:
+    """Each loss depends on its own neurons alone, so that the gradient of their sum is each one's."""
+    for loss in losses:
+        if not torch.isfinite(loss):
+            raise EditFailedError(f"The loss became {loss.item()} after {step - 1} steps. Use a smaller rate.")
+    parameters = [parameter for run in runs for parameter in run.parameters]
+    gradients = torch.autograd.grad(torch.stack(list(losses)).sum(), parameters)
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        parameter.grad = gradient
+    for run in runs:
+        nn.utils.clip_grad_norm_(run.parameters, CLIP)
+        run.optimiser.step()
