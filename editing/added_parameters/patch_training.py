@@ -152,7 +152,7 @@ def trained_patches(trainings: Sequence[Training], schedule: Schedule) -> list[T
                 run.plateau.step(loss.item())
                 run.weigh(run.looked_at(logits, step))
     with torch.no_grad():
-        return [run.best or run.looked_at(*_logits([run]), schedule.steps) for run in runs]
+        return [run.best or run.looked_at(_logits([run])[0], schedule.steps) for run in runs]
 
 
 class _Run:
