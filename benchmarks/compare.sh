@@ -1,0 +1,44 @@
+#!/usr/bin/env bash
+# The README's tables of all editors. Each command goes on where it was stopped; all together take days on two cores.
+#
+#   benchmarks/compare.sh smollm2 5 DATA [runs/compare]
+#
+# Arguments: the model, the layer for editors that benchmarks/editors-MODEL.toml tells none, the folder of the files
+# below (the published ones, or subsets of them), and where the comparisons go.
+set -euo pipefail
+model=$1 layer=$2 data=$3 out=${4:-runs/compare}
+locality=$data/portability.counterfact_locality.json.gz replaced=$data/portability.counterfact_subject_replace.json.gz
+one_hop=$data/portability.zsre_onehop.json.gz reversed=$data/portability.zsre_inverse_relation.json.gz
+counterfact_train=$data/counterfact_flat.train.json.gz zsre_train=$data/zsre.train.json.gz
+zsre=$data/zsre.eval.dev.json.gz piqa=$data/piqa.valid.json.gz
+
+train_serac() { # NAME FILE
+  local without=() file
+  for file in "$locality" "$replaced" "$one_hop" "$reversed" "$zsre"; do without+=(--without "$file"); done
+  editing train --editor serac --data "$2" "${without[@]}" --model "$model" --out "runs/train/$1" --quiet
+}
+
+compare() { # FOLDER FILE EDITORS [OPTION ...]
+  editing compare --model "$model" --layer "$layer" --settings "benchmarks/editors-$model.toml" --out "$out/$1" \
+    --data "$2" --editors "$3" --evenly --no-free --no-kl --no-costs --threads 1 --quiet "${@:4}"
+}
+
+single() { # FILE EDITORS N [OPTION ...]
+  compare "$model" "$1" "$2" --n "$3" --choices "$piqa" --choices-a-case 1 --text 1 "${@:4}"
+}
+
+train_serac serac-counterfact "$counterfact_train"
+train_serac serac-zsre "$zsre_train"
+
+beside=memprompt,grace,t-patcher,calinet,ike
+weights=r-rome,rome,memit,emmet,alphaedit,pmet,kn,ft,ft-l,ft-m
+single "$locality" "serac-counterfact,$beside,$weights" 100
+single "$one_hop" "serac-zsre,$beside,$weights" 100 --benchmark zsre-survey
+single "$replaced" "serac-counterfact,$beside,$weights" 70
+single "$reversed" "serac-zsre,$beside,$weights" 70 --benchmark zsre-survey
+
+compare "$model-sequence" "$zsre" serac-zsre,memprompt,grace,t-patcher,r-rome,rome,memit,alphaedit,ft-l \
+  --benchmark zsre --protocols sequential --n 300 --checkpoints 1,10,30,100,300
+compare "$model-batch" "$zsre" memit,emmet,alphaedit,pmet --benchmark zsre --protocols batch --n 500 --batch 10,100,500
+compare "$model-batch-1000" "$zsre" memit,emmet,alphaedit,grace,serac-zsre \
+  --benchmark zsre --protocols batch --n 1000 --batch 1000
