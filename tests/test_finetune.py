@@ -16,7 +16,7 @@ from editing import EditFailedError, EditingWarning, EditRequest, RequestError, 
 from editing.fine_tuning import side_by_side
 from editing.fine_tuning.descent import STOP_BELOW, batch_of
 from editing.fine_tuning.ft import FT, PRESETS
-from editing.fine_tuning.trained import ball_around
+from editing.fine_tuning.trained_matrix import ball_around
 from editing.scoring.scores import target_scores
 from tracer.errors import AnatomyError, SiteError
 

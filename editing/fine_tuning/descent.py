@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from editing.errors import EditFailedError
-from editing.fine_tuning.trained import Trained
+from editing.fine_tuning.trained_matrix import TrainedMatrix
 from editing.request import EditRequest
 from editing.scoring.forced_decoder import ForcedDecoder
 from tracer.model import LanguageModel
@@ -121,7 +121,7 @@ def descend(
     Raises:
         EditFailedError: the loss became NaN or infinite.
     """
-    trained = Trained(model, layer, rate=rate, radius=radius)
+    trained = TrainedMatrix(model, layer, rate=rate, radius=radius)
     first, last, taken, clamped = [], [], 0, 0.0
     with trained.in_use():
         for turn in range(steps):

@@ -23,7 +23,7 @@ from editing.edit import Edit
 from editing.errors import EditFailedError, EditingWarning, RequestError
 from editing.fine_tuning.descent import Descent, Loss, batch_of, descend
 from editing.fine_tuning.side_by_side import descend_each, most_together
-from editing.fine_tuning.trained import trained_parameters
+from editing.fine_tuning.trained_matrix import trained_parameters
 from editing.locate_then_edit.complaints import LOST
 from editing.numbers import check_above_zero, check_not_negative, check_whole
 from editing.request import EditRequest, check_requests, listed

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 
 from editing.fine_tuning.descent import STOP_BELOW, Batch, Descent, finite
-from editing.fine_tuning.trained import Trained, trained_parameters
+from editing.fine_tuning.trained_matrix import TrainedMatrix, trained_parameters
 from tracer.model import LanguageModel
 
 MOST_BYTES = 1 << 31  # of all copies, their gradients and Adam's two moments
@@ -40,7 +40,7 @@ def descend_each(
         EditFailedError: a loss became NaN or infinite.
     """
     count = len(batch.lengths)
-    trained = Trained(model, layer, rate=rate, radius=radius, rows=count)
+    trained = TrainedMatrix(model, layer, rate=rate, radius=radius, rows=count)
     going = torch.ones(count, dtype=torch.bool, device=batch.lengths.device)
     taken, clamped, first = torch.zeros(count, dtype=torch.long), torch.zeros(count, dtype=torch.double), []
     with trained.in_use():

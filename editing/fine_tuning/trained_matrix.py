@@ -17,7 +17,7 @@ from tracer.model import LanguageModel
 from tracer.sweep.hooks import only_here
 
 
-class Trained:
+class TrainedMatrix:
     """One copy that all rows of a batch share, or one for each row.
 
     Attributes:
