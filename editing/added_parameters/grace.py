@@ -19,7 +19,7 @@ from editing.added_parameters.attaching import attach_and_score, started
 from editing.added_parameters.calibration import calibrated_on_bundled_facts
 from editing.added_parameters.codebook import Codebook, Placing, Record
 from editing.added_parameters.codebook_branch import Journal, Place, Replace, codebook_at
-from editing.added_parameters.replaced_value import Trained, Trial, trained_value, trial_of
+from editing.added_parameters.replaced_value import TrainedValue, Trial, trained_value, trial_of
 from editing.edit import Edit
 from editing.errors import RequestError
 from editing.numbers import check_above_zero, check_not_negative, check_whole
@@ -147,7 +147,7 @@ class GRACE:
         placing = book.placing(query, trial.label)
         start = self._start(book, placing, trial, generator).to(query)
         options = {"rate": self.rate, "steps": self.steps, "stop_below": self.stop_below}
-        found: Trained = trained_value(trial, start, **options, each_step=lambda: None)
+        found: TrainedValue = trained_value(trial, start, **options, each_step=lambda: None)
         record = Record(query.cpu(), found.value.cpu(), trial.label)
         losses = {"loss_before": found.losses[0], "loss": min(found.losses), "steps": len(found.losses) - 1}
         return record, {"rule": placing.rule, "distance": placing.distance, **losses}

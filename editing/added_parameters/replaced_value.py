@@ -94,7 +94,7 @@ def trial_of(model: LanguageModel, layer: int, request: EditRequest, replace: Re
 
 
 @dataclass(frozen=True, eq=False)
-class Trained:
+class TrainedValue:
     """The best value seen, and the losses on the way.
 
     Attributes:
@@ -108,7 +108,7 @@ class Trained:
 
 def trained_value(
     trial: Trial, start: Tensor, *, rate: float, steps: int, stop_below: float, each_step: Callable[[], object]
-) -> Trained:
+) -> TrainedValue:
     """Adam from `start` [n_out], at most `steps` steps; ends early below a loss of `stop_below`.
 
     Raises:
@@ -129,4 +129,4 @@ def trained_value(
         (value.grad,) = torch.autograd.grad(loss, [value])
         optimiser.step()
         each_step()
-    return Trained(best, tuple(losses))
+    return TrainedValue(best, tuple(losses))
