@@ -10,7 +10,7 @@ model=$1 layer=$2 data=$3 out=${4:-runs/compare}
 locality=$data/portability.counterfact_locality.json.gz replaced=$data/portability.counterfact_subject_replace.json.gz
 one_hop=$data/portability.zsre_onehop.json.gz reversed=$data/portability.zsre_inverse_relation.json.gz
 counterfact_train=$data/counterfact_flat.train.json.gz zsre_train=$data/zsre.train.json.gz
-zsre=$data/zsre.eval.dev.json.gz piqa=$data/piqa.valid.json.gz
+zsre=$data/zsre.eval.dev.json.gz hops=$data/mquake.cf3k_qa.json.gz piqa=$data/piqa.valid.json.gz
 
 train_serac() { # NAME FILE
   local without=() file
@@ -20,11 +20,15 @@ train_serac() { # NAME FILE
 
 compare() { # FOLDER FILE EDITORS [OPTION ...]
   editing compare --model "$model" --layer "$layer" --settings "benchmarks/editors-$model.toml" --out "$out/$1" \
-    --data "$2" --editors "$3" --evenly --no-free --no-kl --no-costs --threads 1 --quiet "${@:4}"
+    --data "$2" --editors "$3" --evenly --no-costs --threads 1 --quiet "${@:4}"
 }
 
 single() { # FILE EDITORS N [OPTION ...]
-  compare "$model" "$1" "$2" --n "$3" --choices "$piqa" --choices-a-case 1 --text 1 "${@:4}"
+  compare "$model" "$1" "$2" --n "$3" --choices "$piqa" --choices-a-case 1 --text 1 --no-free --no-kl "${@:4}"
+}
+
+many() { # FOLDER EDITORS [OPTION ...]
+  compare "$model-$1" "$zsre" "$2" --benchmark zsre --no-free --no-kl "${@:3}"
 }
 
 train_serac serac-counterfact "$counterfact_train"
@@ -37,8 +41,8 @@ single "$one_hop" "serac-zsre,$beside,$weights" 100 --benchmark zsre-survey
 single "$replaced" "serac-counterfact,$beside,$weights" 70
 single "$reversed" "serac-zsre,$beside,$weights" 70 --benchmark zsre-survey
 
-compare "$model-sequence" "$zsre" serac-zsre,memprompt,grace,t-patcher,r-rome,rome,memit,alphaedit,ft-l \
-  --benchmark zsre --protocols sequential --n 300 --checkpoints 1,10,30,100,300
-compare "$model-batch" "$zsre" memit,emmet,alphaedit,pmet --benchmark zsre --protocols batch --n 500 --batch 10,100,500
-compare "$model-batch-1000" "$zsre" memit,emmet,alphaedit,grace,serac-zsre \
-  --benchmark zsre --protocols batch --n 1000 --batch 1000
+many sequence serac-zsre,memprompt,grace,t-patcher,r-rome,rome,memit,alphaedit,ft-l \
+  --protocols sequential --n 300 --checkpoints 1,10,30,100,300
+many batch memit,emmet,alphaedit,pmet --protocols batch --n 500 --batch 10,100,500
+many batch-1000 memit,emmet,alphaedit,grace,serac-zsre --protocols batch --n 1000 --batch 1000
+compare "$model-hops" "$hops" mello,ike,memit --n 30
