@@ -13,8 +13,10 @@ counterfact_train=$data/counterfact_flat.train.json.gz zsre_train=$data/zsre.tra
 zsre=$data/zsre.eval.dev.json.gz hops=$data/mquake.cf3k_qa.json.gz piqa=$data/piqa.valid.json.gz
 
 train_serac() { # NAME FILE
-  local without=() file
-  for file in "$locality" "$replaced" "$one_hop" "$reversed" "$zsre"; do without+=(--without "$file"); done
+  local without=() name
+  for name in counterfact.dev zsre.eval.dev portability.counterfact_{locality,onehop,subject_replace} \
+    portability.zsre_{onehop,inverse_relation,subject_replace}
+  do without+=(--without "$data/$name.json.gz"); done
   editing train --editor serac --data "$2" "${without[@]}" --model "$model" --out "runs/train/$1" --quiet
 }
 
