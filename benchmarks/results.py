@@ -10,6 +10,7 @@ folder is read by `editing recommend`, and `editing compare` goes on in it.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import gzip
 import io
 import json
@@ -43,11 +44,19 @@ def main() -> None:
     parser.add_argument("folders", nargs="+", type=Path)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     options = parser.parse_args()
-    frame = pd.concat([scores_frame(read_comparison(folder)) for folder in options.folders], ignore_index=True)
+    frame = pd.concat(map(finished_scores, options.folders), ignore_index=True)
     options.out.mkdir(parents=True, exist_ok=True)
     _write(options.out / f"{options.model}.tar.gz", packed(options.folders))
     _write(options.out / f"{options.model}.csv.gz", frame.to_csv(index=False).encode())
     print("\n\n".join(tables(frame.loc[frame["cases"] == "all"])))
+
+
+def finished_scores(folder: Path) -> pd.DataFrame:
+    """Every mean of the evaluations that are finished."""
+    found = read_comparison(folder)
+    finished = {where.parts[-3:] for where in _finished(folder)}
+    done = {key: one for key, one in found.evaluations.items() if key in finished}
+    return scores_frame(dataclasses.replace(found, evaluations=done))
 
 
 def packed(folders: Iterable[Path]) -> bytes:
@@ -66,8 +75,13 @@ def packed(folders: Iterable[Path]) -> bytes:
 def _kept(folder: Path) -> Iterator[Path]:
     yield folder / ABOUT
     yield from sorted((folder / "costs").glob("*.json"))
-    for table in sorted((folder / "runs").glob("*/*/*/table.csv")):  # written when an evaluation is finished
-        yield from (path for name in KEPT if (path := table.with_name(name)).is_file())
+    for where in _finished(folder):
+        yield from (path for name in KEPT if (path := where / name).is_file())
+
+
+def _finished(folder: Path) -> list[Path]:
+    """Folders of evaluations, whose tables are written last."""
+    return sorted(table.parent for table in (folder / "runs").glob("*/*/*/table.csv"))
 
 
 def without_words(path: Path) -> str:

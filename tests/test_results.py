@@ -7,7 +7,7 @@ import tarfile
 
 import pandas as pd
 from compared import planted_comparison, point, scores
-from results import packed, tables
+from results import finished_scores, packed, tables
 
 from editing.comparison import read_comparison, scores_frame
 
@@ -43,6 +43,7 @@ def test_unfinished_evaluations_are_left_out(tmp_path) -> None:
     assert names == ["tiny/comparison.json"] + [
         f"tiny/runs/counterfact/single/rome/{name}" for name in ("manifest.json", "cases.jsonl")
     ]
+    assert set(finished_scores(folder)["editor"]) == {"rome"}
 
 
 def test_the_tables_have_a_row_an_editor_and_the_unedited_model_first(tmp_path) -> None:
