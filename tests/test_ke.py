@@ -180,7 +180,7 @@ def test_the_same_change_is_added_until_the_answer_is_said(learned: tuple[tracer
 def test_who_is_not_trained_says_how(toy_model: tracer.LanguageModel) -> None:
     with pytest.raises(RequestError, match=r"editing train --editor ke .* KE\(\)\.fit"):
         KE().apply(toy_model, REQUESTS)
-    with pytest.raises(RequestError, match="condition=0 is too few"):
+    with pytest.raises(RequestError, match="condition=0 is below 1. Write condition=1024"):
         KE(condition=0)
     for wrong in ({"margin": 1e-6}, {"least_margin": 0.0}, {"warm_up": -1}):
         with pytest.raises(RequestError, match="Write margin=1e-3, least_margin=1e-5, warm_up=1000"):
