@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The README's tables of all editors. Each command goes on where it was stopped; all together take days on two cores.
+# The README's tables of all editors. Each command goes on where it was stopped; together they take many hours.
 #
 #   benchmarks/compare.sh smollm2 5 DATA [runs/compare]
 #

@@ -53,6 +53,8 @@ class KE(Learned):
         check_whole(self, {"warm_up": 1000}, least=0)
         check_above_zero(self, {"rate": 3e-4, "margin": 1e-3, "least_margin": 1e-5})
         check_share(self, {"smoothing": 0.1})
+        if self.smoothing == 1:
+            raise RequestError("smoothing=1 leaves nothing of the answer. Write smoothing=0.1.")
         if self.least_margin > self.margin:
             raise RequestError(
                 f"margin={self.margin} falls to least_margin={self.least_margin}, which is larger. Write margin=1e-3, "
