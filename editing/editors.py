@@ -36,7 +36,8 @@ class Editor(Protocol):
     """Whatever writes requests into a model and returns an edit that can be undone.
 
     An editor may also have `each`, with the arguments of `apply`: one edit a request, each made on the model as
-    it is and not applied, computed together. Evaluations of single edits use it where it is there.
+    it is and not applied, computed together; and `in_turn`: the same, each edit as it is made after those before it.
+    Evaluations of single and of sequential edits use them where they are there.
     """
 
     def apply(

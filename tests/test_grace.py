@@ -13,11 +13,12 @@ from test_edit import OTHER, REQUEST, assert_same, state
 from test_families import DENSE
 
 import tracer
-from editing import GRACE, EditFailedError, EditRequest, RequestError, calibrate, load_edit, unedited
+from editing import GRACE, Edit, EditFailedError, EditRequest, RequestError, calibrate, load_edit, unedited
 from editing.added_parameters.calibration import calibrated_on_bundled_facts, queries
 from editing.added_parameters.codebook import Codebook, Record
 from editing.added_parameters.codebook_branch import codebook_at, rounding_of
-from editing.added_parameters.replaced_value import trained_value, trial_of
+from editing.added_parameters.replaced_value import trained_values, trials_of
+from editing.edit import undo_all
 from editing.editors import editor_named
 from editing.scoring.asking import prompts_end_at
 from editing.scoring.generation import complete, continued
@@ -96,10 +97,11 @@ def test_the_cached_loss_equals_a_whole_pass_with_the_value_put_in(name: str) ->
     model = tracer.load(FAMILIES[name].build(), tokenizer=make_tokenizer(bos=False), check=False)
     matrix, layer = model.anatomy.value_matrix(1), 1
     for replace in ("last", "prompt"):
-        trial = trial_of(model, layer, LONG, replace)
-        value = torch.randn(trial.present.shape, dtype=torch.float64, requires_grad=True)
+        trials = trials_of(model, layer, [SHORT, LONG, OTHER], replace)  # answers of one token and of several
+        values = torch.randn(trials.present.shape, dtype=torch.float64)
+        value = values[1].clone().requires_grad_()
         end = len(encode(model.tokenizer, LONG.prompt).ids) - 1
-        ids = torch.tensor([[*encode(model.tokenizer, LONG.prompt).ids, *trial.label]])
+        ids = torch.tensor([[*encode(model.tokenizer, LONG.prompt).ids, *trials.labels[1]]])
 
         def put(_module, _inputs, output, value=value, end=end, replace=replace):
             rows = output.reshape(-1, output.shape[-1])  # one row, flattened by OPT
@@ -111,12 +113,12 @@ def test_the_cached_loss_equals_a_whole_pass_with_the_value_put_in(name: str) ->
         odds = model.torch(input_ids=ids[:, :-1]).logits[0, end:].log_softmax(-1)
         handle.remove()
         expected = -odds.gather(1, ids[0, end + 1 :, None]).mean()
-        found = trial.nll(value)
+        found = trials.nll(torch.stack((values[0], value, values[2])))[1]
         torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
         slow, fast = (torch.autograd.grad(loss, value)[0] for loss in (expected, found))
         assert slow.norm() > 1e-5
         torch.testing.assert_close(fast, slow, atol=1e-6, rtol=0)
-        torch.testing.assert_close(trial.query, queries(model, layer, [LONG.prompt])[0], atol=1e-6, rtol=0)
+        torch.testing.assert_close(trials.queries[1], queries(model, layer, [LONG.prompt])[0], atol=1e-6, rtol=0)
 
 
 @pytest.mark.filterwarnings("ignore::tracer.TracerWarning")
@@ -218,14 +220,105 @@ def test_a_pass_over_one_token_asks_nothing_however_wide_the_radius(toy_model: t
 
 
 def test_training_keeps_the_best_value_and_ends_where_it_is_told(toy_model: tracer.LanguageModel) -> None:
-    trial = trial_of(toy_model, 2, LONG, "last")
-    options = {"stop_below": 0.0, "each_step": lambda: None}
-    near = trained_value(trial, trial.present, rate=0.2, steps=20, **options).value
-    wild = trained_value(trial, near, rate=50.0, steps=1, **options)
-    assert wild.losses[1] > wild.losses[0] and torch.equal(wild.value, near)
-    below = trial.nll(torch.rand(WIDTH, generator=torch.Generator().manual_seed(0)).double()).item() - 0.05
+    trials = trials_of(toy_model, 2, [LONG], "last")
+    (near,) = trained_values(trials, trials.present, rate=0.2, steps=20, stop_below=0.0)
+    (wild,) = trained_values(trials, near.value[None], rate=50.0, steps=1, stop_below=0.0)
+    assert wild.losses[1] > wild.losses[0] and torch.equal(wild.value, near.value)
+    start = torch.rand(1, WIDTH, generator=torch.Generator().manual_seed(0)).double()
+    below = trials.nll(start).item() - 0.05
     with GRACE(layer=2, radius=0.01, rate=0.1, stop_below=below).apply(toy_model, [LONG]) as edit:
         assert 0 < edit.diagnostics[0]["steps"] < 100 and 0.9 * below < edit.diagnostics[0]["loss"] < below
+
+
+def test_rows_trained_side_by_side_find_what_they_find_alone(family_model: tracer.LanguageModel) -> None:
+    """Also where one of them has long ended; its value stays as it was then."""
+    requests, options = [LONG, SHORT, OTHER], {"rate": 0.3, "steps": 30}
+    ends = trained_values(
+        trials_of(family_model, 2, [SHORT], "last"), start_of(family_model, [SHORT]), **options, stop_below=0
+    )
+    for stop_below in (0.0, ends[0].losses[10] + 1e-9):
+        together = trained_values(
+            trials_of(family_model, 2, requests, "last"),
+            start_of(family_model, requests),
+            **options,
+            stop_below=stop_below,
+        )
+        assert len(together[1].losses) == (11 if stop_below else 31) and len(together[0].losses) == 31
+        for request, found in zip(requests, together, strict=True):
+            (alone,) = trained_values(
+                trials_of(family_model, 2, [request], "last"),
+                start_of(family_model, [request]),
+                **options,
+                stop_below=stop_below,
+            )
+            assert found.losses == pytest.approx(alone.losses, abs=1e-6)
+            torch.testing.assert_close(found.value, alone.value, atol=1e-6, rtol=0)
+
+
+def start_of(model: tracer.LanguageModel, requests: list[EditRequest]) -> torch.Tensor:
+    return trials_of(model, 2, requests, "last").present
+
+
+def near_and_far(model: tracer.LanguageModel) -> tuple[GRACE, list[EditRequest]]:
+    """Requests that go by every rule of a codebook, in one sequence."""
+    near = EditRequest("The mother tongue of {} is", "Angela Merkel,", " French")
+    apart = float((queries(model, 2, [OTHER.prompt]) - queries(model, 2, [near.prompt])).norm())
+    split = EditRequest(near.prompt, near.subject, " German")
+    again = EditRequest(OTHER.prompt, OTHER.subject, " German")
+    return GRACE(layer=2, steps=3, radius=0.9 * apart), [OTHER, LONG, near, REQUEST, split, again, near, LONG]
+
+
+@pytest.mark.parametrize("init", ["cold", "warm"])
+def test_in_turn_gives_the_edits_that_one_call_after_the_other_gives(toy_model: tracer.LanguageModel, init) -> None:
+    editor, requests = near_and_far(toy_model)
+    editor = dataclasses.replace(editor, init=init)
+    base = next_tokens(toy_model, PROMPTS)
+    together = editor.in_turn(toy_model, requests, seed=3)
+    assert toy_model.edits == [] and torch.equal(next_tokens(toy_model, PROMPTS), base)
+    slow = [editor.apply(toy_model, [request], seed=3) for request in requests]
+    expected = codebook_at(toy_model, editor.place)
+    assert {one.diagnostics[0]["rule"] for one in slow} == {"added", "split", "covered", "overwritten"}
+    undo_all(slow)
+    for one, other in zip(together, slow, strict=True):
+        one.apply(toy_model)
+        assert same_diagnostics(one, other) and one.summary == other.summary and one.editor == other.editor
+    found = codebook_at(toy_model, editor.place)
+    undo_all(together)
+    assert found.labels == expected.labels
+    for name in ("keys", "values", "radii"):
+        torch.testing.assert_close(getattr(found, name), getattr(expected, name), atol=1e-6, rtol=0)
+
+
+def same_diagnostics(one: Edit, other: Edit) -> bool:
+    left, right = ({**edit.diagnostics[0], "seconds": 0} for edit in (one, other))
+    return left == {
+        key: pytest.approx(value, abs=1e-6) if isinstance(value, float) else value for key, value in right.items()
+    }
+
+
+def test_each_gives_the_edit_of_a_request_alone_also_where_requests_contradict_each_other(toy_model) -> None:
+    editor, requests = near_and_far(toy_model)
+    with QUICK.apply(toy_model, [LONG]):
+        for edit, request in zip(editor.each(toy_model, requests, seed=3), requests, strict=True):
+            with editor.apply(toy_model, [request], seed=3) as alone:
+                record = alone.attachments[0].records[0]
+            found = edit.attachments[0].records[0]
+            assert same_diagnostics(edit, alone)
+            torch.testing.assert_close((found.query, found.value), (record.query, record.value), atol=1e-6, rtol=0)
+        assert len(toy_model.edits) == 1
+
+
+def test_a_list_is_written_as_one_call_after_the_other_with_rising_seeds(toy_model: tracer.LanguageModel) -> None:
+    editor, requests = near_and_far(toy_model)
+    requests = requests[:4]  # that do not contradict each other
+    with editor.apply(toy_model, requests, seed=3) as edit:
+        found = codebook_at(toy_model, editor.place)
+    assert [one["rule"] for one in edit.diagnostics] == ["added", "split", "covered", "split"]
+    slow = [editor.apply(toy_model, [request], seed=3 + n) for n, request in enumerate(requests)]
+    expected = codebook_at(toy_model, editor.place)
+    undo_all(slow)
+    assert found.labels == expected.labels and torch.equal(found.radii, expected.radii)
+    torch.testing.assert_close(found.values, expected.values, atol=1e-6, rtol=0)
 
 
 def test_values_begin_where_the_seed_says_or_with_what_the_layer_gives(toy_model: tracer.LanguageModel) -> None:

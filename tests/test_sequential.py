@@ -11,6 +11,7 @@ from planted import RECORD, Dictated, Planted, RankOne, Refuses, simple_cases
 
 import tracer
 from editing import EditingWarning, EditRequest
+from editing.edit import undo_all
 from editing.errors import EvaluationError
 from editing.evaluation import (
     Case,
@@ -231,3 +232,47 @@ def test_kept_edits_are_applied_again_bit_for_bit(toy_model: tracer.LanguageMode
     assert (first.calls, again.calls) == ([1, 1, 1], [])
     assert states[:3] == states[3:]
     assert torch.isfinite(next(toy_model.torch.parameters())).all()
+
+
+class InTurn(RankOne):
+    """Computes edits of a sequence ahead, some at a time."""
+
+    def in_turn(self, model, requests, *, seed=0, progress=None):
+        edits = [self.apply(model, [request]) for request in requests]
+        self.calls[-len(requests) :] = [len(requests)]
+        undo_all(edits)
+        return edits
+
+
+@pytest.mark.parametrize("stopped", [None, 1, 3, 5])
+def test_edits_computed_ahead_are_those_made_one_by_one_also_after_a_stop(toy_model, tmp_path, monkeypatch, stopped):
+    """A run that goes on in the middle of what was computed together computes the same together again."""
+    monkeypatch.setattr("editing.evaluation.sequential.AHEAD", 4)
+    cases, plain, ahead = simple_cases(6), RankOne(0.05), InTurn(0.05)
+    cases[4] = Case("x", None, cases[4].groups, refused="no subject")
+    expected = sequence(toy_model, plain, cases)
+    if stopped is not None:
+        examination = Examination(toy_model, QUICK)
+        run = sequential_edits(examination, InTurn(0.05), cases, EACH, folder=tmp_path, progress=False)
+        for _ in range(stopped):
+            next(run)
+        run.close()
+        assert toy_model.edits == []
+    found = sequence(toy_model, ahead, cases, folder=tmp_path)
+    assert ahead.calls == {None: [4, 1], 1: [4, 1], 3: [4, 1], 5: [1]}[stopped]
+    for point, other in zip(found, expected, strict=True):
+        assert [case.after for case in point.scores] == [case.after for case in other.scores]
+        assert point.relative_change == other.relative_change
+    assert [case.together for case in found[-1].scores] == [4, 4, 4, 4, 1, 1]
+    assert toy_model.edits == []
+
+
+def test_an_edit_computed_ahead_for_another_model_is_made_on_this_one(toy_model, tmp_path) -> None:
+    """As when a run goes on after edits that were kept and are not, to the bit, those computed again."""
+    cases = simple_cases(3)
+    run = sequential_edits(Examination(toy_model, QUICK), RankOne(0.04), cases, EACH, folder=tmp_path, progress=False)
+    next(run)
+    run.close()
+    editor = InTurn(0.05)
+    found = sequence(toy_model, editor, cases, folder=tmp_path)
+    assert editor.calls == [3, 1, 1] and all(case.editable for case in found[-1].scores)

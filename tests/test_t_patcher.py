@@ -28,6 +28,7 @@ from editing.added_parameters.patch_training import (
     memory_loss,
     trained_patches,
 )
+from editing.edit import undo_all
 from editing.editors import editor_named
 from editing.scoring.asking import prompts_end_at
 from editing.scoring.generation import continued
@@ -189,6 +190,48 @@ def test_requests_trained_side_by_side_find_what_each_finds_alone(toy_model, mon
     assert_same(toy_model, before)
 
 
+@pytest.mark.parametrize(("act", "together"), [("relu", 16), ("relu", 2), ("model", 16)])
+def test_in_turn_gives_the_edits_that_one_call_after_the_other_gives(toy_model, monkeypatch, act, together) -> None:
+    monkeypatch.setattr("editing.added_parameters.t_patcher.TOGETHER", together)
+    groups = []
+    monkeypatch.setattr("editing.added_parameters.t_patcher.trained_patches", counting(groups))
+    editor = TPatcher(memory=40, steps=60, first_check=5, every=5, rate=0.05, act=act)
+    before, base = state(toy_model), next_tokens(toy_model, PROMPTS)
+    apart = [EditRequest(f"The capital of {name} is", name, " of") for name in ("Spain", "Japan", "Berlin")]
+    requests = [REQUEST, *apart, said_already(toy_model), LONG, OTHER, dataclasses.replace(REQUEST, new=" Rome")]
+    found = editor.in_turn(toy_model, requests, seed=5)
+    assert toy_model.edits == [] and torch.equal(next_tokens(toy_model, PROMPTS), base)
+    sizes = [len(group) for group in groups]
+    if act == "model":  # which always fires
+        assert sizes == [1, 1, 1, 1, 0, 1, 1, 1]
+    else:
+        assert max(sizes) == {16: 7, 2: 2}[together] and sum(sizes) >= 7 + (together == 16)  # where one fires, again
+    slow = [editor.apply(toy_model, [request], seed=5) for request in requests]
+    expected = next_tokens(toy_model, PROMPTS)
+    undo_all(slow)
+    for one, other in zip(found, slow, strict=True):
+        one.apply(toy_model)
+        for name, value in other.diagnostics[0].items():
+            exact = name == "seconds" or not isinstance(value, float)
+            wanted = value if exact else pytest.approx(value, abs=1e-5)
+            assert name == "seconds" or one.diagnostics[0][name] == wanted, name
+        assert (one.summary, one.editor) == (other.summary, other.editor)
+        for mine, theirs in zip(one.attachments, other.attachments, strict=True):
+            for part in ("keys", "biases", "values", "seen"):
+                torch.testing.assert_close(getattr(mine, part), getattr(theirs, part), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(next_tokens(toy_model, PROMPTS), expected, atol=1e-5, rtol=1e-5)
+    undo_all(found)
+    assert_same(toy_model, before)
+
+
+def counting(groups: list):
+    def counted(trainings, schedule):
+        groups.append(trainings)
+        return trained_patches(trainings, schedule)
+
+    return counted
+
+
 def test_a_request_sees_the_neurons_before_it_and_remembers_what_they_were_trained_on(toy_model, monkeypatch) -> None:
     """The training of each request is given the state under earlier patches, and their tokens as memory."""
     given = []
@@ -206,8 +249,10 @@ def test_a_request_sees_the_neurons_before_it_and_remembers_what_they_were_train
     assert len(given[0][1]) == 40 and len(given[2][1]) - len(given[1][1]) == len(seen[OTHER])
     torch.testing.assert_close(given[2][1][-len(earlier) :], earlier, atol=1e-9, rtol=0)
     removers = [patch.attach(toy_model) for patch in before]
-    torch.testing.assert_close(given[2][0], last_layer(toy_model, LONG).given, atol=1e-9, rtol=0)
-    assert not torch.allclose(given[2][0], alone)
+    assert len(given) == 4  # a neuron of OTHER's fires on LONG, which was trained beside it in vain
+    assert not torch.allclose(given[2][0], given[3][0]) and torch.equal(given[2][1], given[3][1])
+    torch.testing.assert_close(given[3][0], last_layer(toy_model, LONG).given, atol=1e-9, rtol=0)
+    assert not torch.allclose(given[3][0], alone)
     for remove in removers:
         remove()
 

@@ -8,7 +8,8 @@ Edits that are attached at the same layer with the same settings share one codeb
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
@@ -19,19 +20,22 @@ from editing.added_parameters.attaching import attach_and_score, started
 from editing.added_parameters.calibration import calibrated_on_bundled_facts
 from editing.added_parameters.codebook import Codebook, Placing, Record
 from editing.added_parameters.codebook_branch import Journal, Place, Replace, codebook_at
-from editing.added_parameters.replaced_value import TrainedValue, Trial, trained_value, trial_of
+from editing.added_parameters.replaced_value import Trials, trained_values, trials_of
+from editing.added_parameters.side_by_side import SideBySide
 from editing.edit import Edit
 from editing.errors import RequestError
+from editing.locate_then_edit.settings import editable
 from editing.numbers import check_above_zero, check_not_negative, check_whole
-from editing.request import EditRequest
+from editing.request import EditRequest, check_requests, listed
 from tracer.model import LanguageModel
 from tracer.progress import bar
 
 Init = Literal["cold", "warm"]
+TOGETHER = 16  # values trained side by side: each adds logits of its answer to memory
 
 
 @dataclass(frozen=True, kw_only=True)
-class GRACE:
+class GRACE(SideBySide):
     """A codebook at one layer; settings and `apply`.
 
     Attributes:
@@ -104,7 +108,7 @@ class GRACE:
         Args:
             model: no weight of it changes.
             requests: facts to learn; none is no change.
-            seed: of cold values.
+            seed: of the first request's cold value; the next one's is one more.
             progress: whether to show a bar; None: in a terminal or notebook.
 
         Raises:
@@ -114,56 +118,135 @@ class GRACE:
                 the last layer.
             EditFailedError: a loss became NaN; the model is as it was.
         """
-        model.check_decoder_only("GRACE")
-        model.anatomy.value_matrix(self.layer)
-        with started(model, requests, {"method": "GRACE", **asdict(self), "seed": seed}) as edit:
+        self._check_place(model)
+        with self._started(model, requests, seed) as edit:
             if edit.requests:
-                self._write(edit, seed, progress)
+                seeds = range(seed, seed + len(edit.requests))
+                self._finish(edit, self._learnt(model, edit.requests, seeds, progress))
         return edit
 
-    def _write(self, edit: Edit, seed: int, progress: bool | None) -> None:
-        model, generator = edit.model, torch.Generator().manual_seed(seed)
-        assert model is not None
-        book, records, notes = codebook_at(model, self.place), [], []
-        n_before = len(book)
-        with bar(len(edit.requests), "training values", show=progress, unit="edit") as steps:
-            for request in edit.requests:
-                begun = time.perf_counter()
-                trial = trial_of(model, self.layer, request, self.replace)
-                self._check_reach(model, trial, request)
-                record, note = self._record(book, trial, generator)
-                book = book.after(record)
-                records.append(record)
-                notes.append({**note, "keys": len(book), "seconds": time.perf_counter() - begun})
-                steps.update()
-        advice = 'Use more steps, another layer, or init="warm".'
-        attach_and_score(edit, [Journal(self.place, records)], notes, advice=advice)
-        added, each = len(book) - n_before, 4 * (records[0].query.numel() + records[0].value.numel() + 1)
-        edit.summary = {"keys": len(book), "keys_added": added, "bytes_added": added * each}
+    def _edits(
+        self, model: LanguageModel, requests: Sequence[EditRequest], seed: int, progress: bool | None, *, alone: bool
+    ) -> Iterator[Edit]:
+        """An applied edit of each request."""
+        requests = listed(requests)
+        self._check_place(model)
+        for request in requests:
+            check_requests(model, [request])
+        with editable(model):
+            learnt = self._learnt(model, requests, [seed] * len(requests), progress, alone=alone)
+        for request, one in zip(requests, learnt, strict=True):
+            with self._started(model, [request], seed) as edit:
+                self._finish(edit, [one])
+            yield edit
 
-    def _record(self, book: Codebook, trial: Trial, generator: torch.Generator) -> tuple[Record, dict[str, Any]]:
-        """What the codebook is to learn, and how its value was trained."""
-        query = trial.query if trial.query.dtype == torch.float64 else trial.query.float()
-        placing = book.placing(query, trial.label)
-        start = self._start(book, placing, trial, generator).to(query)
+    def _check_place(self, model: LanguageModel) -> None:
+        model.check_decoder_only("GRACE")
+        model.anatomy.value_matrix(self.layer)
+
+    def _started(
+        self, model: LanguageModel, requests: Sequence[EditRequest], seed: int
+    ) -> AbstractContextManager[Edit]:
+        return started(model, requests, {"method": "GRACE", **asdict(self), "seed": seed})
+
+    def _learnt(
+        self,
+        model: LanguageModel,
+        requests: Sequence[EditRequest],
+        seeds: Sequence[int],
+        progress: bool | None,
+        *,
+        alone: bool = False,
+    ) -> list[_Learnt]:
+        """What the codebook is to learn of each request, once it has learnt those before; `alone`: as it is now."""
+        book, found = codebook_at(model, self.place), []
+        with bar(len(requests), "training values", show=progress, unit="edit") as steps:
+            while len(found) < len(requests):
+                chunk = slice(len(found), len(found) + TOGETHER)
+                learnt = self._side_by_side(model, book, requests[chunk], seeds[chunk], alone=alone)
+                for one in () if alone else learnt:
+                    book = book.after(one.record)
+                found += learnt
+                steps.update(len(learnt))
+        return found
+
+    def _side_by_side(
+        self,
+        model: LanguageModel,
+        book: Codebook,
+        requests: Sequence[EditRequest],
+        seeds: Sequence[int],
+        *,
+        alone: bool,
+    ) -> list[_Learnt]:
+        """Of the first requests, up to one whose value begins with that of another one here: at least one."""
+        begun = time.perf_counter()
+        trials = trials_of(model, self.layer, requests, self.replace)
+        self._check_reach(model, trials, requests)
+        present = trials.present.to(trials.wide_queries)
+        placings, starts, fresh, after = [], [], set(), book
+        for query, label, given, seed in zip(trials.wide_queries, trials.labels, present, seeds, strict=True):
+            placing = after.placing(query, label)
+            if placing.rule == "covered" and placing.nearest in fresh:
+                break
+            placings.append(placing)
+            starts.append(self._start(book, placing, given, seed))
+            if not alone:  # rules go by queries and labels: a value to be trained stands in for the trained one
+                after = after.after(Record(query, starts[-1], label))
+                fresh.add(placing.nearest if placing.rule in ("covered", "overwritten") else len(after) - 1)
+        if len(placings) < len(requests):
+            trials = trials_of(model, self.layer, requests[: len(placings)], self.replace)
         options = {"rate": self.rate, "steps": self.steps, "stop_below": self.stop_below}
-        found: TrainedValue = trained_value(trial, start, **options, each_step=lambda: None)
-        record = Record(query.cpu(), found.value.cpu(), trial.label)
-        losses = {"loss_before": found.losses[0], "loss": min(found.losses), "steps": len(found.losses) - 1}
-        return record, {"rule": placing.rule, "distance": placing.distance, **losses}
+        values = trained_values(trials, torch.stack(starts), **options)
+        share = (time.perf_counter() - begun) / len(values)
+        parts = zip(trials.wide_queries.cpu(), trials.labels, values, placings, strict=True)
+        return [
+            _Learnt(Record(query, value.value.cpu(), label), placing, value.losses, share)
+            for query, label, value, placing in parts
+        ]
 
-    def _start(self, book: Codebook, placing: Placing, trial: Trial, generator: torch.Generator) -> Tensor:
+    def _start(self, book: Codebook, placing: Placing, present: Tensor, seed: int) -> Tensor:
         if placing.rule == "covered":
             assert placing.nearest is not None
-            return book.values[placing.nearest]
+            return book.values[placing.nearest].to(present)
         if self.init == "warm":
-            return trial.present
-        return torch.rand(len(trial.present), generator=generator)
+            return present
+        return torch.rand(len(present), generator=torch.Generator().manual_seed(seed)).to(present)
 
-    def _check_reach(self, model: LanguageModel, trial: Trial, request: EditRequest) -> None:
-        """Above the last layer there is no block by which the value could reach the answer's later tokens."""
-        if self.layer == model.n_layers - 1 and len(trial.label) > 1:
-            raise RequestError(
-                f"{request.new!r} has {len(trial.label)} tokens, and a value in the last layer changes the first one "
-                f"alone. Write layer={max(0, model.n_layers - 2)} or lower."
-            )
+    def _finish(self, edit: Edit, learnt: Sequence[_Learnt]) -> None:
+        model, records = edit.model, [one.record for one in learnt]
+        assert model is not None
+        n_before = len(codebook_at(model, self.place))
+        advice = 'Use more steps, another layer, or init="warm".'
+        attach_and_score(edit, [Journal(self.place, records)], [one.note for one in learnt], advice=advice)
+        n_after, each = len(codebook_at(model, self.place)), records[0].query.numel() + records[0].value.numel() + 1
+        edit.summary = {
+            "keys": n_after,
+            "keys_added": n_after - n_before,
+            "bytes_added": 4 * each * (n_after - n_before),
+        }
+
+    def _check_reach(self, model: LanguageModel, trials: Trials, requests: Sequence[EditRequest]) -> None:
+        """Above the last layer there is no block by which a value could reach the answer's later tokens."""
+        for request, label in zip(requests, trials.labels, strict=True):
+            if self.layer == model.n_layers - 1 and len(label) > 1:
+                raise RequestError(
+                    f"{request.new!r} has {len(label)} tokens, and a value in the last layer changes the first one "
+                    f"alone. Write layer={max(0, model.n_layers - 2)} or lower."
+                )
+
+
+@dataclass(frozen=True, eq=False)
+class _Learnt:
+    """What a codebook is to learn of one request, where that fell in it, and the losses and seconds of training."""
+
+    record: Record
+    placing: Placing
+    losses: tuple[float, ...]
+    seconds: float
+
+    @property
+    def note(self) -> dict[str, Any]:
+        """For the edit's diagnostics."""
+        losses = {"loss_before": self.losses[0], "loss": min(self.losses), "steps": len(self.losses) - 1}
+        return {"rule": self.placing.rule, "distance": self.placing.distance, **losses, "seconds": self.seconds}

@@ -29,6 +29,7 @@ SCALE = 10.0  # of new values
 WEIGHT_DECAY, CLIP = 0.01, 5.0
 IMPROVED = 1e-3  # of the validation memory loss
 PATIENCE = 1  # checks without improvement
+SETTLED = 1e-3  # of the first rate: on the plateau below it nothing moves any more
 
 
 @dataclass(frozen=True)
@@ -132,6 +133,7 @@ class Training:
 def trained_patches(trainings: Sequence[Training], schedule: Schedule) -> list[TrainedPatch]:
     """Adam with a rate that halves on plateaus; a request ends once its answer is said and validation gains no more.
 
+    One whose answer is not said, as where more tokens are wrong than there are neurons, ends once its rate is spent.
     Requests meet nowhere but in the product with the head, which takes hardly longer for several: what is found is
     what each finds alone, to rounding.
 
@@ -152,7 +154,7 @@ def trained_patches(trainings: Sequence[Training], schedule: Schedule) -> list[T
                 run.plateau.step(loss.item())
                 run.weigh(run.looked_at(logits, step))
     with torch.no_grad():
-        return [run.best or run.looked_at(_logits([run])[0], schedule.steps) for run in runs]
+        return [run.best or run.looked_at(_logits([run])[0], run.taken) for run in runs]
 
 
 class _Run:
@@ -164,12 +166,12 @@ class _Run:
         self.optimiser = torch.optim.Adam(self.parameters, lr=schedule.rate, weight_decay=WEIGHT_DECAY)
         self.plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(self.optimiser, factor=0.5, patience=PATIENCE)
         self.best: TrainedPatch | None = None
-        self.worse, self.edit_loss = 0, math.nan
+        self.worse, self.taken, self.edit_loss = 0, 0, math.nan
 
     @property
     def ended(self) -> bool:
-        """The answer is said and validation gains no more."""
-        return self.worse >= PATIENCE
+        """The answer is said and validation gains no more, or the rate is spent."""
+        return self.worse >= PATIENCE or self.optimiser.param_groups[0]["lr"] < SETTLED * self.schedule.rate
 
     def loss(self, logits: Tensor) -> Tensor:
         """L."""
@@ -211,3 +213,4 @@ def _step(runs: Sequence[_Run], losses: Sequence[Tensor], step: int) -> None:
     for run in runs:
         nn.utils.clip_grad_norm_(run.parameters, CLIP)
         run.optimiser.step()
+        run.taken += 1

@@ -1,96 +1,109 @@
-"""Training of one value: what a matrix should give where the prompt ends, so that the model says the answer.
+"""Training of values: what a matrix should give where a prompt ends, so that the model says the answer.
 
     loss(v) = -(1/T) sum_t log p(y_t | x, y_<t)      with the matrix's output replaced by v
 The weights never change, so what enters the block is recorded once. Replacing the last token alone leaves
 the tokens before it as they are: their keys and values come from the recording, in every block above.
+Requests are trained side by side, each with its own value: their rows meet nowhere.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 
-from editing.added_parameters.codebook_branch import Replace
+from editing.added_parameters.codebook_branch import Replace, replaced_tokens
 from editing.errors import EditFailedError, RequestError
 from editing.request import EditRequest
 from editing.scoring.asking import prompts_end_at
 from tracer.anatomy import is_stored_transposed
 from tracer.anatomy.hidden import by_token
 from tracer.model import LanguageModel
-from tracer.model.tokens import encode_with_target
+from tracer.model.tokens import encode_with_target, right_padded
 from tracer.sweep.hooks import output_changed
 from tracer.sweep.recording import record
 from tracer.sweep.upper_blocks import UpperBlocks, upper_blocks
 
 
 @dataclass(frozen=True, eq=False)
-class Trial:
-    """One request, ready to be tried with any value.
+class Trials:
+    """Some requests, ready to be tried with any values.
 
     Attributes:
         model: the model.
         matrix: whose output is replaced.
-        above: the blocks from the matrix's own up, on the tokens that the value can change.
-        end: where the prompt ends, among those tokens.
+        above: the blocks from the matrix's own up, on the tokens that the values can change.
+        ends: where each prompt ends, among those tokens, [row].
         replace: "last": there alone; "prompt": up to there.
-        query: what enters the matrix there, [n_in].
-        label: token ids of the answer.
+        queries: what enters the matrix there, [row, n_in].
+        labels: token ids of each answer.
     """
 
     model: LanguageModel
     matrix: nn.Module
     above: UpperBlocks
-    end: int
+    ends: Tensor
     replace: Replace
-    query: Tensor
-    label: tuple[int, ...]
+    queries: Tensor
+    labels: tuple[tuple[int, ...], ...]
 
-    @property
+    @cached_property
     def present(self) -> Tensor:
-        """What the matrix itself gives for the query, [n_out]."""
+        """What the matrix itself gives for the queries, [row, n_out]."""
         weight, bias = self.matrix.get_parameter("weight"), getattr(self.matrix, "bias", None)
         weight = weight.T if is_stored_transposed(self.matrix) else weight
-        return nn.functional.linear(self.query, weight, bias).detach()
+        return nn.functional.linear(self.queries, weight, bias).detach()
 
-    def nll(self, value: Tensor) -> Tensor:
-        """-(1/T) sum_t log p(y_t) with the matrix giving `value` [n_out]."""
-        first = self.end if self.replace == "last" else 0
+    @property
+    def wide_queries(self) -> Tensor:
+        """The queries in float32 or wider."""
+        return self.queries if self.queries.dtype == torch.float64 else self.queries.float()
+
+    def nll(self, values: Tensor) -> Tensor:
+        """-(1/T) sum_t log p(y_t) of each row, [row], with the matrix giving `values` [row, n_out]."""
+        chosen = replaced_tokens(self.ends, self.above.hidden.shape[1], self.replace)[..., None]
 
         def replaced(output: Tensor) -> Tensor:
-            filled = value.to(output.dtype).expand(1, self.end + 1 - first, -1)
-            return torch.cat((output[:, :first], filled, output[:, self.end + 1 :]), dim=1)
+            return torch.where(chosen, values[:, None].to(output.dtype), output)
 
-        # Codebooks of other layers ask where the prompt ends too.
-        with prompts_end_at(self.model, [self.end]), output_changed(self.matrix, replaced):
-            hidden = self.above.outputs()[0, self.end :]
-        logits = self.model.anatomy.unembed(hidden)
-        target = torch.tensor(self.label, device=logits.device)
-        return nn.functional.cross_entropy(logits if logits.dtype == torch.float64 else logits.float(), target)
+        # Codebooks of other layers ask where the prompts end too.
+        with prompts_end_at(self.model, self.ends.tolist()), output_changed(self.matrix, replaced):
+            hidden = self.above.outputs()
+        answers = zip(hidden, self.ends.tolist(), self.labels, strict=True)
+        logits = self.model.anatomy.unembed(torch.cat([row[end : end + len(label)] for row, end, label in answers]))
+        target = torch.tensor([token for label in self.labels for token in label], device=logits.device)
+        wide = logits if logits.dtype == torch.float64 else logits.float()
+        tokens = nn.functional.cross_entropy(wide, target, reduction="none")
+        return torch.stack([row.mean() for row in tokens.split([len(label) for label in self.labels])])
 
 
-def trial_of(model: LanguageModel, layer: int, request: EditRequest, replace: Replace) -> Trial:
-    """Records what a value at `layer` leaves as it is.
+def trials_of(model: LanguageModel, layer: int, requests: Sequence[EditRequest], replace: Replace) -> Trials:
+    """Records what values at `layer` leave as it is.
 
     Raises:
         RequestError: a prompt of one token.
     """
-    encoding = encode_with_target(model.tokenizer, request.prompt, request.new)
-    end, matrix = encoding.n_prompt - 1, model.anatomy.value_matrix(layer)
-    if end < 1:
-        raise RequestError(f"{request.prompt!r} is one token, which a codebook never changes. Write a longer prompt.")
+    encodings = [encode_with_target(model.tokenizer, request.prompt, request.new) for request in requests]
+    for request, encoding in zip(requests, encodings, strict=True):
+        if encoding.n_prompt < 2:
+            raise RequestError(
+                f"{request.prompt!r} is one token, which a codebook never changes. Write a longer prompt."
+            )
     # The last target token is predicted, never read.
-    ids = torch.tensor([encoding.ids[:-1]], device=model.device)
+    ids, mask = right_padded([encoding.ids[:-1] for encoding in encodings], device=model.device)
     model.check_length(ids.shape[1])
-    with torch.no_grad(), prompts_end_at(model, [end]):
-        run = record(model, ids, matrices=[matrix])
-    # One token before the prompt's end as well: a codebook asks nothing in a pass that begins there.
-    first = end - 1 if replace == "last" else 0
-    above = upper_blocks(run, layer, first=first, stop=ids.shape[1])
-    query = by_token(run.matrix_inputs[0], 1)[0, end].detach()
-    return Trial(model, matrix, above, end - first, replace, query, encoding.target_ids)
+    matrix, ends = model.anatomy.value_matrix(layer), [encoding.n_prompt - 1 for encoding in encodings]
+    with torch.no_grad(), prompts_end_at(model, ends):
+        run = record(model, ids, attention_mask=mask, matrices=[matrix])
+    # One token before the prompts' ends as well: a codebook asks nothing in a pass that begins there.
+    first = min(ends) - 1 if replace == "last" else 0
+    above = upper_blocks(run, layer, first=first, stop=ids.shape[1], lengths=mask.sum(1))
+    last = torch.tensor(ends, device=model.device)
+    queries = by_token(run.matrix_inputs[0], len(ids))[torch.arange(len(ids), device=model.device), last].detach()
+    return Trials(model, matrix, above, last - first, replace, queries, tuple(one.target_ids for one in encodings))
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,27 +119,33 @@ class TrainedValue:
     losses: tuple[float, ...]
 
 
-def trained_value(
-    trial: Trial, start: Tensor, *, rate: float, steps: int, stop_below: float, each_step: Callable[[], object]
-) -> TrainedValue:
-    """Adam from `start` [n_out], at most `steps` steps; ends early below a loss of `stop_below`.
+def trained_values(trials: Trials, starts: Tensor, *, rate: float, steps: int, stop_below: float) -> list[TrainedValue]:
+    """Adam from `starts` [row, n_out], at most `steps` steps; a row ends early below a loss of `stop_below`.
+
+    Adam goes entry by entry, so that each row finds what it finds alone, to rounding.
 
     Raises:
-        EditFailedError: the loss became NaN or infinite.
+        EditFailedError: a loss became NaN or infinite.
     """
-    value = start.detach().clone().requires_grad_()
-    best, losses = start, []
-    optimiser = torch.optim.Adam([value], lr=rate)
+    values = [start.clone().requires_grad_() for start in starts.detach()]
+    best, losses = list(starts.detach()), [[] for _ in values]
+    optimiser = torch.optim.Adam(values, lr=rate)
+    going = list(range(len(values)))
     for turn in range(steps + 1):
-        loss = trial.nll(value)
-        if not torch.isfinite(loss):
-            raise EditFailedError(f"The loss became {loss.item()} after {turn} steps. Use a smaller rate than {rate}.")
-        losses.append(loss.item())
-        if losses[-1] <= min(losses):
-            best = value.detach().clone()
-        if turn == steps or losses[-1] < stop_below:
+        found = trials.nll(torch.stack(values))
+        for row in going:
+            loss = found[row].item()
+            if not torch.isfinite(found[row]):
+                raise EditFailedError(f"The loss became {loss} after {turn} steps. Use a smaller rate than {rate}.")
+            losses[row].append(loss)
+            if loss <= min(losses[row]):
+                best[row] = values[row].detach().clone()
+        going = [row for row in going if turn < steps and losses[row][-1] >= stop_below]
+        if not going:
             break
-        (value.grad,) = torch.autograd.grad(loss, [value])
+        optimiser.zero_grad()  # of the rows that have ended, which Adam then leaves as they are
+        gradients = torch.autograd.grad(found[going].sum(), [values[row] for row in going])
+        for row, gradient in zip(going, gradients, strict=True):
+            values[row].grad = gradient
         optimiser.step()
-        each_step()
-    return TrainedValue(best, tuple(losses))
+    return [TrainedValue(value, tuple(seen)) for value, seen in zip(best, losses, strict=True)]

@@ -9,19 +9,21 @@ depend on a neuron (`last_layer`).
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
 import torch
+from torch import Tensor
 
 from editing.added_parameters.attaching import attach_and_score, started
-from editing.added_parameters.last_layer import last_layer
+from editing.added_parameters.last_layer import LastLayer, last_layer
 from editing.added_parameters.patch import Patch, attached_patches
 from editing.added_parameters.patch_memory import LEAST_ROWS, Memory, memory_of
 from editing.added_parameters.patch_training import Neurons, Schedule, TrainedPatch, Training, trained_patches
 from editing.added_parameters.side_branch import check_place, model_activation
+from editing.added_parameters.side_by_side import SideBySide
 from editing.edit import Edit
 from editing.errors import RequestError
 from editing.locate_then_edit.settings import editable
@@ -35,7 +37,7 @@ TOGETHER = 16  # requests trained side by side: each adds logits of its answer t
 
 
 @dataclass(frozen=True, kw_only=True)
-class TPatcher:
+class TPatcher(SideBySide):
     """Neurons beside the last MLP; settings and `apply`.
 
     Attributes:
@@ -82,7 +84,7 @@ class TPatcher:
         Args:
             model: no weight of it changes.
             requests: facts to learn; none is no change.
-            seed: of new values and of the memory's text.
+            seed: of the memory's text and of the first request's new values; the next one's is one more.
             progress: whether to show bars; None: in a terminal or notebook.
 
         Raises:
@@ -93,87 +95,112 @@ class TPatcher:
         check_place(model, model.n_layers - 1)
         with self._started(model, requests, seed) as edit:
             if edit.requests:
-                self._write(edit, seed, progress)
+                subjects = [request.subject for request in edit.requests]
+                memory = memory_of(model, self.memory, seed=seed, without=subjects, progress=progress)
+                tasks = [_Task(request, memory, seed + number) for number, request in enumerate(edit.requests)]
+                self._finish(edit, self._found(model, tasks, progress))
         return edit
 
-    def each(
-        self, model: LanguageModel, requests: Sequence[EditRequest], *, seed: int = 0, progress: bool | None = None
-    ) -> list[Edit]:
-        """An edit for each request alone, none of them applied; their neurons are trained side by side.
-
-        Takes and raises what `apply` does; `edit.apply(model)` writes one.
-        """
-        requests, edits = listed(requests), []
+    def _edits(
+        self, model: LanguageModel, requests: Sequence[EditRequest], seed: int, progress: bool | None, *, alone: bool
+    ) -> Iterator[Edit]:
+        """An applied edit of each request."""
+        requests = listed(requests)
         check_place(model, model.n_layers - 1)
         for request in requests:  # they may contradict each other
             check_requests(model, [request])
-        with bar(len(requests), "training neurons", show=progress, unit="edit") as steps:
-            for begin in range(0, len(requests), TOGETHER):
-                group, begun = requests[begin : begin + TOGETHER], time.perf_counter()
-                with editable(model):
-                    found = self._trained([self._alone(model, request, seed, progress) for request in group])
-                share = (time.perf_counter() - begun) / len(group)
-                for request, (patches, note) in zip(group, found, strict=True):
-                    with self._started(model, [request], seed) as edit:
-                        self._finish(edit, patches, [{**note, "seconds": share}])
-                    edit.undo()
-                    edits.append(edit)
-                    steps.update()
-        return edits
+        memories = [
+            memory_of(model, self.memory, seed=seed, without=[request.subject], progress=progress)
+            for request in requests
+        ]
+        with editable(model):
+            tasks = [_Task(request, memory, seed) for request, memory in zip(requests, memories, strict=True)]
+            found = self._found(model, tasks, progress, alone=alone)
+        for request, one in zip(requests, found, strict=True):
+            with self._started(model, [request], seed) as edit:
+                self._finish(edit, [one])
+            yield edit
 
     def _started(
         self, model: LanguageModel, requests: Sequence[EditRequest], seed: int
     ) -> AbstractContextManager[Edit]:
         return started(model, requests, {"method": "T-Patcher", **asdict(self), "seed": seed})
 
-    def _write(self, edit: Edit, seed: int, progress: bool | None) -> None:
-        model, subjects = edit.model, [request.subject for request in edit.requests]
-        assert model is not None
-        memory = memory_of(model, self.memory, seed=seed, without=subjects, progress=progress)
-        generator = torch.Generator().manual_seed(seed)
-        patches: list[Patch] = []
-        notes: list[dict[str, Any]] = []
-        with bar(len(edit.requests), "training neurons", show=progress, unit="edit") as steps:
-            for request in edit.requests:
-                begun = time.perf_counter()
-                ((found, note),) = self._trained([self._training(model, request, patches, memory, generator)])
-                patches += found
-                notes.append({**note, "seconds": time.perf_counter() - begun})
-                steps.update()
-        self._finish(edit, patches, notes)
+    def _found(
+        self, model: LanguageModel, tasks: Sequence[_Task], progress: bool | None, *, alone: bool = False
+    ) -> list[_Found]:
+        """The neurons of each request beside those of the requests before it; `alone`: beside none of them."""
+        together, found = TOGETHER if alone or self.act == "relu" else 1, []
+        with bar(len(tasks), "training neurons", show=progress, unit="edit") as steps:
+            while len(found) < len(tasks):
+                earlier = [] if alone else [patch for one in found for patch in one.patches]
+                some = self._side_by_side(model, tasks[len(found) : len(found) + together], earlier, alone=alone)
+                found += some
+                steps.update(len(some))
+        return found
 
-    def _alone(self, model: LanguageModel, request: EditRequest, seed: int, progress: bool | None) -> Training | None:
-        """The training of a request as if it were the only one."""
-        memory = memory_of(model, self.memory, seed=seed, without=[request.subject], progress=progress)
-        return self._training(model, request, (), memory, torch.Generator().manual_seed(seed))
+    def _side_by_side(
+        self, model: LanguageModel, tasks: Sequence[_Task], earlier: Sequence[Patch], *, alone: bool
+    ) -> list[_Found]:
+        """Of the first requests, up to one on whose answer a neuron of another one here fires: at least one.
 
-    def _training(
-        self,
-        model: LanguageModel,
-        request: EditRequest,
-        patches: Sequence[Patch],
-        memory: Memory,
-        generator: torch.Generator,
-    ) -> Training | None:
-        """What is to be trained for a request once `patches` are attached; None where the model says the answer."""
-        state = last_layer(model, request).with_patches(patches)
+        A neuron that does not fire adds exactly nothing, so that until then none of them matters to the others.
+        """
+        begun = time.perf_counter()
+        states = [last_layer(model, task.request).with_patches(earlier) for task in tasks]
+        seen = [patch.seen for patch in (*attached_patches(model), *earlier)]
+        trainings = []
+        for task, state in zip(tasks, states, strict=True):
+            trainings.append(self._training(task, state, seen))
+            if trainings[-1] and not alone:
+                seen = [*seen, state.seen]
+        found = iter(trained_patches([one for one in trainings if one], self.schedule))
+        made = [_noted(one, next(found)) if one else ([], {"neurons": 0, "steps": 0}) for one in trainings]
+        count = 1
+        while count < len(tasks) and (alone or not _any_fires(made[:count], states[count])):
+            count += 1
+        share = (time.perf_counter() - begun) / count
+        return [_Found(patches, {**note, "seconds": share}) for patches, note in made[:count]]
+
+    def _training(self, task: _Task, state: LastLayer, seen: Sequence[Tensor]) -> Training | None:
+        """What is to be trained for a request; None where the model says the answer."""
         wrong = state.wrong()[: self.most]
         if not wrong:
             return None
-        act = model_activation(model) if self.act == "model" else self.act
-        seen = [patch.seen.to(memory.trained) for patch in (*attached_patches(model), *patches)]
-        rows = torch.cat([memory.trained, *seen])
-        return Training(Neurons(state.entering[wrong], act, generator), state, Memory(rows, memory.validation))
+        act = model_activation(state.model) if self.act == "model" else self.act
+        neurons = Neurons(state.entering[wrong], act, torch.Generator().manual_seed(task.seed))
+        rows = torch.cat([task.memory.trained, *(rows.to(task.memory.trained) for rows in seen)])
+        return Training(neurons, state, Memory(rows, task.memory.validation))
 
-    def _trained(self, trainings: Sequence[Training | None]) -> list[tuple[list[Patch], dict[str, Any]]]:
-        """The neurons of each request, and how they were trained."""
-        found = iter(trained_patches([one for one in trainings if one], self.schedule))
-        return [_noted(one, next(found)) if one else ([], {"neurons": 0, "steps": 0}) for one in trainings]
-
-    def _finish(self, edit: Edit, patches: Sequence[Patch], notes: Sequence[Mapping[str, Any]]) -> None:
-        attach_and_score(edit, patches, notes, advice="Use more steps, or a smaller memory_weight.")
+    def _finish(self, edit: Edit, found: Sequence[_Found]) -> None:
+        patches = [patch for one in found for patch in one.patches]
+        attach_and_score(
+            edit, patches, [one.note for one in found], advice="Use more steps, or a smaller memory_weight."
+        )
         neurons = sum(len(patch.keys) for patch in patches)
         edit.summary = {"neurons": neurons, "bytes_added": sum(patch.n_bytes for patch in patches)}
+
+
+@dataclass(frozen=True, eq=False)
+class _Task:
+    """A request, what its neurons should not fire on, and the seed of their values."""
+
+    request: EditRequest
+    memory: Memory
+    seed: int
+
+
+@dataclass(frozen=True, eq=False)
+class _Found:
+    """The patches of a request, one or none, and what is known of their training."""
+
+    patches: Sequence[Patch]
+    note: Mapping[str, Any]
+
+
+def _any_fires(found: Sequence[tuple[list[Patch], dict[str, Any]]], state: LastLayer) -> bool:
+    """Whether a neuron of these requests adds something where another one's answer is predicted."""
+    return any(bool(patch.increment(state.entering).any()) for patches, _ in found for patch in patches)
 
 
 def _noted(training: Training, found: TrainedPatch) -> tuple[list[Patch], dict[str, Any]]:

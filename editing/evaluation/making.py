@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -69,27 +69,50 @@ def made_each(model: LanguageModel, editor: Editor, cases: Sequence[Case], seed:
 
     The caller undoes an edit before it asks for the next.
     """
-    each = getattr(editor, "each", None)
-    requests = [case.request for case in cases if case.request is not None]
-    begun = now(model)
-    try:
-        ready = iter(each(model, requests, seed=seed, progress=False)) if each and len(requests) > 1 else None
-    except FAILURES:  # one of them cannot be made: alone it will say so
-        ready = None
-    share = (now(model) - begun) / max(1, len(requests))
+    computed = Computed.by(getattr(editor, "each", None), model, cases, seed)
     for case in cases:
         if case.request is None:
             yield case, Made(None, 0.0, case.refused)
-        elif ready is None:
-            yield case, made_together(model, editor, [case.request], seed)
         else:
-            yield case, _applied(model, next(ready), share, len(requests))
+            yield case, computed.made(model, case) or made_together(model, editor, [case.request], seed)
+
+
+class Computed:
+    """Edits of some cases that were computed together and are not applied yet, and the time that each of them took."""
+
+    def __init__(self, edits: Mapping[str, Edit], seconds: float) -> None:
+        self.edits, self.seconds = edits, seconds
+
+    @classmethod
+    def by(
+        cls, compute: Callable[..., list[Edit]] | None, model: LanguageModel, cases: Sequence[Case], seed: int
+    ) -> Computed:
+        """By an editor's `each` or `in_turn`; nothing where it has none, or where one of the edits cannot be made."""
+        asked = {case.id: case.request for case in cases if case.request is not None}
+        if compute is None or len(asked) < 2:
+            return cls({}, 0.0)
+        begun = now(model)
+        try:
+            edits = compute(model, list(asked.values()), seed=seed, progress=False)
+        except FAILURES:  # made alone it will say why
+            return cls({}, 0.0)
+        return cls(dict(zip(asked, edits, strict=True)), (now(model) - begun) / len(asked))
+
+    def made(self, model: LanguageModel, case: Case) -> Made | None:
+        """The edit of this case, applied; None: it is not here, or not for the model as it is."""
+        edit = self.edits.get(case.id)
+        try:
+            return None if edit is None else _applied(model, edit, self.seconds, len(self.edits))
+        except BaseModelError:  # another edit than the one computed here was made before it
+            return None
 
 
 def _applied(model: LanguageModel, edit: Edit, seconds: float, together: int) -> Made:
     begun = now(model)
     try:
         edit.apply(model)
+    except BaseModelError:
+        raise
     except FAILURES as error:
         return Made(None, seconds, str(error))
     return Made(edit, seconds + now(model) - begun + spared(edit), together=together)

@@ -18,12 +18,12 @@ from editing.editors import Editor
 from editing.errors import EvaluationError
 from editing.evaluation.alarms import FACTOR, CollapseAlarm
 from editing.evaluation.batch import in_chunks
-from editing.evaluation.case import Case, CaseScores
+from editing.evaluation.case import TOGETHER, Case, CaseScores
 from editing.evaluation.checkpoints import Checkpoint
 from editing.evaluation.conflicts import without_conflicts
 from editing.evaluation.examination import Examination
 from editing.evaluation.lines import Lines
-from editing.evaluation.making import Made, left_as_it_was, made_together
+from editing.evaluation.making import Computed, Made, left_as_it_was, made_together
 from editing.evaluation.metrics import failed, lost
 from tracer.errors import FileFormatError, NumericsError
 from tracer.model import LanguageModel
@@ -31,6 +31,7 @@ from tracer.progress import bar
 
 CHECKPOINTS = (1, 10, 50, 100, 500, 1000, 2000, 5000, 10000)
 FIXED = 50  # cases whose neighbours are the fixed set
+AHEAD = 16  # edits of one case each that are computed together, by editors that have `in_turn`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,11 +116,14 @@ class _Sequence:
         self.before = in_chunks(examination.before, self.cases)
         self.fixed_before = in_chunks(examination.before, self.fixed)
         self.alarm = CollapseAlarm(examination.model, factor=plan.factor)
+        self.in_turn = getattr(editor, "in_turn", None) if plan.step == 1 else None
+        self.computed = Computed({}, 0.0)
         self.edits: list[Any] = []
         self.paths: list[Path | None] = []
         self.good = 0  # edits up to the last good checkpoint
         self.reasons: dict[str, str] = {}
         self.seconds: dict[str, float] = {}
+        self.together: dict[str, int] = {}
         self.steps = None if folder is None else Lines(folder / "steps.jsonl")
         self.known = {record["edits"]: record for record in (self.steps.read() if self.steps else ())}
 
@@ -127,6 +131,8 @@ class _Sequence:
         """Makes every step; measures after those that reach a checkpoint."""
         for begin in range(0, len(self.cases), self.plan.step):
             end = min(begin + self.plan.step, len(self.cases))
+            if begin % AHEAD == 0:
+                self._look_ahead(begin)
             self._make(begin, end)
             steps.update(end - begin)
             due = end == len(self.cases) or any(begin < point <= end for point in self.plan.checkpoints)
@@ -149,6 +155,12 @@ class _Sequence:
             if path is not None:
                 path.unlink(missing_ok=True)
 
+    def _look_ahead(self, begin: int) -> None:
+        """Computes the next edits together unless an earlier run kept all of them, so that a stop changes nothing."""
+        cases = self.cases[begin : begin + AHEAD]
+        kept = all(end in self.known for end, case in enumerate(cases, begin + 1) if case.request is not None)
+        self.computed = Computed.by(None if kept else self.in_turn, self.examination.model, cases, self.plan.seed)
+
     def _make(self, begin: int, end: int) -> None:
         """Writes one step, or applies the edit that an earlier run kept."""
         cases = self.cases[begin:end]
@@ -158,11 +170,13 @@ class _Sequence:
             return
         model = self.examination.model
         path = None if self.folder is None else self.folder / "edits" / f"{end:06d}.safetensors"
-        made = self._kept(path, end) or made_together(model, self.editor, requests, self.plan.seed)
+        made = self._kept(path, end) or (self.computed.made(model, cases[0]) if len(cases) == 1 else None)
+        made = made or made_together(model, self.editor, requests, self.plan.seed)
         for case in cases:
             if case.request is not None:
                 self.seconds[case.id] = made.seconds / len(requests)
                 self.reasons |= {case.id: made.reason} if made.edit is None else {}
+                self.together |= {case.id: made.together} if made.together > 1 else {}
         if made.edit is not None:
             self.edits.append(made.edit)
             self.paths.append(path)
@@ -172,9 +186,8 @@ class _Sequence:
             if made.edit is not None and path is not None:
                 made.edit.save(path)
                 diagnostics = list(made.edit.diagnostics)
-            self.steps.append(
-                [{"edits": end, "seconds": made.seconds, "reason": made.reason, "diagnostics": diagnostics}]
-            )
+            about = {"edits": end, "seconds": made.seconds, TOGETHER: made.together, "reason": made.reason}
+            self.steps.append([{**about, "diagnostics": diagnostics}])
 
     def _kept(self, path: Path | None, end: int) -> Made | None:
         """The step as an earlier run made it, applied."""
@@ -184,7 +197,8 @@ class _Sequence:
         if record["reason"]:
             return Made(None, record["seconds"], record["reason"])
         try:
-            return Made(load_edit(path).apply(self.examination.model), record["seconds"])
+            edit = load_edit(path).apply(self.examination.model)
+            return Made(edit, record["seconds"], together=record.get(TOGETHER, 1))
         except FileFormatError:  # gone or of another kind: it is made again, from the same seed
             return None
 
@@ -213,7 +227,8 @@ class _Sequence:
         seconds = self.seconds.get(case.id, math.nan)
         if case.id in self.reasons:
             return CaseScores(case.id, before, failed(case, before), {"not_editable": self.reasons[case.id]}, seconds)
-        return CaseScores(case.id, before, after, {}, seconds)
+        together = {TOGETHER: self.together[case.id]} if case.id in self.together else {}
+        return CaseScores(case.id, before, after, together, seconds)
 
 
 def _part(case: Case, *, stays: bool) -> Case:
