@@ -12,13 +12,12 @@ one_hop=$data/portability.zsre_onehop.json.gz reversed=$data/portability.zsre_in
 counterfact_train=$data/counterfact_flat.train.json.gz zsre_train=$data/zsre.train.json.gz
 zsre=$data/zsre.eval.dev.json.gz hops=$data/mquake.cf3k_qa.json.gz piqa=$data/piqa.valid.json.gz
 
-train_serac() { # NAME FILE
-  local without=() name
-  for name in counterfact.dev zsre.eval.dev portability.counterfact_{locality,onehop,subject_replace} \
-    portability.zsre_{onehop,inverse_relation,subject_replace}
-  do without+=(--without "$data/$name.json.gz"); done
-  editing train --editor serac --data "$2" "${without[@]}" --model "$model" --out "runs/train/$1" --quiet
-}
+without=()
+for name in counterfact.dev zsre.eval.dev portability.counterfact_{locality,onehop,subject_replace} \
+  portability.zsre_{onehop,inverse_relation,subject_replace}
+do without+=(--without "$data/$name.json.gz"); done
+editing train --editor serac --data "$counterfact_train" --data "$zsre_train" "${without[@]}" --model "$model" \
+  --out runs/train/serac --quiet
 
 compare() { # FOLDER FILE EDITORS [OPTION ...]
   editing compare --model "$model" --layer "$layer" --settings "benchmarks/editors-$model.toml" --out "$out/$1" \
@@ -33,18 +32,15 @@ many() { # FOLDER EDITORS [OPTION ...]
   compare "$model-$1" "$zsre" "$2" --benchmark zsre --no-free --no-kl "${@:3}"
 }
 
-train_serac serac-counterfact "$counterfact_train"
-train_serac serac-zsre "$zsre_train"
-
-beside=memprompt,grace,t-patcher,calinet,ike
+beside=serac,memprompt,grace,t-patcher,calinet,ike
 weights=r-rome,rome,memit,emmet,alphaedit,pmet,kn,ft,ft-l,ft-m
-single "$locality" "serac-counterfact,$beside,$weights" 100
-single "$one_hop" "serac-zsre,$beside,$weights" 100 --benchmark zsre-survey
-single "$replaced" "serac-counterfact,$beside,$weights" 70
-single "$reversed" "serac-zsre,$beside,$weights" 70 --benchmark zsre-survey
+single "$locality" "$beside,$weights" 100
+single "$one_hop" "$beside,$weights" 100 --benchmark zsre-survey
+single "$replaced" "$beside,$weights" 70
+single "$reversed" "$beside,$weights" 70 --benchmark zsre-survey
 
-many sequence serac-zsre,memprompt,grace,t-patcher,r-rome,rome,memit,alphaedit,ft-l \
+many sequence serac,memprompt,grace,t-patcher,r-rome,rome,memit,alphaedit,ft-l \
   --protocols sequential --n 300 --checkpoints 1,10,30,100,300
 many batch memit,emmet,alphaedit,pmet --protocols batch --n 500 --batch 10,100,500
-many batch-1000 memit,emmet,alphaedit,grace,serac-zsre --protocols batch --n 1000 --batch 1000
+many batch-1000 memit,emmet,alphaedit,grace,serac --protocols batch --n 1000 --batch 1000
 compare "$model-hops" "$hops" mello,ike,memit --n 30

@@ -82,6 +82,35 @@ def test_an_option_of_another_training_is_refused(data: Path, tmp_path: Path) ->
     assert not (tmp_path / "out").exists()
 
 
+def test_serac_learns_from_several_files_and_the_others_from_one(data: Path, tmp_path: Path) -> None:
+    other = tmp_path / "zsre.json"
+    records = [
+        {
+            "subject": f"Town {n}",
+            "src": f"Where is Town {n}?",
+            "rephrase": f"What land holds Town {n}?",
+            "answers": ["Spain"],
+        }
+        | {"alt": "Peru", "loc": f"nq question: who won in {1900 + n}", "loc_ans": "nobody"}
+        for n in range(60)
+    ]
+    other.write_text(json.dumps(records))
+    both, without = ["--data", str(data), "--data", str(other)], ["--without", str(other)]
+    command = ["train", *both, "--out", str(tmp_path / "out"), "--n", "50", "--quiet"]
+    ran = CliRunner().invoke(app, [*command, "--editor", "mend"])
+    assert ran.exit_code == 2 and "MEND trains on one file, and here are 2. Give --data once." in ran.output
+    ran = CliRunner().invoke(app, [*command, "--editor", "serac", *without])
+    assert ran.exit_code == 2 and "zsre.json has no fact to train on" in ran.output
+    assert not (tmp_path / "out").exists()
+    quick = ["--steps", "2", "--batch", "8", "--every", "1", "--held-out", "20"]
+    ran = CliRunner().invoke(app, [*command, "--editor", "serac", *quick])
+    assert ran.exit_code == 0, ran.output
+    about = json.loads((tmp_path / "out" / "training.json").read_text())
+    subjects = set(about["subjects"]["training"]) | set(about["subjects"]["held_out"])
+    towns = {name for name in subjects if name.startswith("Town")}
+    assert len(towns) == 50 and len(subjects - towns) > 30 and "flat.json + zsre.json (n=100" in about["data"]
+
+
 def test_the_folder_of_another_training_is_refused(tmp_path: Path) -> None:
     quick = ScopeTraining(steps=2, every=1, batch=4, rank=2)
     train_scope("hashed-words", FACTS, quick, folder=tmp_path)

@@ -73,6 +73,12 @@ class ScopedFacts:
         return ScopedFacts(self.source, tuple(first)), ScopedFacts(self.source, tuple(rest))
 
 
+def together(parts: Sequence[ScopedFacts]) -> ScopedFacts:
+    """The facts of several sources as those of one."""
+    facts = tuple(fact for part in parts for fact in part.facts)
+    return ScopedFacts(" + ".join(part.source for part in parts), facts, sum(part.left_out for part in parts))
+
+
 def check_facts(facts: object) -> None:
     """Raises RequestError where these are no facts with their scopes, or none at all."""
     if not isinstance(facts, ScopedFacts):

@@ -16,10 +16,13 @@ from tracer.console import AsJson, DecoderStarts, Device, Dtype, Model, Quiet, o
 
 
 def train(
-    data: Annotated[Path, typer.Option(help="A CounterFact (also flat) or zsRE training file, also gzipped.")],
+    data: Annotated[
+        list[Path],
+        typer.Option(help="A CounterFact (also flat) or zsRE training file, also gzipped; serac: repeatable."),
+    ],
     out: Annotated[Path, typer.Option(help="Folder of the training; the same command goes on in it.")],
     editor: Annotated[str, typer.Option(help=f"{', '.join(TRAINERS)}.")] = "mend",
-    n: Annotated[int | None, typer.Option(min=2, help="Records, evenly over the file; default: all.")] = None,
+    n: Annotated[int | None, typer.Option(min=2, help="Records of each file, evenly over it; default: all.")] = None,
     without: Annotated[
         list[Path] | None, typer.Option(help="A benchmark file whose subjects are not trained on; repeatable.")
     ] = None,
@@ -59,7 +62,7 @@ def train(
         }
         given = {name: value for name, value in options.items() if value is not None}
         open_model, shown = partial(opened, model, device, dtype, decoder_starts), show_progress(quiet)
-        job = Job(data, n, benchmark, tuple(without or ()), given, open_model, seed, out, shown)
+        job = Job(tuple(data), n, benchmark, tuple(without or ()), given, open_model, seed, out, shown)
         found = TRAINERS[editor].fit(job)
         figure = out / "training.png"
         plot_training(found).savefig(figure, dpi=160)

@@ -10,7 +10,7 @@ from typing import Any
 
 from editing.errors import RequestError
 from editing.memory.scope_training import ScopeTraining
-from editing.memory.scoped import ScopedFacts, scoped_facts
+from editing.memory.scoped import ScopedFacts, scoped_facts, together
 from editing.memory.serac import SERAC
 from editing.meta_learning.ke import KE
 from editing.meta_learning.learned import Learned
@@ -27,8 +27,8 @@ class Job:
     """What the command line asks for.
 
     Attributes:
-        data: file to train on.
-        n: of its records, evenly over it; None: all.
+        data: files to train on, one or more.
+        n: of the records of each, evenly over it; None: all.
         protocol: which answers of a zsRE file to teach.
         without: files whose subjects are left out.
         options: settings of plan and editor that were given, by name.
@@ -38,7 +38,7 @@ class Job:
         progress: whether to show a bar.
     """
 
-    data: Path
+    data: tuple[Path, ...]
     n: int | None
     protocol: str | None
     without: tuple[Path, ...]
@@ -72,7 +72,9 @@ class Trainer:
 def _fit_learned(kind: type[Learned], job: Job) -> TrainingResult:
     of_plan = {one.name for one in dataclasses.fields(TrainingPlan)}
     job.check_options(kind.method, of_plan | {"blocks", "rate"})
-    records = training_records(job.data, n=job.n, protocol=job.protocol, without=job.without)
+    if len(job.data) > 1:
+        raise RequestError(f"{kind.method} trains on one file, and here are {len(job.data)}. Give --data once.")
+    records = training_records(job.data[0], n=job.n, protocol=job.protocol, without=job.without)
     plan = TrainingPlan(**{name: value for name, value in job.options.items() if name in of_plan})
     editor = kind(**{name: value for name, value in job.options.items() if name not in of_plan})
     trained = editor.fit(job.open_model(), records, plan=plan, **job.places).trained
@@ -98,19 +100,21 @@ def _fit_serac(job: Job) -> TrainingResult:
 
 
 def scopes_of(job: Job) -> ScopedFacts:
-    """The facts of a job's file with prompts inside and outside of their scopes.
+    """The facts of a job's files with prompts inside and outside of their scopes.
 
     Raises:
-        RequestError: none is left.
+        RequestError: a file of which none is left.
     """
-    records = read_records(job.data)
-    step = max(1, len(records) // job.n) if job.n else 1
-    found = scoped_facts(records[::step][: job.n], source=job.data.name)
-    others = subjects_of(job.without)
-    kept = tuple(fact for fact in found.facts if fact.subject.casefold() not in others)
-    if not kept:
-        raise RequestError(f"{job.data} has no fact to train on that is not in {', '.join(map(str, job.without))}.")
-    return dataclasses.replace(found, facts=kept)
+    others, found = subjects_of(job.without), []
+    for path in job.data:
+        records = read_records(path)
+        step = max(1, len(records) // job.n) if job.n else 1
+        facts = scoped_facts(records[::step][: job.n], source=path.name)
+        kept = tuple(fact for fact in facts.facts if fact.subject.casefold() not in others)
+        if not kept:
+            raise RequestError(f"{path} has no fact to train on that is not in {', '.join(map(str, job.without))}.")
+        found.append(dataclasses.replace(facts, facts=kept))
+    return together(found)
 
 
 def _told_serac(best: Mapping[str, Any]) -> str:
