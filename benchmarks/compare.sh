@@ -17,7 +17,7 @@ for name in counterfact.dev zsre.eval.dev portability.counterfact_{locality,oneh
   portability.zsre_{onehop,inverse_relation,subject_replace}
 do without+=(--without "$data/$name.json.gz"); done
 editing train --editor serac --data "$counterfact_train" --data "$zsre_train" "${without[@]}" --model "$model" \
-  --out runs/train/serac --quiet
+  --steps 2000 --out runs/train/serac --quiet
 
 compare() { # FOLDER FILE EDITORS [OPTION ...]
   editing compare --model "$model" --layer "$layer" --settings "benchmarks/editors-$model.toml" --out "$out/$1" \
