@@ -29,7 +29,7 @@ SCALE = 10.0  # of new values
 WEIGHT_DECAY, CLIP = 0.01, 5.0
 IMPROVED = 1e-3  # of the validation memory loss
 PATIENCE = 1  # checks without improvement
-SETTLED = 1e-3  # of the first rate: on the plateau below it nothing moves any more
+SETTLED = 1e-2  # of the first rate: after so many plateaus nothing moves any more
 
 
 @dataclass(frozen=True)
