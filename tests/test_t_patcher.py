@@ -434,7 +434,7 @@ def refuse(*_: object) -> None:
 
 
 def test_training_ends_once_the_rate_is_spent_where_the_answer_cannot_be_said(toy_model, monkeypatch) -> None:
-    """One neuron for many wrong tokens; an answer that is never looked at as said goes through plateau after plateau."""
+    """One neuron for many wrong tokens; so the answer is never said, and plateau follows plateau."""
     looks = []
 
     def looked(run, logits, step) -> TrainedPatch:
@@ -442,9 +442,9 @@ def test_training_ends_once_the_rate_is_spent_where_the_answer_cannot_be_said(to
         return TrainedPatch(run.neurons.patch(LAST, run.state.seen), step, 1.0, 1.0, False)
 
     monkeypatch.setattr("editing.added_parameters.patch_training._Run.looked_at", looked)
-    editor = TPatcher(memory=40, steps=500, first_check=2, every=2, rate=0.01, most=1)
+    editor = TPatcher(memory=40, steps=500, first_check=2, every=2, rate=0.5, most=1)
     with editor.apply(toy_model, [LONG]) as edit:
         assert edit.diagnostics[0]["steps"] == looks[-1][0] < 500 and edit.diagnostics[0]["said"] is False
     rates = [rate for _, rate in looks]
-    assert rates[-1] < 1e-4 <= min(rates[:-2])  # the last look is the one at the end
+    assert rates[-1] < 5e-3 <= min(rates[:-2])  # the last look is the one at the end
     assert looks[-1][0] == looks[-2][0]
