@@ -16,7 +16,8 @@ from editing.memory.mello_examples import EXAMPLES
 from editing.memory.memory import Memory
 from editing.memory.record import MemoryRecord
 from editing.scoring.asking import routes
-from editing.scoring.generation import LastRead, complete, written_until
+from editing.scoring.generation import complete, written_until
+from editing.scoring.last_read import LastRead
 from editing.scoring.scores import target_scores
 from tracer.model.tokens import encode
 

@@ -25,7 +25,8 @@ from editing.memory.record import MemoryRecord
 from editing.memory.room import check_room, room_after
 from editing.numbers import check_whole
 from editing.scoring.asking import Route
-from editing.scoring.generation import LastRead, written_until
+from editing.scoring.generation import written_until
+from editing.scoring.last_read import LastRead
 from tracer.model import LanguageModel
 
 SUBQUESTION, TENTATIVE = "Subquestion:", "Generated answer:"

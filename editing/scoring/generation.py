@@ -6,7 +6,6 @@ import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import takewhile
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,7 @@ from torch import Tensor
 from transformers import DynamicCache, EncoderDecoderCache
 
 from editing.scoring.asking import routes
+from editing.scoring.last_read import LastRead
 from tracer.model import LanguageModel
 from tracer.model.inputs import prompt_encoding
 from tracer.model.tokens import encode
@@ -51,29 +51,6 @@ def complete(model: LanguageModel, prompts: Sequence[str], *, new_tokens: int = 
         whole = continued(route.model, ids, new_tokens, n_encoder=encoding.n_encoder)
         written.append(_text(route.model, whole[0, ids.shape[1] :].tolist()))
     return written
-
-
-class LastRead:
-    """Keys and values of the text that a model read last, so that one which begins alike is read on from there."""
-
-    def __init__(self) -> None:
-        self.cache = DynamicCache()
-        self._read: list[int] = []
-
-    def unread(self, ids: Sequence[int]) -> int:
-        """Where `ids` are to be read on from: at most their last one, whose logits are wanted."""
-        if self.cache.get_seq_length() != len(self._read):  # it was interrupted
-            self.cache, self._read = DynamicCache(), []
-        pairs = zip(self._read, ids[:-1], strict=False)
-        shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
-        if shared < len(self._read):
-            self.cache.crop(shared - len(self._read))
-        self._read = list(ids[:shared])
-        return shared
-
-    def keep(self, ids: Sequence[int]) -> None:
-        """`ids` have been read, but for what was written last."""
-        self._read = list(ids[: self.cache.get_seq_length()])
 
 
 def written_until(
