@@ -72,7 +72,7 @@ class Trainer:
 def _fit_learned(kind: type[Learned], job: Job) -> TrainingResult:
     of_plan = {one.name for one in dataclasses.fields(TrainingPlan)}
     job.check_options(kind.method, of_plan | {"blocks", "rate"})
-    if len(job.data) > 1:
+    if len(job.data) != 1:
         raise RequestError(f"{kind.method} trains on one file, and here are {len(job.data)}. Give --data once.")
     records = training_records(job.data[0], n=job.n, protocol=job.protocol, without=job.without)
     plan = TrainingPlan(**{name: value for name, value in job.options.items() if name in of_plan})
