@@ -131,6 +131,8 @@ class Codebook:
 
     def _with_key(self, record: Record, radius: float) -> Self:
         key, value = record.query.double()[None], record.value[None]
+        if len(self):  # which may be on another device
+            key, value = key.to(self.keys), value.to(self.values)
         return dataclasses.replace(
             self,
             keys=torch.cat((self.keys, key)) if len(self) else key,
