@@ -195,6 +195,8 @@ def test_left_and_right_padding_decide_alike_and_decoding_asks_nothing(toy_model
         ids, mask = right_padded(rows, device=toy_model.device)
         with prompts_end_at(toy_model, [len(row) - 1 for row in rows]):
             right = toy_model.torch(input_ids=ids, attention_mask=mask).logits[torch.arange(2), mask.sum(1) - 1]
+        bare = toy_model.torch(input_ids=ids, attention_mask=mask).logits[torch.arange(2), mask.sum(1) - 1]
+        assert torch.equal(bare, right)  # the mask says where prompts end, as whoever scores them would
         width = max(map(len, rows))
         left = torch.tensor([[0] * (width - len(row)) + list(row) for row in rows])
         seen = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])

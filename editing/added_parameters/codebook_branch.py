@@ -3,8 +3,9 @@
 An edit keeps a journal: its queries, trained values and labels. Whatever is attached or taken off, in any
 order, the codebook is built again from the journals that are left; nothing is trained again.
 
-Where a prompt ends the query is what enters the value matrix. It is asked for once a row: a pass over one
-token (a decoding step) asks nothing, so prompts of one token are never changed.
+Where a prompt ends the query is what enters the value matrix; of a padded row that is its last token that the
+pass's mask has. It is asked for once a row: a pass over one token (a decoding step) asks nothing, so prompts of
+one token are never changed.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from editing.added_parameters.codebook import Codebook, Record
-from editing.added_parameters.passing import Noted
+from editing.added_parameters.passing import Noted, Padding
 from editing.attachment import Attachment
 from editing.scoring.asking import prompt_ends
 from tracer.anatomy.hidden import by_token
@@ -105,7 +106,8 @@ class CodebookBranch:
             block, matrix = model.anatomy.blocks[self.place.layer], model.anatomy.value_matrix(self.place.layer)
             self._rounding, self._device = rounding_of(model), next(matrix.parameters()).device
             rows = Noted(block, lambda hidden: len(hidden))
-            self._handles = [rows, matrix.register_forward_hook(self._hook(model, rows))]
+            padding = Padding(model.torch.base_model)
+            self._handles = [rows, padding, matrix.register_forward_hook(self._hook(model, rows, padding))]
         self.journals.append(journal)
         self._replay()
 
@@ -121,10 +123,10 @@ class CodebookBranch:
         here = [Record(one.query.to(self._device), one.value.to(self._device), one.label) for one in records]
         self.book = Codebook.of(here, self.place.radius, self._rounding)
 
-    def _hook(self, model: LanguageModel, rows: Noted) -> Callable[..., Tensor | None]:
+    def _hook(self, model: LanguageModel, rows: Noted, padding: Padding) -> Callable[..., Tensor | None]:
         def hook(_matrix: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
             entering, leaving = by_token(inputs[0], rows.value), by_token(output, rows.value)
-            ends = prompt_ends(model.torch, *entering.shape[:2]).to(entering.device)
+            ends = prompt_ends(model.torch, entering.shape[0], entering.shape[1], padding.mask).to(entering.device)
             each = torch.arange(len(entering), device=entering.device)
             key = self.book.answering(entering[each, ends].detach())
             answered = (key >= 0) & (ends > 0)

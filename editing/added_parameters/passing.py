@@ -1,4 +1,4 @@
-"""What a module was last called with, kept for a hook further on in the same pass."""
+"""What a module, or a whole model, was called with, kept for a hook further on in the same pass."""
 
 from __future__ import annotations
 
@@ -27,3 +27,34 @@ class Noted:
 
     def _keep(self, _module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         self._own.value = self._note(args[0] if args else next(iter(kwargs.values())))
+
+
+class Padding:
+    """Watches which tokens of a model's passes are padding until `remove`; threads each see their own."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._own = threading.local()
+        self._handles = [
+            model.register_forward_pre_hook(self._begin, with_kwargs=True),
+            model.register_forward_hook(self._end, always_call=True),
+        ]
+
+    @property
+    def mask(self) -> Tensor | None:
+        """Of the pass that runs in this thread: 1 for tokens, 0 for padding, [row, token], a cache's included.
+
+        None where none runs, or nothing was said.
+        """
+        return getattr(self._own, "mask", None)
+
+    def remove(self) -> None:
+        """Ends the watch."""
+        for handle in self._handles:
+            handle.remove()
+
+    def _begin(self, _module: nn.Module, _args: tuple, kwargs: dict[str, Any]) -> None:
+        mask = kwargs.get("attention_mask")
+        self._own.mask = mask if isinstance(mask, Tensor) and mask.dim() == 2 else None
+
+    def _end(self, *_: object) -> None:
+        self._own.mask = None

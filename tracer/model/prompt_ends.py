@@ -26,9 +26,16 @@ def prompts_end_at(model: LanguageModel, last: Sequence[int]) -> Iterator[None]:
         store["_prompt_ends"] = outer
 
 
-def prompt_ends(model: nn.Module, n_rows: int, n_tokens: int) -> Tensor:
-    """The position at which each row's prompt ends, [row]; in a bare forward pass the last one."""
+def prompt_ends(model: nn.Module, n_rows: int, n_tokens: int, mask: Tensor | None = None) -> Tensor:
+    """The position at which each row's prompt ends, [row]; in a bare forward pass that of the last token.
+
+    `mask`: the pass's own, 1 for tokens, 0 for padding, [row, token], those before a cache's end included; without
+    one nothing is padding.
+    """
     said = model.__dict__.get("_prompt_ends")
+    if said is None and mask is not None and mask.shape[0] == n_rows and mask.shape[1] >= n_tokens:
+        seen = mask[:, mask.shape[1] - n_tokens :].long()
+        return (n_tokens - 1 - seen.flip(1).argmax(1)).cpu()
     if said is None:
         return torch.full((n_rows,), n_tokens - 1)
     assert len(said) == n_rows, "prompts of another batch"
