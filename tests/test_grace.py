@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 
@@ -17,10 +18,11 @@ from editing import GRACE, Edit, EditFailedError, EditRequest, RequestError, cal
 from editing.added_parameters.calibration import calibrated_on_bundled_facts, queries
 from editing.added_parameters.codebook import Codebook, Record
 from editing.added_parameters.codebook_branch import codebook_at, rounding_of
+from editing.added_parameters.passing import Padding
 from editing.added_parameters.replaced_value import trained_values, trials_of
 from editing.edit import undo_all
 from editing.editors import editor_named
-from editing.scoring.asking import prompts_end_at
+from editing.scoring.asking import prompt_ends, prompts_end_at
 from editing.scoring.generation import complete, continued
 from editing.scoring.scores import target_scores
 from tracer.facts import bundled, spread_over_relations
@@ -213,6 +215,66 @@ def test_left_and_right_padding_decide_alike_and_decoding_asks_nothing(toy_model
         torch.testing.assert_close(step, whole, atol=1e-9, rtol=0)
 
 
+@pytest.mark.parametrize("name", DENSE)
+def test_a_padded_row_of_a_bare_pass_asks_at_its_last_token(name: str) -> None:
+    model = tracer.load(FAMILIES[name].build(), tokenizer=make_tokenizer(bos=False), check=False)
+    rows = [encode(model.tokenizer, prompt).ids for prompt in (LONG.prompt, PROMPTS[1], PROMPTS[2])]
+    ids, mask = right_padded(rows, device=model.device)
+    each, ends = torch.arange(len(ids)), mask.sum(1) - 1
+    with GRACE(layer=1, radius=0.01, steps=2).apply(model, [LONG]), torch.no_grad():
+        found = model.torch(input_ids=ids, attention_mask=mask).logits[each, ends]
+        inside = model.torch.base_model(input_ids=ids, attention_mask=mask).last_hidden_state[each, ends]
+        with prompts_end_at(model, ends.tolist()):
+            expected = model.torch(input_ids=ids, attention_mask=mask).logits[each, ends]
+            hidden = model.torch.base_model(input_ids=ids, attention_mask=mask).last_hidden_state[each, ends]
+        with prompts_end_at(model, [len(ids[0]) - 1] * 3):  # what was said counts more than a mask
+            elsewhere = model.torch(input_ids=ids, attention_mask=mask).logits[each, ends]
+    torch.testing.assert_close(found, expected, atol=1e-9, rtol=0)
+    torch.testing.assert_close(inside, hidden, atol=1e-9, rtol=0)
+    longest = int(ends.argmax())
+    assert not torch.allclose(elsewhere[0], expected[0], atol=1e-6) or longest == 0
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.torch.modules())
+
+
+def test_where_prompts_end_by_a_mask_that_holds_a_cache_too(toy_model: tracer.LanguageModel) -> None:
+    mask = torch.tensor([[0, 1, 1, 1, 1], [1, 1, 1, 1, 0], [1, 1, 1, 0, 0]])
+    assert prompt_ends(toy_model.torch, 3, 3, mask).tolist() == [2, 1, 0]
+    assert prompt_ends(toy_model.torch, 2, 3, mask).tolist() == [2, 2]  # of another batch: it tells nothing
+    with prompts_end_at(toy_model, [1, 0, 2]):
+        assert prompt_ends(toy_model.torch, 3, 3, mask).tolist() == [1, 0, 2]
+
+
+def test_a_mask_is_forgotten_with_its_pass_also_after_an_error(toy_model: tracer.LanguageModel) -> None:
+    padding, seen = Padding(toy_model.torch), []
+    mask, ids = torch.tensor([[1, 1, 0]]), torch.tensor([[5, 6, 0]])
+
+    def look(*_: object) -> None:
+        seen.append(padding.mask)
+        if len(seen) == 2:
+            raise EditFailedError("on purpose")
+
+    handle = toy_model.anatomy.blocks[1].register_forward_hook(look)
+    for given in (mask, mask, mask[None, None], None):
+        with contextlib.suppress(EditFailedError, ValueError, RuntimeError):
+            toy_model.torch(ids, attention_mask=given)
+        assert padding.mask is None
+    handle.remove()
+    padding.remove()
+    assert [one is None for one in seen][:2] == [False, False] and seen[0].tolist() == [[1, 1, 0]]
+    assert all(one is None for one in seen[2:])
+
+
+def test_corrections_computed_together_overwrite_as_they_do_alone() -> None:
+    """A query is the prompt's own, to the bit, whatever else is read: or a correction would split its own key."""
+    model = tracer.load(FAMILIES["Llama"].build().float(), tokenizer=make_tokenizer(bos=True), check=False)
+    facts = spread_over_relations(bundled())[:16]
+    editor = GRACE(layer=2, radius=0.01, steps=1)
+    first = [editor.apply(model, [EditRequest(fact.prompt, fact.subject, " Paris")]) for fact in facts]
+    corrected = editor.in_turn(model, [EditRequest(fact.prompt, fact.subject, " French") for fact in facts])
+    undo_all(first)
+    assert {edit.diagnostics[0]["rule"] for edit in corrected} == {"overwritten"}
+
+
 def test_a_pass_over_one_token_asks_nothing_however_wide_the_radius(toy_model: tracer.LanguageModel) -> None:
     """A decoding step is such a pass, and what it reads stands after every prompt."""
     base = next_tokens(toy_model, ["a", PROMPTS[0]])
@@ -267,7 +329,9 @@ def near_and_far(model: tracer.LanguageModel) -> tuple[GRACE, list[EditRequest]]
     apart = float((queries(model, 2, [OTHER.prompt]) - queries(model, 2, [near.prompt])).norm())
     split = EditRequest(near.prompt, near.subject, " German")
     again = EditRequest(OTHER.prompt, OTHER.subject, " German")
-    return GRACE(layer=2, steps=3, radius=0.9 * apart), [OTHER, LONG, near, REQUEST, split, again, near, LONG]
+    old = [OTHER, LONG, near, REQUEST, split, again]
+    german = EditRequest(LONG.prompt, LONG.subject, " German")  # overwrites LONG's key, and is covered by it then
+    return GRACE(layer=2, steps=3, radius=0.9 * apart), [*old, near, LONG, german, german]
 
 
 @pytest.mark.parametrize("init", ["cold", "warm"])

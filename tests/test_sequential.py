@@ -276,3 +276,21 @@ def test_an_edit_computed_ahead_for_another_model_is_made_on_this_one(toy_model,
     editor = InTurn(0.05)
     found = sequence(toy_model, editor, cases, folder=tmp_path)
     assert editor.calls == [3, 1, 1] and all(case.editable for case in found[-1].scores)
+
+
+def test_an_edit_whose_file_is_gone_is_made_again_as_it_was(toy_model: tracer.LanguageModel, tmp_path) -> None:
+    cases = simple_cases(5)
+    first = sequence(toy_model, InTurn(0.05), cases, folder=tmp_path)
+    (tmp_path / "edits" / "000002.safetensors").unlink()
+    again = sequence(toy_model, InTurn(0.05), cases, folder=tmp_path)
+    assert [case.after for case in again[-1].scores] == [case.after for case in first[-1].scores]
+    (tmp_path / "edits" / "000002.safetensors").unlink()
+    other = sequence(toy_model, RankOne(0.04), cases, folder=tmp_path)  # after which those kept do not fit
+    assert all(case.editable for case in other[-1].scores)
+
+
+def test_cases_of_one_id_have_their_own_edits(toy_model: tracer.LanguageModel) -> None:
+    cases = [dataclasses.replace(case, id="a") for case in simple_cases(3)]
+    expected = list(single_edits(Examination(toy_model, QUICK), RankOne(), simple_cases(3), progress=False))
+    found = list(single_edits(Examination(toy_model, QUICK), RankOne(), cases, progress=False))
+    assert [case.after for case in found] == [case.after for case in expected]

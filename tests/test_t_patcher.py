@@ -165,7 +165,7 @@ def test_training_ends_once_the_answer_is_said_and_keeps_the_patch_with_the_leas
 @pytest.mark.parametrize("together", [16, 2])
 def test_requests_trained_side_by_side_find_what_each_finds_alone(toy_model, monkeypatch, together: int) -> None:
     """Answers of one and of several tokens, one that is said already, and one that ends before the others."""
-    monkeypatch.setattr("editing.added_parameters.t_patcher.TOGETHER", together)
+    monkeypatch.setattr("editing.added_parameters.t_patcher.AT_ONCE", together)
     editor = TPatcher(memory=40, steps=60, first_check=5, every=5, rate=0.05)
     before, said = state(toy_model), said_already(toy_model)
     requests = [REQUEST, LONG, said, OTHER, dataclasses.replace(REQUEST, new=" Rome")]
@@ -192,7 +192,7 @@ def test_requests_trained_side_by_side_find_what_each_finds_alone(toy_model, mon
 
 @pytest.mark.parametrize(("act", "together"), [("relu", 16), ("relu", 2), ("model", 16)])
 def test_in_turn_gives_the_edits_that_one_call_after_the_other_gives(toy_model, monkeypatch, act, together) -> None:
-    monkeypatch.setattr("editing.added_parameters.t_patcher.TOGETHER", together)
+    monkeypatch.setattr("editing.added_parameters.t_patcher.AT_ONCE", together)
     groups = []
     monkeypatch.setattr("editing.added_parameters.t_patcher.trained_patches", counting(groups))
     editor = TPatcher(memory=40, steps=60, first_check=5, every=5, rate=0.05, act=act)
@@ -448,3 +448,22 @@ def test_training_ends_once_the_rate_is_spent_where_the_answer_cannot_be_said(to
     rates = [rate for _, rate in looks]
     assert rates[-1] < 5e-3 <= min(rates[:-2])  # the last look is the one at the end
     assert looks[-1][0] == looks[-2][0]
+
+
+def test_what_is_trained_in_vain_fails_nothing(toy_model: tracer.LanguageModel, monkeypatch) -> None:
+    """OTHER diverges beside LONG in one group; alone, as it is made in turn, it does not."""
+    sizes = []
+
+    def fails_in_company(trainings, schedule):
+        sizes.append(len(trainings))
+        if len(trainings) > 1:
+            raise EditFailedError("on purpose")
+        return trained_patches(trainings, schedule)
+
+    monkeypatch.setattr("editing.added_parameters.t_patcher.trained_patches", fails_in_company)
+    with QUICK.apply(toy_model, [REQUEST, OTHER, LONG]) as edit:
+        assert sizes == [3, 1, 2, 1, 1] and len(edit.attachments) == 3
+    monkeypatch.setattr("editing.added_parameters.t_patcher.trained_patches", refuse)
+    with pytest.raises(EditFailedError, match="on purpose"):
+        QUICK.in_turn(toy_model, [REQUEST, OTHER])
+    assert toy_model.edits == []

@@ -101,10 +101,14 @@ def calibrate(
 
 def queries(model: LanguageModel, layer: int, prompts: Sequence[str]) -> Tensor:
     """What enters the value matrix at each prompt's last token, float64 [prompt, n_in]."""
-    encoded = [encode(model.tokenizer, prompt).ids for prompt in prompts]
+    return queries_at_ends(model, layer, [encode(model.tokenizer, prompt).ids for prompt in prompts])
+
+
+def queries_at_ends(model: LanguageModel, layer: int, texts: Sequence[Sequence[int]]) -> Tensor:
+    """What enters the value matrix at the last of each text's token ids, float64 [text, n_in]."""
     matrix, found = model.anatomy.value_matrix(layer), []
-    for begin in range(0, len(encoded), BATCH):
-        ids, mask = right_padded(encoded[begin : begin + BATCH], device=model.device)
+    for begin in range(0, len(texts), BATCH):
+        ids, mask = right_padded(texts[begin : begin + BATCH], device=model.device)
         each, ends = torch.arange(len(ids), device=ids.device), mask.sum(1) - 1
 
         def keep(_module: nn.Module, inputs: tuple[Any, ...], _output: Any, each=each, ends=ends) -> None:

@@ -106,7 +106,7 @@ class CodebookBranch:
             block, matrix = model.anatomy.blocks[self.place.layer], model.anatomy.value_matrix(self.place.layer)
             self._rounding, self._device = rounding_of(model), next(matrix.parameters()).device
             rows = Noted(block, lambda hidden: len(hidden))
-            padding = Padding(model.torch.base_model)
+            padding = Padding(model.torch)
             self._handles = [rows, padding, matrix.register_forward_hook(self._hook(model, rows, padding))]
         self.journals.append(journal)
         self._replay()

@@ -8,34 +8,30 @@ Edits that are attached at the same layer with the same settings share one codeb
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
-from editing.added_parameters.attaching import attach_and_score, started
+from editing.added_parameters.attaching import attach_and_score
 from editing.added_parameters.calibration import calibrated_on_bundled_facts
 from editing.added_parameters.codebook import Codebook, Placing, Record
 from editing.added_parameters.codebook_branch import Journal, Place, Replace, codebook_at
 from editing.added_parameters.replaced_value import Trials, trained_values, trials_of
-from editing.added_parameters.side_by_side import SideBySide
+from editing.added_parameters.side_by_side import Company, SideBySide, in_groups
 from editing.edit import Edit
 from editing.errors import RequestError
-from editing.locate_then_edit.settings import editable
 from editing.numbers import check_above_zero, check_not_negative, check_whole
-from editing.request import EditRequest, check_requests, listed
+from editing.request import EditRequest
 from tracer.model import LanguageModel
-from tracer.progress import bar
 
 Init = Literal["cold", "warm"]
-TOGETHER = 16  # values trained side by side: each adds logits of its answer to memory
 
 
 @dataclass(frozen=True, kw_only=True)
-class GRACE(SideBySide):
+class GRACE(SideBySide["_Learnt"]):
     """A codebook at one layer; settings and `apply`.
 
     Attributes:
@@ -51,6 +47,8 @@ class GRACE(SideBySide):
 
     Source: Hartvigsen et al. 2022 (arXiv:2211.11031).
     """
+
+    method = "GRACE"
 
     layer: int
     radius: float = 1.0
@@ -118,92 +116,75 @@ class GRACE(SideBySide):
                 the last layer.
             EditFailedError: a loss became NaN; the model is as it was.
         """
-        self._check_place(model)
-        with self._started(model, requests, seed) as edit:
-            if edit.requests:
-                seeds = range(seed, seed + len(edit.requests))
-                self._finish(edit, self._learnt(model, edit.requests, seeds, progress))
-        return edit
-
-    def _edits(
-        self, model: LanguageModel, requests: Sequence[EditRequest], seed: int, progress: bool | None, *, alone: bool
-    ) -> Iterator[Edit]:
-        """An applied edit of each request."""
-        requests = listed(requests)
-        self._check_place(model)
-        for request in requests:
-            check_requests(model, [request])
-        with editable(model):
-            learnt = self._learnt(model, requests, [seed] * len(requests), progress, alone=alone)
-        for request, one in zip(requests, learnt, strict=True):
-            with self._started(model, [request], seed) as edit:
-                self._finish(edit, [one])
-            yield edit
+        return self._together(model, requests, seed, progress)
 
     def _check_place(self, model: LanguageModel) -> None:
-        model.check_decoder_only("GRACE")
+        model.check_decoder_only(self.method)
         model.anatomy.value_matrix(self.layer)
-
-    def _started(
-        self, model: LanguageModel, requests: Sequence[EditRequest], seed: int
-    ) -> AbstractContextManager[Edit]:
-        return started(model, requests, {"method": "GRACE", **asdict(self), "seed": seed})
 
     def _learnt(
         self,
         model: LanguageModel,
         requests: Sequence[EditRequest],
-        seeds: Sequence[int],
+        seed: int,
         progress: bool | None,
-        *,
-        alone: bool = False,
+        company: Company,
     ) -> list[_Learnt]:
-        """What the codebook is to learn of each request, once it has learnt those before; `alone`: as it is now."""
-        book, found = codebook_at(model, self.place), []
-        with bar(len(requests), "training values", show=progress, unit="edit") as steps:
-            while len(found) < len(requests):
-                chunk = slice(len(found), len(found) + TOGETHER)
-                learnt = self._side_by_side(model, book, requests[chunk], seeds[chunk], alone=alone)
-                for one in () if alone else learnt:
-                    book = book.after(one.record)
-                found += learnt
-                steps.update(len(learnt))
-        return found
+        """What the codebook is to learn of each request, once it has learnt those before."""
+        book, known = codebook_at(model, self.place), 0
+        seeds = range(seed, seed + len(requests)) if company == "together" else [seed] * len(requests)
+
+        def learn(group: Sequence[tuple[EditRequest, int]], found: Sequence[_Learnt]) -> list[_Learnt]:
+            nonlocal book, known
+            for one in () if company == "alone" else found[known:]:
+                book = book.after(one.record)
+            known = len(found)
+            return self._side_by_side(model, book, group, alone=company == "alone")
+
+        pairs = list(zip(requests, seeds, strict=True))
+        return in_groups(pairs, learn, title="training values", progress=progress)
 
     def _side_by_side(
-        self,
-        model: LanguageModel,
-        book: Codebook,
-        requests: Sequence[EditRequest],
-        seeds: Sequence[int],
-        *,
-        alone: bool,
+        self, model: LanguageModel, book: Codebook, group: Sequence[tuple[EditRequest, int]], *, alone: bool
     ) -> list[_Learnt]:
-        """Of the first requests, up to one whose value begins with that of another one here: at least one."""
+        """Learns the first requests, up to one whose value begins with that of another one here."""
         begun = time.perf_counter()
+        requests = [request for request, _ in group]
         trials = trials_of(model, self.layer, requests, self.replace)
         self._check_reach(model, trials, requests)
-        present = trials.present.to(trials.wide_queries)
-        placings, starts, fresh, after = [], [], set(), book
-        for query, label, given, seed in zip(trials.wide_queries, trials.labels, present, seeds, strict=True):
-            placing = after.placing(query, label)
-            if placing.rule == "covered" and placing.nearest in fresh:
-                break
-            placings.append(placing)
-            starts.append(self._start(book, placing, given, seed))
-            if not alone:  # rules go by queries and labels: a value to be trained stands in for the trained one
-                after = after.after(Record(query, starts[-1], label))
-                fresh.add(placing.nearest if placing.rule in ("covered", "overwritten") else len(after) - 1)
+        placings, starts = self._placed(book, trials, [seed for _, seed in group], alone=alone)
         if len(placings) < len(requests):
             trials = trials_of(model, self.layer, requests[: len(placings)], self.replace)
         options = {"rate": self.rate, "steps": self.steps, "stop_below": self.stop_below}
         values = trained_values(trials, torch.stack(starts), **options)
         share = (time.perf_counter() - begun) / len(values)
-        parts = zip(trials.wide_queries.cpu(), trials.labels, values, placings, strict=True)
+        parts = zip(trials.queries.cpu(), trials.labels, values, placings, strict=True)
         return [
             _Learnt(Record(query, value.value.cpu(), label), placing, value.losses, share)
             for query, label, value, placing in parts
         ]
+
+    def _placed(
+        self, book: Codebook, trials: Trials, seeds: Sequence[int], *, alone: bool
+    ) -> tuple[list[Placing], list[Tensor]]:
+        """Where the requests fall and what their values begin with, up to one that begins with another's here.
+
+        The rules go by queries and labels alone, so that a value to be trained can stand in for the trained one.
+        """
+        placings: list[Placing] = []
+        starts: list[Tensor] = []
+        fresh: set[int | None] = set()  # keys whose values are being trained
+        after = book
+        for query, label, present, seed in zip(trials.queries, trials.labels, trials.present, seeds, strict=True):
+            placing = after.placing(query, label)
+            if placing.rule == "covered" and placing.nearest in fresh:
+                break
+            placings.append(placing)
+            starts.append(self._start(book, placing, present, seed))
+            if not alone:
+                after = after.after(Record(query, starts[-1], label))
+                fresh.add(placing.nearest if placing.rule in ("covered", "overwritten") else len(after) - 1)
+        return placings, starts
 
     def _start(self, book: Codebook, placing: Placing, present: Tensor, seed: int) -> Tensor:
         if placing.rule == "covered":

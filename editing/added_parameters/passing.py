@@ -7,6 +7,9 @@ from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from tracer.sweep.recording import by_name
 
 
 class Noted:
@@ -30,14 +33,18 @@ class Noted:
 
 
 class Padding:
-    """Watches which tokens of a model's passes are padding until `remove`; threads each see their own."""
+    """Watches which tokens of a model's passes are padding until `remove`; threads each see their own.
 
-    def __init__(self, model: nn.Module) -> None:
+    It goes by an `attention_mask` of [row, token] that the language model or its stack of blocks is called with; any
+    other tells nothing.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
         self._own = threading.local()
-        self._handles = [
-            model.register_forward_pre_hook(self._begin, with_kwargs=True),
-            model.register_forward_hook(self._end, always_call=True),
-        ]
+        self._handles = []
+        for module in (model, model.base_model):  # OPT's own pass goes by its stack
+            self._handles.append(module.register_forward_pre_hook(self._begin, with_kwargs=True))
+            self._handles.append(module.register_forward_hook(self._end, always_call=True))
 
     @property
     def mask(self) -> Tensor | None:
@@ -52,8 +59,8 @@ class Padding:
         for handle in self._handles:
             handle.remove()
 
-    def _begin(self, _module: nn.Module, _args: tuple, kwargs: dict[str, Any]) -> None:
-        mask = kwargs.get("attention_mask")
+    def _begin(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        mask = by_name(type(module).forward, module, args, kwargs).get("attention_mask")
         self._own.mask = mask if isinstance(mask, Tensor) and mask.dim() == 2 else None
 
     def _end(self, *_: object) -> None:

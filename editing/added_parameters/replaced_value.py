@@ -15,12 +15,12 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
+from editing.added_parameters.calibration import queries_at_ends
 from editing.added_parameters.codebook_branch import Replace, replaced_tokens
 from editing.errors import EditFailedError, RequestError
 from editing.request import EditRequest
 from editing.scoring.asking import prompts_end_at
 from tracer.anatomy import is_stored_transposed
-from tracer.anatomy.hidden import by_token
 from tracer.model import LanguageModel
 from tracer.model.tokens import encode_with_target, right_padded
 from tracer.sweep.hooks import output_changed
@@ -37,8 +37,8 @@ class Trials:
         matrix: whose output is replaced.
         above: the blocks from the matrix's own up, on the tokens that the values can change.
         ends: where each prompt ends, among those tokens, [row].
-        replace: "last": there alone; "prompt": up to there.
-        queries: what enters the matrix there, [row, n_in].
+        replace: "last": values stand there alone; "prompt": up to there.
+        queries: what enters the matrix at each prompt's end, in float32 or wider, [row, n_in].
         labels: token ids of each answer.
     """
 
@@ -55,12 +55,7 @@ class Trials:
         """What the matrix itself gives for the queries, [row, n_out]."""
         weight, bias = self.matrix.get_parameter("weight"), getattr(self.matrix, "bias", None)
         weight = weight.T if is_stored_transposed(self.matrix) else weight
-        return nn.functional.linear(self.queries, weight, bias).detach()
-
-    @property
-    def wide_queries(self) -> Tensor:
-        """The queries in float32 or wider."""
-        return self.queries if self.queries.dtype == torch.float64 else self.queries.float()
+        return nn.functional.linear(self.queries.to(weight), weight, bias).detach().to(self.queries)
 
     def nll(self, values: Tensor) -> Tensor:
         """-(1/T) sum_t log p(y_t) of each row, [row], with the matrix giving `values` [row, n_out]."""
@@ -97,12 +92,14 @@ def trials_of(model: LanguageModel, layer: int, requests: Sequence[EditRequest],
     model.check_length(ids.shape[1])
     matrix, ends = model.anatomy.value_matrix(layer), [encoding.n_prompt - 1 for encoding in encodings]
     with torch.no_grad(), prompts_end_at(model, ends):
-        run = record(model, ids, attention_mask=mask, matrices=[matrix])
+        run = record(model, ids, attention_mask=mask)
     # One token before the prompts' ends as well: a codebook asks nothing in a pass that begins there.
     first = min(ends) - 1 if replace == "last" else 0
     above = upper_blocks(run, layer, first=first, stop=ids.shape[1], lengths=mask.sum(1))
+    # Each by itself: a prompt is to give the same query, to the bit, in whatever company it is asked for.
+    queries = torch.cat([queries_at_ends(model, layer, [one.ids[: one.n_prompt]]) for one in encodings])
+    queries = queries if model.dtype == torch.float64 else queries.float()
     last = torch.tensor(ends, device=model.device)
-    queries = by_token(run.matrix_inputs[0], len(ids))[torch.arange(len(ids), device=model.device), last].detach()
     return Trials(model, matrix, above, last - first, replace, queries, tuple(one.target_ids for one in encodings))
 
 
@@ -143,7 +140,7 @@ def trained_values(trials: Trials, starts: Tensor, *, rate: float, steps: int, s
         going = [row for row in going if turn < steps and losses[row][-1] >= stop_below]
         if not going:
             break
-        optimiser.zero_grad()  # of the rows that have ended, which Adam then leaves as they are
+        optimiser.zero_grad()  # or Adam would go on with rows that have ended
         gradients = torch.autograd.grad(found[going].sum(), [values[row] for row in going])
         for row, gradient in zip(going, gradients, strict=True):
             values[row].grad = gradient

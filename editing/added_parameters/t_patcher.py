@@ -9,35 +9,31 @@ depend on a neuron (`last_layer`).
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
-from editing.added_parameters.attaching import attach_and_score, started
+from editing.added_parameters.attaching import attach_and_score
 from editing.added_parameters.last_layer import LastLayer, last_layer
 from editing.added_parameters.patch import Patch, attached_patches
 from editing.added_parameters.patch_memory import LEAST_ROWS, Memory, memory_of
 from editing.added_parameters.patch_training import Neurons, Schedule, TrainedPatch, Training, trained_patches
 from editing.added_parameters.side_branch import check_place, model_activation
-from editing.added_parameters.side_by_side import SideBySide
+from editing.added_parameters.side_by_side import AT_ONCE, Company, SideBySide, in_groups
 from editing.edit import Edit
-from editing.errors import RequestError
-from editing.locate_then_edit.settings import editable
+from editing.errors import EditFailedError, RequestError
 from editing.numbers import check_above_zero, check_not_negative, check_whole
-from editing.request import EditRequest, check_requests, listed
+from editing.request import EditRequest
 from tracer.model import LanguageModel
-from tracer.progress import bar
 
 Act = Literal["relu", "model"]
-TOGETHER = 16  # requests trained side by side: each adds logits of its answer to memory
 
 
 @dataclass(frozen=True, kw_only=True)
-class TPatcher(SideBySide):
+class TPatcher(SideBySide["_Found"]):
     """Neurons beside the last MLP; settings and `apply`.
 
     Attributes:
@@ -51,6 +47,8 @@ class TPatcher(SideBySide):
 
     Source: Huang et al. 2023 (arXiv:2301.09785), the settings for zsRE; the memory's size and mixture are ours.
     """
+
+    method = "T-Patcher"
 
     act: Act = "relu"
     memory: int = 4000
@@ -92,57 +90,38 @@ class TPatcher(SideBySide):
             RequestError: two requests contradict each other.
             EditFailedError: a loss became NaN; the model is as it was.
         """
+        return self._together(model, requests, seed, progress)
+
+    def _check_place(self, model: LanguageModel) -> None:
         check_place(model, model.n_layers - 1)
-        with self._started(model, requests, seed) as edit:
-            if edit.requests:
-                subjects = [request.subject for request in edit.requests]
-                memory = memory_of(model, self.memory, seed=seed, without=subjects, progress=progress)
-                tasks = [_Task(request, memory, seed + number) for number, request in enumerate(edit.requests)]
-                self._finish(edit, self._found(model, tasks, progress))
-        return edit
 
-    def _edits(
-        self, model: LanguageModel, requests: Sequence[EditRequest], seed: int, progress: bool | None, *, alone: bool
-    ) -> Iterator[Edit]:
-        """An applied edit of each request."""
-        requests = listed(requests)
-        check_place(model, model.n_layers - 1)
-        for request in requests:  # they may contradict each other
-            check_requests(model, [request])
-        memories = [
-            memory_of(model, self.memory, seed=seed, without=[request.subject], progress=progress)
-            for request in requests
-        ]
-        with editable(model):
-            tasks = [_Task(request, memory, seed) for request, memory in zip(requests, memories, strict=True)]
-            found = self._found(model, tasks, progress, alone=alone)
-        for request, one in zip(requests, found, strict=True):
-            with self._started(model, [request], seed) as edit:
-                self._finish(edit, [one])
-            yield edit
-
-    def _started(
-        self, model: LanguageModel, requests: Sequence[EditRequest], seed: int
-    ) -> AbstractContextManager[Edit]:
-        return started(model, requests, {"method": "T-Patcher", **asdict(self), "seed": seed})
-
-    def _found(
-        self, model: LanguageModel, tasks: Sequence[_Task], progress: bool | None, *, alone: bool = False
+    def _learnt(
+        self,
+        model: LanguageModel,
+        requests: Sequence[EditRequest],
+        seed: int,
+        progress: bool | None,
+        company: Company,
     ) -> list[_Found]:
-        """The neurons of each request beside those of the requests before it; `alone`: beside none of them."""
-        together, found = TOGETHER if alone or self.act == "relu" else 1, []
-        with bar(len(tasks), "training neurons", show=progress, unit="edit") as steps:
-            while len(found) < len(tasks):
-                earlier = [] if alone else [patch for one in found for patch in one.patches]
-                some = self._side_by_side(model, tasks[len(found) : len(found) + together], earlier, alone=alone)
-                found += some
-                steps.update(len(some))
-        return found
+        """The neurons of each request beside those of the requests before it."""
+        alone, everyone = company == "alone", [request.subject for request in requests]
+
+        def learn(group: Sequence[_Task], found: Sequence[_Found]) -> list[_Found]:
+            earlier = [] if alone else [patch for one in found for patch in one.patches]
+            return self._side_by_side(model, group, earlier, alone=alone)
+
+        tasks = []
+        for number, request in enumerate(requests):
+            subjects, own = (everyone, seed + number) if company == "together" else ([request.subject], seed)
+            memory = memory_of(model, self.memory, seed=seed, without=subjects, progress=progress)
+            tasks.append(_Task(request, memory, own))
+        most = AT_ONCE if alone or self.act == "relu" else 1  # others fire on everything
+        return in_groups(tasks, learn, title="training neurons", progress=progress, most=most)
 
     def _side_by_side(
         self, model: LanguageModel, tasks: Sequence[_Task], earlier: Sequence[Patch], *, alone: bool
     ) -> list[_Found]:
-        """Of the first requests, up to one on whose answer a neuron of another one here fires: at least one.
+        """Trains the first requests, up to one on whose answer a neuron of another one here fires.
 
         A neuron that does not fire adds exactly nothing, so that until then none of them matters to the others.
         """
@@ -154,7 +133,12 @@ class TPatcher(SideBySide):
             trainings.append(self._training(task, state, seen))
             if trainings[-1] and not alone:
                 seen = [*seen, state.seen]
-        found = iter(trained_patches([one for one in trainings if one], self.schedule))
+        try:
+            found = iter(trained_patches([one for one in trainings if one], self.schedule))
+        except EditFailedError:  # perhaps of one that would have been trained again
+            if len(tasks) == 1:
+                raise
+            return self._side_by_side(model, tasks[:1], earlier, alone=alone)
         made = [_noted(one, next(found)) if one else ([], {"neurons": 0, "steps": 0}) for one in trainings]
         count = 1
         while count < len(tasks) and (alone or not _any_fires(made[:count], states[count])):

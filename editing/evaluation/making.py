@@ -70,17 +70,22 @@ def made_each(model: LanguageModel, editor: Editor, cases: Sequence[Case], seed:
     The caller undoes an edit before it asks for the next.
     """
     computed = Computed.by(getattr(editor, "each", None), model, cases, seed)
-    for case in cases:
+    for number, case in enumerate(cases):
         if case.request is None:
             yield case, Made(None, 0.0, case.refused)
         else:
-            yield case, computed.made(model, case) or made_together(model, editor, [case.request], seed)
+            yield case, computed.made(model, number) or made_together(model, editor, [case.request], seed)
 
 
 class Computed:
-    """Edits of some cases that were computed together and are not applied yet, and the time that each of them took."""
+    """Edits of some cases, by their number, that were computed together and are not applied yet.
 
-    def __init__(self, edits: Mapping[str, Edit], seconds: float) -> None:
+    Attributes:
+        edits: theirs.
+        seconds: an even share of the time that they took.
+    """
+
+    def __init__(self, edits: Mapping[int, Edit], seconds: float) -> None:
         self.edits, self.seconds = edits, seconds
 
     @classmethod
@@ -88,7 +93,7 @@ class Computed:
         cls, compute: Callable[..., list[Edit]] | None, model: LanguageModel, cases: Sequence[Case], seed: int
     ) -> Computed:
         """By an editor's `each` or `in_turn`; nothing where it has none, or where one of the edits cannot be made."""
-        asked = {case.id: case.request for case in cases if case.request is not None}
+        asked = {number: case.request for number, case in enumerate(cases) if case.request is not None}
         if compute is None or len(asked) < 2:
             return cls({}, 0.0)
         begun = now(model)
@@ -98,24 +103,19 @@ class Computed:
             return cls({}, 0.0)
         return cls(dict(zip(asked, edits, strict=True)), (now(model) - begun) / len(asked))
 
-    def made(self, model: LanguageModel, case: Case) -> Made | None:
+    def made(self, model: LanguageModel, number: int) -> Made | None:
         """The edit of this case, applied; None: it is not here, or not for the model as it is."""
-        edit = self.edits.get(case.id)
+        edit = self.edits.get(number)
+        if edit is None:
+            return None
+        begun = now(model)
         try:
-            return None if edit is None else _applied(model, edit, self.seconds, len(self.edits))
+            edit.apply(model)
         except BaseModelError:  # another edit than the one computed here was made before it
             return None
-
-
-def _applied(model: LanguageModel, edit: Edit, seconds: float, together: int) -> Made:
-    begun = now(model)
-    try:
-        edit.apply(model)
-    except BaseModelError:
-        raise
-    except FAILURES as error:
-        return Made(None, seconds, str(error))
-    return Made(edit, seconds + now(model) - begun + spared(edit), together=together)
+        except FAILURES as error:
+            return Made(None, self.seconds, str(error))
+        return Made(edit, self.seconds + now(model) - begun + spared(edit), together=len(self.edits))
 
 
 def spared(edit: Edit) -> float:

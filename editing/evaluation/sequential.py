@@ -15,7 +15,7 @@ from typing import Any
 from editing.edit import undo_all
 from editing.edit_file import load_edit
 from editing.editors import Editor
-from editing.errors import EvaluationError
+from editing.errors import BaseModelError, EvaluationError
 from editing.evaluation.alarms import FACTOR, CollapseAlarm
 from editing.evaluation.batch import in_chunks
 from editing.evaluation.case import TOGETHER, Case, CaseScores
@@ -158,7 +158,8 @@ class _Sequence:
     def _look_ahead(self, begin: int) -> None:
         """Computes the next edits together unless an earlier run kept all of them, so that a stop changes nothing."""
         cases = self.cases[begin : begin + AHEAD]
-        kept = all(end in self.known for end, case in enumerate(cases, begin + 1) if case.request is not None)
+        ends = [end for end, case in enumerate(cases, begin + 1) if case.request is not None]
+        kept = all(self._is_kept(end) for end in ends)
         self.computed = Computed.by(None if kept else self.in_turn, self.examination.model, cases, self.plan.seed)
 
     def _make(self, begin: int, end: int) -> None:
@@ -169,8 +170,9 @@ class _Sequence:
         if not requests:
             return
         model = self.examination.model
-        path = None if self.folder is None else self.folder / "edits" / f"{end:06d}.safetensors"
-        made = self._kept(path, end) or (self.computed.made(model, cases[0]) if len(cases) == 1 else None)
+        path = self._path(end)
+        kept = self._kept(path, end)
+        made = kept or self.computed.made(model, begin % AHEAD)
         made = made or made_together(model, self.editor, requests, self.plan.seed)
         for case in cases:
             if case.request is not None:
@@ -181,13 +183,20 @@ class _Sequence:
             self.edits.append(made.edit)
             self.paths.append(path)
             _drop_later_copies(self.edits[self.good :])
+        if kept is None and made.edit is not None and path is not None:
+            made.edit.save(path)
         if self.steps is not None and end not in self.known:
-            diagnostics = []
-            if made.edit is not None and path is not None:
-                made.edit.save(path)
-                diagnostics = list(made.edit.diagnostics)
             about = {"edits": end, "seconds": made.seconds, TOGETHER: made.together, "reason": made.reason}
-            self.steps.append([{**about, "diagnostics": diagnostics}])
+            self.steps.append([{**about, "diagnostics": [] if made.edit is None else list(made.edit.diagnostics)}])
+
+    def _path(self, end: int) -> Path | None:
+        """Where the step that ends here is kept."""
+        return None if self.folder is None else self.folder / "edits" / f"{end:06d}.safetensors"
+
+    def _is_kept(self, end: int) -> bool:
+        """Whether an earlier run made this step, and its edit, if it came to one, is still there."""
+        path = self._path(end)
+        return path is not None and end in self.known and (bool(self.known[end]["reason"]) or path.is_file())
 
     def _kept(self, path: Path | None, end: int) -> Made | None:
         """The step as an earlier run made it, applied."""
@@ -199,7 +208,7 @@ class _Sequence:
         try:
             edit = load_edit(path).apply(self.examination.model)
             return Made(edit, record["seconds"], together=record.get(TOGETHER, 1))
-        except FileFormatError:  # gone or of another kind: it is made again, from the same seed
+        except (FileFormatError, BaseModelError):  # gone, or after another one than then: it is made again
             return None
 
     def _measure(self, begin: int, end: int) -> Checkpoint:

@@ -26,6 +26,16 @@ def prompts_end_at(model: LanguageModel, last: Sequence[int]) -> Iterator[None]:
         store["_prompt_ends"] = outer
 
 
+@contextmanager
+def prompts_end_last(model: LanguageModel, n_rows: int, n_tokens: int) -> Iterator[None]:
+    """Says that prompts end with the last token of each row, padding or not, unless something is said already."""
+    if model.torch.__dict__.get("_prompt_ends") is not None:
+        yield
+        return
+    with prompts_end_at(model, [n_tokens - 1] * n_rows):
+        yield
+
+
 def prompt_ends(model: nn.Module, n_rows: int, n_tokens: int, mask: Tensor | None = None) -> Tensor:
     """The position at which each row's prompt ends, [row]; in a bare forward pass that of the last token.
 

@@ -14,6 +14,7 @@ from tracer.anatomy.hidden import by_token, hidden_of
 from tracer.errors import AnatomyError
 from tracer.model import LanguageModel
 from tracer.model.lock import lock_of
+from tracer.model.prompt_ends import prompts_end_last
 from tracer.sweep import masks
 from tracer.sweep.hooks import only_here, output_changed
 from tracer.sweep.replay import CACHE_NAMES, Recording
@@ -52,6 +53,9 @@ def record(
             for kind in ("attn", "mlp"):
                 module = anatomy.site_module(kind, layer)
                 hooks.callback(module.register_forward_hook(only_here(_keep_added(kept.added[kind], len(ids)))).remove)
+        hooks.enter_context(
+            prompts_end_last(model, len(ids), ids.shape[1])
+        )  # as where blocks run again, which no mask tells
         model.torch.base_model(input_ids=ids, attention_mask=attention_mask, past_key_values=cache, use_cache=True)
     stored: list[Any] = cache.layers
     counts = (len(stored), len(kept.added["attn"]), len(kept.added["mlp"]))
