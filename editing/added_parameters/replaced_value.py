@@ -140,7 +140,7 @@ def trained_values(trials: Trials, starts: Tensor, *, rate: float, steps: int, s
         going = [row for row in going if turn < steps and losses[row][-1] >= stop_below]
         if not going:
             break
-        optimiser.zero_grad()  # or Adam would go on with rows that have ended
+        optimiser.zero_grad()  # rows that have ended stay where they are
         gradients = torch.autograd.grad(found[going].sum(), [values[row] for row in going])
         for row, gradient in zip(going, gradients, strict=True):
             values[row].grad = gradient

@@ -53,9 +53,8 @@ def record(
             for kind in ("attn", "mlp"):
                 module = anatomy.site_module(kind, layer)
                 hooks.callback(module.register_forward_hook(only_here(_keep_added(kept.added[kind], len(ids)))).remove)
-        hooks.enter_context(
-            prompts_end_last(model, len(ids), ids.shape[1])
-        )  # as where blocks run again, which no mask tells
+        # As where blocks run again, which no mask tells where prompts end.
+        hooks.enter_context(prompts_end_last(model, len(ids), ids.shape[1]))
         model.torch.base_model(input_ids=ids, attention_mask=attention_mask, past_key_values=cache, use_cache=True)
     stored: list[Any] = cache.layers
     counts = (len(stored), len(kept.added["attn"]), len(kept.added["mlp"]))
