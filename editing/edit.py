@@ -49,7 +49,7 @@ class Edit:
         base: fingerprint of the model before the edit.
         diagnostics: one record a request: norms, losses, times.
         kept: tensors that later edits of the same method need, by name.
-        summary: of the edit as a whole: change of each weight, statistics, seconds; what a method has to say.
+        summary: of the edit as a whole: change of each weight, statistics, seconds a step; what a method has to say.
         attachments: what stands beside the weights, in the order in which it is attached.
         model: the model it is applied to now, or None.
         original: fingerprint of that model without any edit.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import time
 import warnings
 from collections.abc import Iterator
 
@@ -268,6 +269,17 @@ def test_edits_made_one_by_one_equal_those_made_in_one_go(
             for name, tensor in toy_model.torch.state_dict().items():
                 torch.testing.assert_close(tensor, expected[name], atol=1e-7, rtol=0)
         assert edit.requests == (request,) and alone.diagnostics[0].keys() == edit.diagnostics[0].keys()
+
+
+@pytest.mark.parametrize("editor", [*EDITORS.values(), ROME(layer=1, **QUICK)], ids=[*EDITORS, "ROME"])
+def test_an_edit_tells_where_its_time_went(toy_model: tracer.LanguageModel, editor: MEMIT | EMMET | ROME) -> None:
+    begun = time.perf_counter()
+    edit = editor.apply(toy_model, REQUESTS, progress=False)
+    whole, seconds = time.perf_counter() - begun, edit.summary["seconds"]
+    assert seconds.keys() == {"values", "statistics", "keys", "solve", "write", "scores"}
+    assert min(seconds.values()) > 0 and sum(seconds.values()) < whole
+    assert seconds["values"] == pytest.approx(sum(record["value_seconds"] for record in edit.diagnostics))
+    edit.undo()
 
 
 def test_nothing_to_write_changes_nothing(toy_model: tracer.LanguageModel, editor: MEMIT | EMMET) -> None:

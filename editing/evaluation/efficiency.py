@@ -24,10 +24,11 @@ import numpy as np
 from editing.edit import Edit
 from editing.editors import Editor
 from editing.errors import EvaluationError
-from editing.evaluation.making import FAILURES, now
+from editing.evaluation.making import FAILURES
 from editing.peak import PeakMemory
 from editing.request import EditRequest
 from editing.scoring.generation import complete
+from editing.stopwatch import now
 from tracer.model import LanguageModel
 
 CACHE = "LOCATE_THEN_EDIT_CACHE"  # where `tracer.storage.cache_folder` looks

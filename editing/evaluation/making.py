@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
-
-import torch
 
 from editing.edit import Edit
 from editing.editors import Editor
 from editing.errors import BaseModelError, CovarianceError, EditingError, EvaluationError
 from editing.evaluation.case import TOGETHER, Case
 from editing.request import EditRequest
+from editing.stopwatch import now
 from tracer.errors import AnatomyError, SiteError, TracerError
 from tracer.model import LanguageModel
 
@@ -121,13 +119,6 @@ class Computed:
 def spared(edit: Edit) -> float:
     """Seconds that kept values took when they were found."""
     return sum(record["value_seconds"] for record in edit.diagnostics if record.get("value_kept"))
-
-
-def now(model: LanguageModel) -> float:
-    """Seconds of the wall clock, once the device has done what was asked of it."""
-    if model.device.type == "cuda":
-        torch.cuda.synchronize(model.device)
-    return time.perf_counter()
 
 
 @contextmanager

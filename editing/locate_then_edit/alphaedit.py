@@ -24,6 +24,7 @@ from editing.locate_then_edit.spread import mean_keys, read_all
 from editing.locate_then_edit.values import Value
 from editing.numbers import check_above_zero
 from editing.request import EditRequest
+from editing.stopwatch import timed
 from tracer.model import LanguageModel
 
 SMALL_SHARE = 0.02  # of C's trace that the null space may carry
@@ -56,7 +57,9 @@ class AlphaEdit(MEMIT):
         """All requests, layer after layer; then their keys on the final weights are kept for later edits."""
         model = edit.model
         assert model is not None
-        moments, prefixes = self.statistics(model, seed, progress), self.prefixes(model, seed)
+        with timed(edit, "statistics"):
+            moments = self.statistics(model, seed, progress)
+        prefixes = self.prefixes(model, seed)
         used: dict[int, dict[str, Any]] = {}
 
         def solve(layer: int, keys: Tensor, residuals: Tensor) -> Factors:
@@ -67,13 +70,12 @@ class AlphaEdit(MEMIT):
 
         self.spread(model, solve).write(edit, requests, values, prefixes)
         last, part = self.layers[-1], self.target(model)[1][0]
-        edit.kept = {
-            **edit.kept,
-            **{
+        with timed(edit, "keys"):
+            final = {
                 _name(layer): mean_keys(read_all(model, requests, prefixes, layer, last, part)).T
                 for layer in self.layers
-            },
-        }
+            }
+        edit.kept = {**edit.kept, **final}
         reports = [moment.report() for moment in moments.values()]
         edit.summary = {**edit.summary, "null_space": used, "statistics": reports}
 

@@ -20,6 +20,7 @@ from editing.locate_then_edit.suffix import Part
 from editing.locate_then_edit.values import Value
 from editing.numbers import check_not_negative, check_whole
 from editing.request import EditRequest
+from editing.stopwatch import timed
 from tracer.model import LanguageModel
 
 
@@ -62,7 +63,8 @@ class EMMET(LocateThenEdit):
         """All requests at once."""
         model = edit.model
         assert model is not None
-        moment = self.statistics(model, seed, progress)[self.layer]
+        with timed(edit, "statistics"):
+            moment = self.statistics(model, seed, progress)[self.layer]
         slack = self.slack if len(requests) > 1 else 0.0
 
         def solve(_layer: int, keys: Tensor, residuals: Tensor) -> Factors:

@@ -25,6 +25,7 @@ from editing.locate_then_edit.suffix import Part
 from editing.locate_then_edit.values import Value
 from editing.numbers import check_above_zero
 from editing.request import EditRequest
+from editing.stopwatch import timed
 from tracer.model import LanguageModel
 
 STRENGTH_PER_NEURON = 15_000 / 16_384  # GPT-J's lambda over its d_mlp
@@ -67,7 +68,8 @@ class MEMIT(LocateThenEdit):
         """All requests, layer after layer."""
         model = edit.model
         assert model is not None
-        moments = self.statistics(model, seed, progress)
+        with timed(edit, "statistics"):
+            moments = self.statistics(model, seed, progress)
 
         def solve(layer: int, keys: Tensor, residuals: Tensor) -> Factors:
             return ridge_update(moments[layer], keys, residuals, self._strength(moments[layer]))

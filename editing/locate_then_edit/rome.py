@@ -10,7 +10,6 @@ elsewhere; r-ROME (Gupta et al. 2024) uses one key throughout, which removes edi
 from __future__ import annotations
 
 import dataclasses
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, get_args
@@ -30,6 +29,7 @@ from editing.locate_then_edit.values import Value
 from editing.numbers import check_whole
 from editing.request import EditRequest
 from editing.scoring.scores import target_scores
+from editing.stopwatch import timed
 from tracer.model import LanguageModel
 
 Variant = Literal["r-rome", "rome", "p-rome"]
@@ -73,20 +73,24 @@ class ROME(LocateThenEdit):
         self, edit: Edit, requests: Sequence[EditRequest], values: Sequence[Value], *, seed: int, progress: bool | None
     ) -> None:
         """One request's key, direction and rank-one change."""
-        (request,), (value,), model, begun = requests, values, edit.model, time.perf_counter()
+        (request,), (value,), model = requests, values, edit.model
         assert model is not None
-        moment = None if self.identity else self.statistics(model, seed, progress)[self.layer]
-        reading = read_keys(model, request_rows(model, [request], self.prefixes(model, seed)), self.layer)
-        change, division, ratio = self._change(model, reading, value, moment)
-        written = edit.write(change)
+        with timed(edit, "statistics"):
+            moment = None if self.identity else self.statistics(model, seed, progress)[self.layer]
+        with timed(edit, "keys"):
+            reading = read_keys(model, request_rows(model, [request], self.prefixes(model, seed)), self.layer)
+        with timed(edit, "solve"):
+            change, division, ratio = self._change(model, reading, value, moment)
+        with timed(edit, "write"):
+            written = edit.write(change)
         edit.changes += (change,)
-        (score,) = target_scores(model, [(request.prompt, request.new)])
+        with timed(edit, "scores"):
+            (score,) = target_scores(model, [(request.prompt, request.new)])
         record = {
             **value_record(request, value, score.prob),
             "division": division,
             "division_ratio": ratio,
             **dataclasses.asdict(written),
-            "seconds": time.perf_counter() - begun,
         }
         edit.diagnostics += (record,)
         edit.summary = {**edit.summary, "statistics": [] if moment is None else [moment.report()]}

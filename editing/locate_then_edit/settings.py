@@ -30,6 +30,7 @@ from editing.locate_then_edit.suffix import KLPosition, Part
 from editing.locate_then_edit.values import Search, Value
 from editing.numbers import check_above_zero, check_not_negative, check_whole, whole
 from editing.request import EditRequest, check_requests, listed
+from editing.stopwatch import add_seconds
 from tracer.model import LanguageModel
 from tracer.progress import bar
 
@@ -121,7 +122,7 @@ class LocateThenEdit(ABC):
             edit.start(model)
             try:
                 for group in groups:
-                    self.insert(edit, group, self.values(model, group, seed, steps), seed=seed, progress=progress)
+                    self._insert(edit, group, self.values(model, group, seed, steps), seed, progress)
             except BaseException:
                 edit.undo()
                 raise
@@ -145,7 +146,7 @@ class LocateThenEdit(ABC):
                 edit = self._begun(model, [request], seed, base)
                 edit.start(model)
                 try:
-                    self.insert(edit, [request], [value], seed=seed, progress=progress)
+                    self._insert(edit, [request], [value], seed, progress)
                 finally:
                     edit.undo()
                 found.append(edit)
@@ -206,6 +207,12 @@ class LocateThenEdit(ABC):
         self, edit: Edit, requests: Sequence[EditRequest], values: Sequence[Value], *, seed: int, progress: bool | None
     ) -> None:
         """Writes requests into `edit.model`; changes, records and summary go to `edit`."""
+
+    def _insert(
+        self, edit: Edit, requests: Sequence[EditRequest], values: Sequence[Value], seed: int, progress: bool | None
+    ) -> None:
+        add_seconds(edit, "values", sum(value.seconds for value in values if not value.kept))
+        self.insert(edit, requests, values, seed=seed, progress=progress)
 
     def _begun(self, model: LanguageModel, requests: Sequence[EditRequest], seed: int, base: str) -> Edit:
         corpus = None if self.corpus is None else Path(self.corpus).name

@@ -12,7 +12,6 @@ W itself at L, and the residual is what the stream lacks after that norm; the la
 from __future__ import annotations
 
 import dataclasses
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -31,6 +30,7 @@ from editing.locate_then_edit.suffix import Part
 from editing.locate_then_edit.values import Value
 from editing.request import EditRequest
 from editing.scoring.scores import target_scores
+from editing.stopwatch import timed
 from tracer.model import LanguageModel
 
 Solve = Callable[[int, Tensor, Tensor], Factors]
@@ -58,27 +58,31 @@ class Spread:
         self, edit: Edit, requests: Sequence[EditRequest], values: Sequence[Value], prefixes: Sequence[str]
     ) -> None:
         """Writes all requests into every layer; changes, records and summary go to `edit`."""
-        model, begun = edit.model, time.perf_counter()
+        model = edit.model
         assert model is not None
         wanted = torch.stack([value.wanted for value in values])
         last, written, gaps = self.layers[-1], [], []
         for number, layer in enumerate(self.layers):
-            reading = read_all(model, requests, prefixes, layer, last, self.part)
+            with timed(edit, "keys"):
+                reading = read_all(model, requests, prefixes, layer, last, self.part)
             missing = wanted - reading.reached
             gaps.append(missing.norm(dim=1))
             asked = self._asked(model, layer, reading, wanted) / self.share(len(self.layers) - number)
-            out, into = self.solve(layer, mean_keys(reading).T, asked.T)
+            with timed(edit, "solve"):
+                out, into = self.solve(layer, mean_keys(reading).T, asked.T)
             change = LowRank(model.anatomy.value_weight_name(layer), out, into)
-            written.append(edit.write(change))
+            with timed(edit, "write"):
+                written.append(edit.write(change))
             edit.changes += (change,)
-        gaps.append((wanted - read_all(model, requests, prefixes, last, last, self.part).reached).norm(dim=1))
-        scores = target_scores(model, [(request.prompt, request.new) for request in requests])
+        with timed(edit, "scores"):
+            gaps.append((wanted - read_all(model, requests, prefixes, last, last, self.part).reached).norm(dim=1))
+            scores = target_scores(model, [(request.prompt, request.new) for request in requests])
         largest = {name: max(getattr(one, name) for one in written) for name in ("relative_change", "lost_by_rounding")}
         for at, (request, value, score) in enumerate(zip(requests, values, scores, strict=True)):
             gap = {"residual_before": float(gaps[0][at]), "residual_after": float(gaps[-1][at])}
             edit.diagnostics += ({**value_record(request, value, score.prob), **gap, **largest},)
         by_layer = {layer: dataclasses.asdict(one) for layer, one in zip(self.layers, written, strict=True)}
-        edit.summary = {**edit.summary, "layers": by_layer, "seconds": time.perf_counter() - begun}
+        edit.summary = {**edit.summary, "layers": by_layer}
 
     def _asked(self, model: LanguageModel, layer: int, reading: Reading, wanted: Tensor) -> Tensor:
         """All that is missing at the last layer, as a change of this layer's W k; [request, d_model]."""
