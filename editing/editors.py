@@ -1,6 +1,6 @@
 """Editors by name, and the one contract they keep.
 
-A new editor is one line in `EDITORS`: a factory that takes the model, a layer or None, and settings by name.
+A new editor is one line in `FAMILIES`: a factory that takes the model, a layer or None, and settings by name.
 """
 
 from __future__ import annotations
@@ -169,27 +169,37 @@ def _scoping(model: LanguageModel, layer: int | None, **settings: Any) -> Editor
     return dataclasses.replace(made, scope=load_scope(checkpoint))
 
 
+FAMILIES: Mapping[str, Mapping[str, Callable[..., Editor]]] = {
+    "locate then edit": {
+        "r-rome": partial(_one_layer, partial(ROME, variant="r-rome")),
+        "rome": partial(_one_layer, partial(ROME, variant="rome")),
+        "p-rome": partial(_one_layer, partial(ROME, variant="p-rome")),
+        "memit": partial(_several_layers, MEMIT),
+        "pmet": partial(_several_layers, PMET),
+        "emmet": partial(_one_layer, EMMET),
+        "alphaedit": partial(_several_layers, AlphaEdit),
+        "kn": _neurons,
+    },
+    "fine tuning": {
+        "ft": partial(_fine_tuned, "FT"),
+        "ft-l": partial(_fine_tuned, "FT-L"),
+        "ft-m": partial(_fine_tuned, "FT-M"),
+    },
+    "meta learning": {"mend": partial(_learned, MEND), "ke": partial(_learned, KE)},
+    "added parameters": {
+        "grace": _coded,
+        "t-patcher": partial(_last_layer, TPatcher),
+        "calinet": _calibrated,
+    },
+    "memory": {
+        "ike": _showing,
+        "memprompt": partial(_remembering, MemPrompt),
+        "mello": partial(_remembering, MeLLo),
+        "serac": _scoping,
+    },
+}
 EDITORS: Mapping[str, Callable[..., Editor]] = {
-    "r-rome": partial(_one_layer, partial(ROME, variant="r-rome")),
-    "rome": partial(_one_layer, partial(ROME, variant="rome")),
-    "p-rome": partial(_one_layer, partial(ROME, variant="p-rome")),
-    "memit": partial(_several_layers, MEMIT),
-    "pmet": partial(_several_layers, PMET),
-    "emmet": partial(_one_layer, EMMET),
-    "alphaedit": partial(_several_layers, AlphaEdit),
-    "ft": partial(_fine_tuned, "FT"),
-    "ft-l": partial(_fine_tuned, "FT-L"),
-    "ft-m": partial(_fine_tuned, "FT-M"),
-    "kn": _neurons,
-    "mend": partial(_learned, MEND),
-    "ke": partial(_learned, KE),
-    "grace": _coded,
-    "t-patcher": partial(_last_layer, TPatcher),
-    "calinet": _calibrated,
-    "ike": _showing,
-    "memprompt": partial(_remembering, MemPrompt),
-    "mello": partial(_remembering, MeLLo),
-    "serac": _scoping,
+    name: make for editors in FAMILIES.values() for name, make in editors.items()
 }
 
 
@@ -198,7 +208,6 @@ def needs_layer(name: str) -> bool:
     return getattr(EDITORS[name], "func", None) in (_one_layer, _several_layers)
 
 
-def family(editor: Editor) -> str:
-    """The editor's family in words: the folder that it stands in."""
-    package, _, module = type(editor).__module__.partition(".")
-    return module.split(".")[0].replace("_", " ") if package == "editing" else "others"
+def family(name: str) -> str:
+    """The family of an editor of `EDITORS`, in words; "others" for one that was added to it from outside."""
+    return next((words for words, editors in FAMILIES.items() if name in editors), "others")

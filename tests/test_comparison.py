@@ -88,6 +88,17 @@ def test_an_editor_is_evaluated_by_every_protocol_and_made_once(toy_model, data,
     assert again.evaluations.keys() == found.evaluations.keys()
 
 
+def test_who_was_evaluated_elsewhere_has_a_family_too(toy_model, data, planted, tmp_path: Path) -> None:
+    names, folder = ("ft-l", "memprompt", "changes-nothing"), tmp_path / "run"
+    plan = ComparisonPlan(questions=Questions(free=False), costs=False)
+    families = ["fine tuning", "memory", "others"]
+    for _ in range(2):
+        found = compare(toy_model, asked(*names), data, folder, plan=plan, progress=False)
+        assert [found.family(name) for name in names] == families
+        about = json.loads((folder / "comparison.json").read_text(encoding="utf-8"))
+        write_json(folder / "comparison.json", {**about, "editors": {}})  # as if their folders had been moved here
+
+
 def test_planted_editors_get_exactly_the_planted_scores(toy_model, data, planted, tmp_path: Path) -> None:
     names = ("says-new", "changes-nothing", "forgets", "copies")
     plan = ComparisonPlan(

@@ -12,7 +12,7 @@ from compared import COST, DATA, planted_comparison, point, scores
 from test_report import Elements, in_browser
 
 from editing.comparison import Comparison, recommend, save_comparison
-from editing.comparison.plot import log_ticks
+from editing.comparison.plot import log_ticks, ratio_ticks
 from editing.comparison.report import UNIT
 from editing.comparison.tables import scores_frame, shown_tables
 from editing.evaluation.definitions import DEFINITIONS
@@ -72,6 +72,20 @@ def test_times_between_two_powers_of_ten_are_drawn(tmp_path: Path) -> None:
 )
 def test_a_logarithmic_axis_always_has_a_tick(low: float, high: float, ticks: list[float]) -> None:
     assert log_ticks(low, high) == ticks
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "ticks"),
+    [
+        (0.99, 1.13, [1, 1.05, 1.1]),
+        (0.9, 2.3, [1, 1.5, 2]),
+        (0.8, 25, [1, 1.5, 2, 3, 5, 10]),
+        (1, 1e4, [1, 10, 100, 1000, 10000]),
+        (0.99999, 1.00001, [1]),
+    ],
+)
+def test_a_ratio_is_read_off_whether_it_grows_by_a_tenth_or_explodes(low: float, high: float, ticks: list) -> None:
+    assert ratio_ticks(low, high) == ticks
 
 
 def test_the_unedited_model_stands_first_and_editors_follow(whole: Comparison) -> None:

@@ -17,7 +17,7 @@ from editing.comparison.entrant import Entrant
 from editing.comparison.folder import costs_path
 from editing.comparison.plan import ASKED, ComparisonPlan, Data, Task, entry
 from editing.comparison.unit import COSTS, EVERYTHING, Outcome, Unit
-from editing.editors import Editor, family
+from editing.editors import Editor
 from editing.errors import EditingWarning, EvaluationError
 from editing.evaluation.benchmarks import Benchmark
 from editing.evaluation.efficiency import empty_cache, measure_efficiency
@@ -56,7 +56,7 @@ class Evaluating:
 
     def given_up(self, unit: Unit, reason: str) -> Outcome:
         """The unit is left out, as where an editor fails; the next run tries again."""
-        return Outcome("", 0.0, {unit.what[-1]: reason})
+        return Outcome(0.0, {unit.what[-1]: reason})
 
 
 class _Worker:
@@ -73,7 +73,7 @@ class _Worker:
         Raises:
             EvaluationError: the editor left something on the model.
         """
-        begun, reasons, editor = time.monotonic(), {}, None
+        begun, reasons = time.monotonic(), {}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", EditingWarning)  # that an edit is weak, its scores say
             try:
@@ -83,7 +83,7 @@ class _Worker:
             except CRASHES as error:
                 reasons[EVERYTHING] = str(error)
         self._check_unedited(unit.entrant.label, reasons)
-        return Outcome("" if editor is None else family(editor), time.monotonic() - begun, reasons)
+        return Outcome(time.monotonic() - begun, reasons)
 
     def _editor(self, entrant: Entrant) -> Editor:
         """The editor, made once for units that follow each other.

@@ -14,6 +14,7 @@ from editing.comparison.entrant import Entrant
 from editing.comparison.folder import ABOUT
 from editing.comparison.plan import entry
 from editing.comparison.unit import COSTS, EVERYTHING, Outcome, Unit
+from editing.editors import family
 from editing.errors import EvaluationError
 from editing.evaluation.manifest import model_record
 from tracer.continuing import read_same
@@ -56,7 +57,7 @@ class Notes:
         """Enters the editors, and forgets the reasons of what is tried again; others stay."""
         for entrant in entrants:
             before = self.about["editors"].get(entrant.label, {})
-            self.about["editors"][entrant.label] = {"family": "", **before, **entry(entrant)}
+            self.about["editors"][entrant.label] = {**before, "family": family(entrant.editor), **entry(entrant)}
         again = {(unit.entrant.label, what) for unit in units for what in unit.what}
         self.about["left_out"] = [one for one in self.about["left_out"] if (one["editor"], one["what"]) not in again]
         write_json(self.path, self.about)
@@ -65,7 +66,6 @@ class Notes:
         """Adds what became of a unit."""
         label, left_out = unit.entrant.label, self.about["left_out"]
         editor = self.about["editors"][label]
-        editor["family"] = outcome.family or editor["family"]
         editor["run_seconds"] = editor.get("run_seconds", 0) + outcome.seconds
         known = {(one["editor"], one["what"]) for one in left_out}
         for what, reason in outcome.reasons.items():

@@ -11,7 +11,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullLocator
+from matplotlib.ticker import MaxNLocator, NullLocator
 
 from editing.comparison.folder import Comparison
 from editing.evaluation.summary import edit_seconds
@@ -157,8 +157,15 @@ def _course_axis(panel: Axes, name: str) -> None:
         return
     panel.set(yscale="log", ylabel=word)
     low, high = panel.get_ylim()
-    near = [tick for tick in (1, 1.5, 2, 3, 5, 10) if low <= tick <= high] or [1]
-    _plain_log(panel.yaxis, near if high < 30 else log_ticks(low, high))
+    _plain_log(panel.yaxis, ratio_ticks(low, high))
+
+
+def ratio_ticks(low: float, high: float) -> list[float]:
+    """Round numbers on a logarithmic axis of ratios about 1: evenly apart where they differ little."""
+    if high >= 30:
+        return log_ticks(low, high)
+    found = [1, 1.5, 2, 3, 5, 10] if high > 2 else MaxNLocator(4, steps=[1, 2, 5, 10]).tick_values(low, high)
+    return list(dict.fromkeys(round(float(tick), 3) for tick in found if low <= tick <= high)) or [1.0]
 
 
 def log_ticks(low: float, high: float) -> list[float]:

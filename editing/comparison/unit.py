@@ -44,12 +44,10 @@ class Outcome:
     """What became of a unit.
 
     Attributes:
-        family: the editor's, in words; "" where it could not be made.
         seconds: that the unit took.
         reasons: why something failed, by what it was.
     """
 
-    family: str
     seconds: float
     reasons: Mapping[str, str]
 
