@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import sys
 from pathlib import Path
 from types import TracebackType
@@ -38,6 +39,7 @@ class PeakMemory:
             torch.cuda.reset_peak_memory_stats(self.device)
             self._before = torch.cuda.memory_allocated(self.device)
         else:
+            _return_free_memory()
             _forget_peak()
             self._before = _resident("VmRSS")
         return self
@@ -47,6 +49,12 @@ class PeakMemory:
     ) -> None:
         most = peak_bytes(self.device)
         self.bytes, self.absolute = max(0, most - self._before), most
+
+
+def _return_free_memory() -> None:
+    """What the allocator keeps of earlier work would hide how much of it the block takes again."""
+    with contextlib.suppress(OSError, AttributeError, TypeError):  # no glibc
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _forget_peak() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from dataclasses import dataclass, field
 
@@ -75,6 +76,17 @@ def test_peak_memory_of_a_block_is_seen_and_then_forgotten() -> None:
         torch.ones(2**10).sum()
     assert large.bytes == pytest.approx(2**27, rel=0.1) and large.absolute > large.bytes
     assert small.bytes < 2**24
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="elsewhere the high-water mark stays")
+def test_memory_that_the_allocator_kept_of_earlier_work_counts_again() -> None:
+    def work() -> None:  # 64 MiB in pieces so small that they are kept when freed
+        _ = [torch.ones(2**14) for _ in range(2**10)]
+
+    for _ in range(3):
+        with PeakMemory(torch.device("cpu")) as peak:
+            work()
+        assert peak.bytes == pytest.approx(2**26, rel=0.2)
 
 
 def test_answers_that_take_twice_as_long_have_a_ratio_of_two(toy_model: tracer.LanguageModel, monkeypatch) -> None:
