@@ -80,8 +80,8 @@ def test_peak_memory_of_a_block_is_seen_and_then_forgotten() -> None:
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="elsewhere the high-water mark stays")
 def test_memory_that_the_allocator_kept_of_earlier_work_counts_again() -> None:
-    def work() -> None:  # 64 MiB in pieces so small that they are kept when freed
-        _ = [torch.ones(2**14) for _ in range(2**10)]
+    def work() -> None:  # 64 MiB in pieces that are kept when freed
+        _ = [torch.ones(2**16) for _ in range(2**8)]
 
     for _ in range(3):
         with PeakMemory(torch.device("cpu")) as peak:
