@@ -31,6 +31,11 @@ class Attachment(ABC):
     kind: ClassVar[str] = ""
     branches: ClassVar[bool] = True
 
+    @property
+    def store(self) -> str:
+        """What it shares with other attachments of the same name, and takes to where it stands; "": nothing."""
+        return ""
+
     def __init_subclass__(cls, *, kind: str = "", **options: Any) -> None:
         super().__init_subclass__(**options)
         if kind:
@@ -40,7 +45,7 @@ class Attachment(ABC):
 
     @abstractmethod
     def attach(self, model: LanguageModel) -> Callable[[], None]:
-        """Puts it on `model`; what is returned takes it off again, whatever else was attached since."""
+        """Puts it on `model`, after all that is there; what is returned takes it off again, whatever came since."""
 
     @abstractmethod
     def tensors(self) -> dict[str, Tensor]:

@@ -53,6 +53,7 @@ class Edit:
         attachments: what stands beside the weights, in the order in which it is attached.
         model: the model it is applied to now, or None.
         original: fingerprint of that model without any edit.
+        beside: what was applied, in words, when it was made.
         before: the changed weights as they were, while the edit is applied.
     """
 
@@ -66,6 +67,7 @@ class Edit:
     attachments: tuple[Attachment, ...] = ()
     model: LanguageModel | None = None
     original: str = ""
+    beside: str = ""
     before: dict[str, Tensor] = field(default_factory=dict, repr=False)
     _detachers: list[Callable[[], None]] = field(default_factory=list, repr=False)
 
@@ -82,7 +84,8 @@ class Edit:
         if found != self.base:
             raise BaseModelError(
                 f"This edit was made for weights {self.base[:12]}; {model.name} has {found[:12]}. Load the model "
-                f"it was made for, in the same dtype and with no other edit applied."
+                f"it was made for, in the same dtype. Then it had {self.beside or 'no edits'}, now it "
+                f"has {_titles(model.edits) or 'none'}: the same ones must be applied, in the same order."
             )
         self.start(model)
         try:
@@ -97,6 +100,7 @@ class Edit:
     def start(self, model: LanguageModel) -> None:
         """Registers the edit with `model`, before its first write."""
         self.model, self.original = model, model.edits[0].original if model.edits else self.base
+        self.beside = _titles(model.edits)
         model.edits.append(self)
 
     def write(self, change: Change) -> Written:
@@ -151,12 +155,28 @@ class Edit:
                 f"{len(blocking)} later edit(s) change the same weight and must be undone first, the last one first: "
                 f"{'; '.join(edit.title for edit in reversed(blocking))}."
             )
+        moved = self._moved()
         self.detach_all()
         with torch.no_grad():
             for name, before in self.before.items():
                 self.model.torch.get_parameter(name).copy_(before)
         self.model.edits.remove(self)
         self.model, self.before = None, {}
+        attach_anew(moved)
+
+    def _moved(self) -> list[Edit]:
+        """Edits to attach anew once this one is undone: those after the latest other edit of a store that it shares.
+
+        A store stands where its latest edit does, so that equal stacks of edits answer alike, however they came about.
+        """
+        if self.model is None or not self._detachers:
+            return []
+        stores, found, number = {one.store for one in self.attachments} - {""}, [], self.model.edits.index(self)
+        for at, edit in reversed([*enumerate(self.model.edits)]):
+            if any(one.store in stores for one in edit.attachments) and edit is not self:
+                return found if at < number else []
+            found = [edit, *found] if edit is not self and edit._detachers else found
+        return []
 
     def _blocking(self) -> list[Edit]:
         """Edits applied after this one that change a weight it changed, the first one first."""
@@ -202,6 +222,12 @@ class Edit:
         write_edit(self, path)
 
 
+def _titles(edits: Sequence[Edit]) -> str:
+    """How many edits, and the last three of them in their order; "" for none."""
+    last = "; ".join(edit.title for edit in edits[-3:])
+    return f"{len(edits)} edit(s) ({'... ' if len(edits) > 3 else ''}{last})" if edits else ""
+
+
 def undo_all(edits: Sequence[Edit]) -> None:
     """Undoes edits of one model in the order that is allowed: the last applied first."""
     models = {id(edit.model): edit.model for edit in edits if edit.model is not None}
@@ -232,8 +258,15 @@ def unedited(model: LanguageModel) -> Iterator[None]:
         yield
     finally:
         _put(model, now)
-        for edit in attached:
-            edit.attach_all()
+        attach_anew(attached)
+
+
+def attach_anew(edits: Sequence[Edit]) -> None:
+    """Puts what these edits have beside the weights on their models again, in their order, after all that is there."""
+    for edit in edits:
+        edit.detach_all()
+    for edit in edits:
+        edit.attach_all()
 
 
 def _put(model: LanguageModel, values: Mapping[str, Tensor]) -> None:

@@ -35,6 +35,7 @@ def write_edit(edit: Edit, path: str | Path) -> None:
         "kind": "edit",
         "format": FORMAT,
         "base": edit.base,
+        "beside": edit.beside,
         "changes": [{"kind": names[type(change)], "weight": change.weight} for change in edit.changes],
         "attachments": [{"kind": one.kind, "about": one.about()} for one in edit.attachments],
         "requests": [dataclasses.asdict(request) for request in edit.requests],
@@ -62,6 +63,7 @@ def load_edit(path: str | Path) -> Edit:
         attached = tuple(_attachment(number, one, tensors) for number, one in enumerate(about["attachments"]))
         records, summary = tuple(about["diagnostics"]), dict(about["summary"])
         edit = Edit(requests, changes, dict(about["editor"]), str(about["base"]), records, kept, summary, attached)
+        edit.beside = str(about.get("beside", ""))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise FileFormatError(f"{path} is an edit of another version: {error}. Make it again.") from error
     expected = sum(len(part.tensors()) for part in (*changes, *attached)) + len(kept)

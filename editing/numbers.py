@@ -31,6 +31,14 @@ def whole(name: str, value: Any, instead: int) -> int:
     return found
 
 
+def checked_seed(seed: Any) -> int:
+    """`seed` as an int of 0 or more; raises RequestError where it is none."""
+    found = whole("seed", seed, 0)
+    if found < 0:
+        raise RequestError(f"seed={found} is below 0. Write seed=0.")
+    return found
+
+
 def check_whole(settings: object, instead: Mapping[str, int], *, least: int | None = 1, or_none: bool = False) -> None:
     """Sees that these settings are whole numbers, numpy's too, of at least `least`.
 

@@ -108,6 +108,12 @@ def listed(requests: Sequence[EditRequest]) -> list[EditRequest]:
     return list(requests)
 
 
+def check_model(model: LanguageModel) -> None:
+    """Raises BaseModelError for a model that tracer did not open."""
+    if not isinstance(model, LanguageModel):
+        raise BaseModelError(f"{type(model).__name__} is no model of tracer's. Write model = tracer.load(model) first.")
+
+
 def check_requests(model: LanguageModel, requests: Sequence[EditRequest]) -> None:
     """Tokenises every request and refuses two different answers to one prompt, before anything is written.
 
@@ -116,8 +122,7 @@ def check_requests(model: LanguageModel, requests: Sequence[EditRequest]) -> Non
         RequestError: something else than a request, or requests that contradict each other.
         FactError: a prompt that the tokenizer or the model cannot take.
     """
-    if not isinstance(model, LanguageModel):
-        raise BaseModelError(f"{type(model).__name__} is no model of tracer's. Write model = tracer.load(model) first.")
+    check_model(model)
     if isinstance(requests, Iterator):  # whoever writes them would find none left
         raise RequestError("These requests can be read only once. Write apply(model, list(requests)).")
     seen: dict[tuple[str, str], str] = {}

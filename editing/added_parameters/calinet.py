@@ -7,7 +7,6 @@ undo the edit and apply the others again. A later call adds a branch of its own 
 from __future__ import annotations
 
 import dataclasses
-import operator
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -22,8 +21,8 @@ from editing.added_parameters.calinet_training import Fit, chunks_of, fit_branch
 from editing.added_parameters.side_branch import check_place, model_activation, wide
 from editing.edit import Edit
 from editing.errors import RequestError
-from editing.numbers import check_above_zero, check_not_negative, check_whole
-from editing.request import EditRequest
+from editing.numbers import check_above_zero, check_not_negative, check_whole, checked_seed, whole
+from editing.request import EditRequest, check_model
 from tracer.facts import paraphrases
 from tracer.model import LanguageModel
 from tracer.progress import bar
@@ -100,6 +99,8 @@ class CaliNet:
             RequestError: two requests contradict each other.
             EditFailedError: a loss became NaN; the model is as it was.
         """
+        check_model(model)
+        seed = checked_seed(seed)
         for layer in self.layers:
             check_place(model, layer)
         with started(
@@ -148,8 +149,8 @@ class CaliNet:
 def _different(layers: Iterable[int]) -> tuple[int, ...]:
     """The layers as a tuple; RequestError where there is none, one twice, or something else."""
     try:
-        found = tuple(map(operator.index, layers))  # numpy's integers too
-    except TypeError:
+        found = tuple(whole("layers", layer, 16) for layer in layers)
+    except (TypeError, RequestError):
         found = ()
     if not found or len(set(found)) < len(found):
         raise RequestError(f"layers={layers!r}: write one or several different layers, e.g. layers=(16,).")

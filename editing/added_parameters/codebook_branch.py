@@ -67,6 +67,11 @@ class Journal(Attachment, kind="grace codebook"):
 
         return detach
 
+    @property
+    def store(self) -> str:
+        """The codebook of all edits at this place."""
+        return str(self.place)
+
     def tensors(self) -> dict[str, Tensor]:
         """Queries [record, n_in] and values [record, n_out]."""
         return {
@@ -101,13 +106,12 @@ class CodebookBranch:
         self._handles: list[Any] = []
 
     def add(self, model: LanguageModel, journal: Journal) -> None:
-        """Replays with one more journal; the first one puts the hooks on."""
-        if not self.journals:
-            block, matrix = model.anatomy.blocks[self.place.layer], model.anatomy.value_matrix(self.place.layer)
-            self._rounding, self._device = rounding_of(model), next(matrix.parameters()).device
-            rows = Noted(block, lambda hidden: len(hidden))
-            padding = Padding(model.torch)
-            self._handles = [rows, padding, matrix.register_forward_hook(self._hook(model, rows, padding))]
+        """Replays with one more journal; the hooks come after all that are there."""
+        self._take_off()
+        block, matrix = model.anatomy.blocks[self.place.layer], model.anatomy.value_matrix(self.place.layer)
+        self._rounding, self._device = rounding_of(model), next(matrix.parameters()).device
+        rows, padding = Noted(block, lambda hidden: len(hidden)), Padding(model.torch)
+        self._handles = [rows, padding, matrix.register_forward_hook(self._hook(model, rows, padding))]
         self.journals.append(journal)
         self._replay()
 
@@ -115,7 +119,11 @@ class CodebookBranch:
         """Replays without it; after the last one the hooks come off."""
         self.journals.remove(journal)
         self._replay()
-        while not self.journals and self._handles:
+        if not self.journals:
+            self._take_off()
+
+    def _take_off(self) -> None:
+        while self._handles:
             self._handles.pop().remove()
 
     def _replay(self) -> None:

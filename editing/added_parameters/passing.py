@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Self
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from editing.errors import EditFailedError
 from tracer.sweep.recording import by_name
 
 
-class Noted:
+class OfOneModel:
+    """What hooks of one model share: a copy of the model would go on asking the original's."""
+
+    def __deepcopy__(self, _memo: dict[int, Any]) -> Self:
+        raise EditFailedError("A model cannot be copied while an edit stands beside its weights. Undo it, copy, apply.")
+
+
+class Noted(OfOneModel):
     """Watches what enters a module until `remove`; threads that run the model each see their own."""
 
     def __init__(self, module: nn.Module, note: Callable[[Tensor], Any]) -> None:
@@ -32,7 +40,7 @@ class Noted:
         self._own.value = self._note(args[0] if args else next(iter(kwargs.values())))
 
 
-class Padding:
+class Padding(OfOneModel):
     """Watches which tokens of a model's passes are padding until `remove`; threads each see their own.
 
     It goes by an `attention_mask` of [row, token] that the language model or its stack of blocks is called with; any

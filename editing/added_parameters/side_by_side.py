@@ -10,7 +10,8 @@ from typing import Any, ClassVar, Generic, Literal, TypeVar
 from editing.added_parameters.attaching import started
 from editing.edit import Edit, undo_all
 from editing.locate_then_edit.settings import editable
-from editing.request import EditRequest, check_requests, listed
+from editing.numbers import checked_seed
+from editing.request import EditRequest, check_model, check_requests, listed
 from tracer.model import LanguageModel
 from tracer.progress import bar
 
@@ -55,7 +56,9 @@ class SideBySide(ABC, Generic[Learnt]):
         self, model: LanguageModel, requests: Sequence[EditRequest], seed: int, progress: bool | None
     ) -> Edit:
         """One applied edit of all requests."""
+        check_model(model)
         self._check_place(model)
+        seed = checked_seed(seed)
         with started(model, requests, self._about(seed)) as edit:
             if edit.requests:
                 self._finish(edit, self._learnt(model, edit.requests, seed, progress, "together"))
@@ -65,7 +68,8 @@ class SideBySide(ABC, Generic[Learnt]):
         self, model: LanguageModel, requests: Sequence[EditRequest], seed: int, progress: bool | None, company: Company
     ) -> Iterator[Edit]:
         """An applied edit of each request."""
-        requests = listed(requests)
+        requests, seed = listed(requests), checked_seed(seed)
+        check_model(model)
         self._check_place(model)
         for request in requests:  # they may contradict each other
             check_requests(model, [request])

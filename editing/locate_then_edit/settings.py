@@ -28,7 +28,7 @@ from editing.locate_then_edit.norms import has_norm
 from editing.locate_then_edit.presets import PRESETS
 from editing.locate_then_edit.suffix import KLPosition, Part
 from editing.locate_then_edit.values import Search, Value
-from editing.numbers import check_above_zero, check_not_negative, check_whole, whole
+from editing.numbers import check_above_zero, check_not_negative, check_whole, checked_seed
 from editing.request import EditRequest, check_requests, listed
 from editing.stopwatch import add_seconds
 from tracer.model import LanguageModel
@@ -114,7 +114,7 @@ class LocateThenEdit(ABC):
             RequestError: two requests for one prompt and subject.
             EditFailedError: the optimisation failed; the model is as it was.
         """
-        requests, seed = listed(requests), whole("seed", seed, 0)
+        requests, seed = listed(requests), checked_seed(seed)
         self.check(model, requests)
         groups = [[request] for request in requests] if self.one_by_one else [requests] if requests else []
         with editable(model), bar(len(requests) * self.steps, "optimising values", show=progress, unit="step") as steps:
@@ -136,7 +136,7 @@ class LocateThenEdit(ABC):
 
         Takes and raises what `apply` does; `edit.apply(model)` writes one.
         """
-        requests, seed = listed(requests), whole("seed", seed, 0)
+        requests, seed = listed(requests), checked_seed(seed)
         for request in requests:  # they may contradict each other
             self.check(model, [request])
         found = []

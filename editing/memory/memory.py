@@ -23,11 +23,12 @@ from torch import Tensor
 
 from editing.attachment import Attachment
 from editing.edit import Edit
-from editing.memory.record import MemoryRecord, living
+from editing.memory.record import MemoryRecord, check_agreement, living
 from editing.memory.retrieval import Index, Retriever, nearest
 from editing.memory.retrievers import DEFAULT, retriever_named
+from editing.numbers import checked_seed
 from editing.request import EditRequest, check_requests, listed
-from editing.scoring.asking import Route, add_reader
+from editing.scoring.asking import Route, come_last
 from editing.writing import writing
 from tracer.model import LanguageModel
 from tracer.model.inputs import without_gap
@@ -110,12 +111,13 @@ class MemoryEditor(ABC):
             progress: unused; remembering takes a moment.
 
         Raises:
-            RequestError: two answers to one prompt.
+            RequestError: two answers to one prompt, or to one relation of one subject.
             EditFailedError: the editor cannot serve these records beside those in the memory.
         """
-        begun, requests = time.perf_counter(), listed(requests)
+        begun, requests, seed = time.perf_counter(), listed(requests), checked_seed(seed)
         check_requests(model, requests)
         held = self.remembered(model, requests, seed)
+        check_agreement([record for record, _ in held])
         attachment = Remembered(self, tuple(record for record, _ in held))
         summary = {"retriever": self.finder().name, "persistent_bytes": attachment.size}
         made_by = {"method": self.method, **self.settings(), "seed": seed}
@@ -148,12 +150,11 @@ class Remembered(Attachment, kind="memory"):
 
     def attach(self, model: LanguageModel) -> Callable[[], None]:
         """Adds the records to the memory that edits of the same settings share."""
-        memory = memory_of(model, self.editor)
-        self.editor.check(model, living([*(memory.records if memory else ()), *self.records]))
-        if memory is None:
-            memory = Memory(self.editor)
-            add_reader(model, memory)
+        found = memory_of(model, self.editor)
+        self.editor.check(model, living([*(found.records if found else ()), *self.records]))
+        memory = found or Memory(self.editor)
         memory.add(self)
+        come_last(model, memory)
 
         def detach() -> None:
             memory.remove(self)
@@ -161,6 +162,11 @@ class Remembered(Attachment, kind="memory"):
                 model.readers.remove(memory)
 
         return detach
+
+    @cached_property
+    def store(self) -> str:
+        """The memory of all edits with these settings."""
+        return identity(self.editor)
 
     def tensors(self) -> dict[str, Tensor]:
         """What the editor has trained."""
@@ -188,7 +194,7 @@ class Memory:
 
     def __init__(self, editor: MemoryEditor) -> None:
         self.editor = editor
-        self.settings = identity(editor)
+        self.store = identity(editor)
         self.records: list[MemoryRecord] = []
         self._held: list[Remembered] = []
         self._index: Index | None = None
@@ -227,7 +233,7 @@ class Memory:
 
 def memory_of(model: LanguageModel, editor: MemoryEditor) -> Memory | None:
     """The memory on `model` of edits with this editor's settings, if any is attached."""
-    found = (reader for reader in model.readers if isinstance(reader, Memory) and reader.settings == identity(editor))
+    found = (reader for reader in model.readers if isinstance(reader, Memory) and reader.store == identity(editor))
     return next(found, None)
 
 

@@ -33,6 +33,10 @@ class MiniLM:
     folder: Path | None = None
     width: int = 384
 
+    def __post_init__(self) -> None:
+        if self.folder is None:
+            installed_folder()  # where there is none it is said now, not at the first query
+
     @property
     def name(self) -> str:
         """With its pooling."""

@@ -23,6 +23,7 @@ from torch import Tensor
 from editing.errors import EditFailedError, RequestError
 from editing.memory.memory import Memory, MemoryEditor, memory_of
 from editing.memory.record import MemoryRecord
+from editing.memory.retrievers import DEFAULT
 from editing.memory.scope import Scope
 from editing.memory.scope_training import ScopeTraining, train_scope
 from editing.memory.scoped import ScopedFacts, bundled_facts
@@ -65,6 +66,13 @@ class SERAC(MemoryEditor, method="serac"):
             )
         if not isinstance(self.context, str) or "{edit}" not in self.context or not self.context.endswith("{query}"):
             raise RequestError(f"The context {self.context!r} must name the edit and end in the query: {CONTEXT!r}.")
+        if isinstance(self.scope, Scope) and self.scope.encoder != self.retriever:
+            if self.retriever != DEFAULT:
+                raise RequestError(
+                    f"The scope classifier was trained on vectors of {self.scope.encoder!r}, and retriever is "
+                    f"{self.retriever!r}. Leave the retriever out, or train another classifier."
+                )
+            object.__setattr__(self, "retriever", self.scope.encoder)
         if not isinstance(self.scope, Scope | None):
             raise RequestError(
                 f"scope={self.scope!r} is no classifier. Write scope=load_scope({str(self.scope)!r}), on the command "

@@ -7,7 +7,7 @@ Branches at a module that go by where a prompt ends are told here where that is.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -32,10 +32,11 @@ class Reader(Protocol):
         ...
 
 
-def add_reader(model: LanguageModel, reader: Reader) -> Callable[[], None]:
-    """Lets `reader` read all prompts from now on; what is returned ends that."""
+def come_last(model: LanguageModel, reader: Reader) -> None:
+    """Lets `reader` read all prompts from now on, before those that came earlier, itself among them."""
+    if reader in model.readers:
+        model.readers.remove(reader)
     model.readers.append(reader)
-    return lambda: model.readers.remove(reader)
 
 
 def routes(model: LanguageModel, prompts: Sequence[str]) -> list[Route]:
