@@ -43,4 +43,4 @@ many sequence serac,memprompt,grace,t-patcher,r-rome,rome,memit,alphaedit,ft-l \
   --protocols sequential --n 300 --checkpoints 1,10,30,100,300
 many batch memit,emmet,alphaedit,pmet --protocols batch --n 500 --batch 10,100,500
 many batch-1000 memit,emmet,alphaedit,grace,serac --protocols batch --n 1000 --batch 1000
-compare "$model-hops" "$hops" mello,ike,memit --n 30
+compare "$model-hops" "$hops" mello,ike --n 15  # 10 on Gemma

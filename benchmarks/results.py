@@ -28,7 +28,9 @@ from editing.evaluation.manifest import MANIFEST
 from editing.evaluation.tables import as_markdown, shown
 from tracer.storage import atomic_path, to_json
 
-KEPT = (MANIFEST, ASKED, "cases.jsonl", "batches.jsonl", "checkpoints.jsonl")
+KEPT = (MANIFEST, ASKED, "cases.jsonl", "batches.jsonl", "checkpoints.jsonl", "steps.jsonl")
+ELSEWHERE = "see a run"
+WORDS = ("rule",)  # of diagnostics that are none of the data's
 SINGLE = ("ES", "PS", "NS", "S", "reliability_token_acc", "generalization_token_acc", "locality_agreement")
 REACH = (
     *("subject_replace_token_acc", "reversed_relation_token_acc", "one_hop_token_acc"),
@@ -98,11 +100,18 @@ def _stripped(record: Any) -> Any:
     if not isinstance(record, dict):
         return record
     found = {name: _stripped(value) for name, value in record.items()}
+    if found.get("reason"):
+        found["reason"] = ELSEWHERE
     if "diagnostics" in found:
-        numbers = {name: value for name, value in found["diagnostics"].items() if isinstance(value, int | float)}
-        failed = {"not_editable": "see a run"} if "not_editable" in found["diagnostics"] else {}
-        found["diagnostics"] = numbers | failed
+        several = isinstance(found["diagnostics"], list)
+        told = list(map(_without_words, found["diagnostics"] if several else [found["diagnostics"]]))
+        found["diagnostics"] = told if several else told[0]
     return found
+
+
+def _without_words(diagnostics: dict[str, Any]) -> dict[str, Any]:
+    numbers = {name: one for name, one in diagnostics.items() if isinstance(one, int | float) or name in WORDS}
+    return numbers | ({"not_editable": ELSEWHERE} if "not_editable" in diagnostics else {})
 
 
 def tables(frame: pd.DataFrame) -> Iterable[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import tarfile
 
 import pandas as pd
@@ -22,11 +23,20 @@ def test_a_packed_comparison_is_read_again_and_holds_no_word_of_the_data(tmp_pat
     before = planted_comparison(folder, {"rome": single}, points={"rome": points})
     for table in folder.glob("runs/*/*/*"):
         (table / "table.csv").touch()
+    steps = [{"edits": 1, "reason": "", "diagnostics": [told | {"rule": "covered"}]}]
+    steps += [{"edits": 2, "reason": "'Lyon' is asked to become both", "diagnostics": []}]
+    where = folder / "runs/counterfact/sequential/rome/steps.jsonl"
+    where.write_text("".join(f"{json.dumps(one)}\n" for one in steps), encoding="utf-8")
     archive = packed([folder])
     assert archive == packed([folder])
     assert not any(word in archive for word in (b"Lyon", b"Manila"))
     with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
         tar.extractall(tmp_path / "there", filter="data")
+    kept = tmp_path / "there" / "tiny" / where.relative_to(folder)
+    assert [json.loads(line) for line in kept.read_text(encoding="utf-8").splitlines()] == [
+        {"edits": 1, "reason": "", "diagnostics": [{"steps": 8, "loss": 0.5, "rule": "covered"}]},
+        {"edits": 2, "reason": "see a run", "diagnostics": []},
+    ]
     after = read_comparison(tmp_path / "there" / "tiny")
     pd.testing.assert_frame_equal(scores_frame(after), scores_frame(before))
     (evaluation,) = [one for key, one in after.evaluations.items() if key[1] == "single"]
