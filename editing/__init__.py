@@ -33,6 +33,7 @@ from editing.meta_learning.plan import TrainingPlan
 from editing.meta_learning.readers import training_records
 from editing.meta_learning.records import TrainingRecord
 from editing.request import EditRequest
+from editing.scoring.generation import complete
 from editing.training.plot import plot_training
 
 __all__ = [
@@ -68,6 +69,7 @@ __all__ = [
     "TrainingRecord",
     "calibrate",
     "check_by_editing",
+    "complete",
     "known",
     "layers_around",
     "load_edit",

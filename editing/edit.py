@@ -18,6 +18,7 @@ from torch import Tensor
 from editing.attachment import Attachment
 from editing.change import Change
 from editing.errors import BaseModelError, EditFailedError, EditOrderError
+from editing.generating import watch_generate
 from editing.request import EditRequest
 from tracer.model import LanguageModel
 
@@ -129,6 +130,8 @@ class Edit:
     def attach_all(self) -> None:
         """Puts the attachments on the model."""
         assert self.model is not None
+        if self.attachments:
+            self._detachers.append(watch_generate(self.model))
         for attachment in self.attachments:
             self._detachers.append(attachment.attach(self.model))
 

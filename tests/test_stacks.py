@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import warnings
 
 import pytest
 import torch
@@ -19,10 +20,12 @@ from editing import (
     BaseModelError,
     CaliNet,
     EditFailedError,
+    EditingWarning,
     EditRequest,
     MemPrompt,
     RequestError,
     TPatcher,
+    complete,
     load_edit,
     unedited,
 )
@@ -168,3 +171,38 @@ def test_a_scope_brings_its_encoder(tokenizer: PreTrainedTokenizerFast) -> None:
     assert SERAC(scope=scope).retriever == "minilm-like"
     with pytest.raises(RequestError, match="trained on vectors of 'minilm-like', and retriever is 'bm25'"):
         SERAC(scope=scope, retriever="bm25")
+
+
+@pytest.mark.parametrize("replace", ["last", "prompt"])
+def test_generate_gives_the_same_tokens_with_a_cache_and_without(model: tracer.LanguageModel, replace: str) -> None:
+    prompts = [encode(model.tokenizer, prompt).ids for prompt in (ROME.prompt, "It is said that " + MADRID.prompt)]
+    width = max(map(len, prompts))
+    ids = torch.tensor([[0] * (width - len(row)) + list(row) for row in prompts])
+    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in prompts])
+
+    def said(**options) -> list[list[int]]:
+        found = model.torch.generate(ids, attention_mask=mask, max_new_tokens=6, do_sample=False, **options)
+        return found[:, width:].tolist()
+
+    bare = said(use_cache=True)
+    for begin, row in enumerate(prompts):  # the second one is asked in words of its own
+        fact = EditRequest(model.tokenizer.decode(row), "Japan" if begin else "France", "Oslo is the city of")
+        with GRACE(layer=0, steps=30, radius=0.01, replace=replace).apply(model, [fact]):
+            cached = said(use_cache=True)
+            assert cached[begin] != bare[begin] and cached[1 - begin] == bare[1 - begin]
+            assert said(use_cache=False) == cached
+            assert complete(model, [fact.prompt], new_tokens=6) == [model.tokenizer.decode(cached[begin])]
+            assert len(said(use_cache=True, num_beams=2)) == 2
+    assert said(use_cache=False) == bare and "generate" not in model.torch.__dict__
+
+
+def test_generate_says_that_it_does_not_ask_memories(model: tracer.LanguageModel) -> None:
+    ids = torch.tensor([encode(model.tokenizer, ROME.prompt).ids])
+    with (
+        MemPrompt().apply(model, [ROME]),
+        pytest.warns(EditingWarning, match="Write editing.complete"),
+    ):
+        model.torch.generate(input_ids=ids, max_new_tokens=2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model.torch.generate(input_ids=ids, max_new_tokens=2)

@@ -17,13 +17,15 @@ from tracer.model.language_model import LanguageModel
 @contextmanager
 def prompts_end_at(model: LanguageModel, last: Sequence[int]) -> Iterator[None]:
     """Says at which position each row's prompt ends, to branches that go by that, while the block runs."""
-    store = model.torch.__dict__
-    outer = store.get("_prompt_ends")
-    store["_prompt_ends"] = torch.tensor(list(last), device=model.device)
-    try:
+    with _said(model, torch.tensor(list(last), device=model.device)):
         yield
-    finally:
-        store["_prompt_ends"] = outer
+
+
+@contextmanager
+def every_prompt_ends_at(model: LanguageModel, last: int) -> Iterator[None]:
+    """The same for any number of rows; passes over fewer tokens, which follow a cache, end with their last one."""
+    with _said(model, torch.tensor(last)):
+        yield
 
 
 @contextmanager
@@ -48,5 +50,18 @@ def prompt_ends(model: nn.Module, n_rows: int, n_tokens: int, mask: Tensor | Non
         return (n_tokens - 1 - seen.flip(1).argmax(1)).cpu()
     if said is None:
         return torch.full((n_rows,), n_tokens - 1)
+    if said.dim() == 0:
+        return said.clamp(max=n_tokens - 1).expand(n_rows)
     assert len(said) == n_rows, "prompts of another batch"
     return said
+
+
+@contextmanager
+def _said(model: LanguageModel, ends: Tensor) -> Iterator[None]:
+    store = model.torch.__dict__
+    outer = store.get("_prompt_ends")
+    store["_prompt_ends"] = ends
+    try:
+        yield
+    finally:
+        store["_prompt_ends"] = outer
