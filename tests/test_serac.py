@@ -115,6 +115,16 @@ def test_the_scope_is_one_for_the_text_itself_symmetric_and_falls_with_distance(
     assert (wider < scores)[np.triu_indices(3, 1)].all()
 
 
+def test_the_order_of_the_memory_and_the_target_asked_for_decide_nothing(model, serac: SERAC) -> None:
+    found = []
+    for facts in ([ROME, MADRID, BESIDE], [BESIDE, MADRID, ROME]):
+        with serac.apply(model, facts):
+            together = target_scores(model, PAIRS)
+            assert [target_scores(model, [pair])[0].predicted for pair in PAIRS] == [one.predicted for one in together]
+            found.append([one.nll for one in together])
+    assert found[0] == pytest.approx(found[1], abs=1e-12)
+
+
 def test_exactly_at_the_threshold_is_out_of_scope(model: tracer.LanguageModel) -> None:
     with retriever({PROMPTS[0]: (1, 0), "query": (0.8, 0.6)}):
         near = plane().index([PROMPTS[0]]).scores(["query"])[0, 0]
