@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import math
 import warnings
 
@@ -194,6 +195,10 @@ def test_generate_gives_the_same_tokens_with_a_cache_and_without(model: tracer.L
             assert complete(model, [fact.prompt], new_tokens=6) == [model.tokenizer.decode(cached[begin])]
             assert len(said(use_cache=True, num_beams=2)) == 2
     assert said(use_cache=False) == bare and "generate" not in model.torch.__dict__
+    model.torch.generate = mine = functools.partial(model.torch.generate, max_new_tokens=1)
+    with MemPrompt().apply(model, [ROME]), CODES.apply(model, [MADRID]):
+        assert model.torch.generate is not mine
+    assert model.torch.generate is mine
 
 
 def test_generate_says_that_it_does_not_ask_memories(model: tracer.LanguageModel) -> None:
