@@ -38,6 +38,7 @@ single "$locality" "$beside,$weights" 100
 single "$one_hop" "$beside,$weights" 100 --benchmark zsre-survey
 single "$replaced" "$beside,$weights" 70
 single "$reversed" "$beside,$weights" 70 --benchmark zsre-survey
+compare "$model-counterfact" "$data/counterfact.dev.json.gz" r-rome,rome,emmet --n 100 --no-free --no-kl --text 1
 
 many sequence serac,memprompt,grace,t-patcher,r-rome,rome,memit,alphaedit,ft-l \
   --protocols sequential --n 300 --checkpoints 1,10,30,100,300
