@@ -174,12 +174,13 @@ class Edit:
         """
         if self.model is None or not self._detachers:
             return []
-        stores, found, number = {one.store for one in self.attachments} - {""}, [], self.model.edits.index(self)
-        for at, edit in reversed([*enumerate(self.model.edits)]):
-            if any(one.store in stores for one in edit.attachments) and edit is not self:
-                return found if at < number else []
-            found = [edit, *found] if edit is not self and edit._detachers else found
-        return []
+        stores, others = {one.store for one in self.attachments} - {""}, [*self.model.edits]
+        number = others.index(self)
+        others.remove(self)
+        sharing = [at for at, edit in enumerate(others) if stores & {one.store for one in edit.attachments}]
+        if not sharing or sharing[-1] >= number:  # nothing is left of the store, or a later edit holds it there
+            return []
+        return [edit for edit in others[sharing[-1] + 1 :] if edit._detachers]
 
     def _blocking(self) -> list[Edit]:
         """Edits applied after this one that change a weight it changed, the first one first."""

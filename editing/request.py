@@ -75,6 +75,11 @@ class EditRequest:
         """The character of the prompt at which the subject ends."""
         return self.fact.character_span[1]
 
+    @property
+    def fact_names(self) -> tuple[FactName, ...]:
+        """Under which its fact is known."""
+        return fact_names(self.prompt, self.subject, self.relation)
+
     @classmethod
     def from_counterfact(cls, record: dict[str, Any]) -> EditRequest:
         """The request of a CounterFact record.
@@ -108,6 +113,18 @@ def listed(requests: Sequence[EditRequest]) -> list[EditRequest]:
     return list(requests)
 
 
+FactName = tuple[str, str, str]
+
+
+def fact_names(prompt: str, subject: str, relation: str | None) -> tuple[FactName, ...]:
+    """Under which a fact is known, two that share one being the same: subject with prompt, or with a named relation.
+
+    CounterFact asks about several relations in the same words ("{} is located in").
+    """
+    by_prompt = ("prompt", prompt, subject)
+    return (by_prompt, ("relation", relation, subject)) if relation else (by_prompt,)
+
+
 def check_model(model: LanguageModel) -> None:
     """Raises BaseModelError for a model that tracer did not open."""
     if not isinstance(model, LanguageModel):
@@ -115,7 +132,7 @@ def check_model(model: LanguageModel) -> None:
 
 
 def check_requests(model: LanguageModel, requests: Sequence[EditRequest]) -> None:
-    """Tokenises every request and refuses two different answers to one prompt, before anything is written.
+    """Tokenises every request and refuses two different answers to one fact, before anything is written.
 
     Raises:
         BaseModelError: a model that tracer did not open.
@@ -125,13 +142,23 @@ def check_requests(model: LanguageModel, requests: Sequence[EditRequest]) -> Non
     check_model(model)
     if isinstance(requests, Iterator):  # whoever writes them would find none left
         raise RequestError("These requests can be read only once. Write apply(model, list(requests)).")
-    seen: dict[tuple[str, str], str] = {}
+    seen: dict[FactName, EditRequest] = {}
     for request in listed(requests):
         if not isinstance(request, EditRequest):
             raise RequestError(f"{request!r} is no EditRequest. Write EditRequest(prompt, subject=..., new=...).")
-        known = seen.setdefault((request.prompt, request.subject), request.new.strip())
-        if known != request.new.strip():
-            raise RequestError(
-                f"{request.prompt!r} is asked to become both {known!r} and {request.new.strip()!r}. Keep one of them."
-            )
+        for name in request.fact_names:
+            _check_agrees(request, seen.setdefault(name, request))
         request.fact.preflight(model, warn=False)
+
+
+def _check_agrees(request: EditRequest, other: EditRequest) -> None:
+    """Raises RequestError where an earlier request gives the same fact another answer."""
+    old, new = other.new.strip(), request.new.strip()
+    if old == new:
+        return
+    if request.prompt == other.prompt:
+        raise RequestError(f"{request.prompt!r} is asked to become both {old!r} and {new!r}. Keep one of them.")
+    raise RequestError(
+        f"{other.prompt!r} is to become {old!r} and {request.prompt!r}, the same relation of {request.subject}, "
+        f"{new!r}. Keep one of them, or give the later one in another call."
+    )

@@ -18,11 +18,10 @@ from editing import published
 from editing.errors import EvaluationError, RequestError
 from editing.evaluation.case import Ask, Case, Group
 from editing.evaluation.choices import with_choices
-from editing.evaluation.conflicts import Fact, facts_of
 from editing.evaluation.portability import FOLLOWING, knowedit_groups, portability_groups, side_effect_groups
 from editing.evaluation.slices import chosen_numbers, slice_in_words
 from editing.published import Published
-from editing.request import EditRequest
+from editing.request import EditRequest, FactName
 from tracer.facts.readers import read_records
 from tracer.storage import file_sha256
 
@@ -95,16 +94,16 @@ def read_benchmark(
     numbers = chosen_numbers(len(records), n, evenly=evenly)
     spare = sorted(set(range(len(records))) - set(numbers)) if together else []
     read, cases, left_out = 0, [], Counter()
-    facts: set[Fact] = set()
+    facts: set[FactName] = set()
     for number in (*numbers, *spare):
         if read == len(numbers):
             break
         case = _read(path, number, records[number], name)
         if together and isinstance(case, Case) and case.request is not None:
-            if not facts.isdisjoint(facts_of(case.request)):
+            if not facts.isdisjoint(case.request.fact_names):
                 left_out["edits a fact of an earlier record again"] += 1
                 continue
-            facts.update(facts_of(case.request))
+            facts.update(case.request.fact_names)
         read += 1
         if isinstance(case, str):
             left_out[case] += 1

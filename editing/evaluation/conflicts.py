@@ -5,34 +5,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from editing.evaluation.case import Case
-from editing.request import EditRequest
-
-Fact = tuple[str, str, str]
-
-
-def facts_of(request: EditRequest) -> tuple[Fact, ...]:
-    """What two conflicting requests have one of in common: a subject with a prompt, or with a named relation.
-
-    CounterFact asks about several relations in the same words ("{} is located in").
-    """
-    by_prompt = ("prompt", request.subject, request.prompt)
-    return (by_prompt, ("relation", request.subject, request.relation)) if request.relation else (by_prompt,)
+from editing.request import FactName
 
 
 def without_conflicts(cases: Sequence[Case]) -> tuple[list[Case], list[tuple[Case, str]]]:
     """The cases that can be written together, and those left out with the reason: the first edit of a fact stays.
 
-    See `facts_of` for what a fact is.
+    See `fact_names` for what a fact is.
     """
     kept: list[Case] = []
     left_out: list[tuple[Case, str]] = []
-    first: dict[Fact, Case] = {}
+    first: dict[FactName, Case] = {}
     for case in cases:
         request = case.request
         if request is None:
             kept.append(case)
             continue
-        facts = facts_of(request)
+        facts = request.fact_names
         known = next((first[fact] for fact in facts if fact in first), None)
         if known is None:
             kept.append(case)

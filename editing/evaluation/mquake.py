@@ -22,13 +22,12 @@ import numpy as np
 
 from editing.editors import Editor
 from editing.errors import EvaluationError, RequestError
-from editing.evaluation.conflicts import Fact, facts_of
 from editing.evaluation.making import left_as_it_was
 from editing.evaluation.matches import first_statement, gen_exact
 from editing.evaluation.slices import chosen_numbers
 from editing.memory.mello import MeLLo
 from editing.memory.memory import MemoryEditor
-from editing.request import EditRequest
+from editing.request import EditRequest, FactName
 from editing.scoring.generation import answers
 from editing.scoring.scores import target_scores
 from tracer.effect import Estimate
@@ -167,12 +166,12 @@ def multi_hop_summary(scores: Sequence[MultiHopScores]) -> dict[str, Estimate]:
 
 def without_repeats(cases: Sequence[MultiHop]) -> list[EditRequest]:
     """The edits of these cases, the first of each fact."""
-    known: set[Fact] = set()
+    known: set[FactName] = set()
     first = []
     for request in (request for case in cases for request in case.requests):
-        if known.isdisjoint(facts_of(request)):
+        if known.isdisjoint(request.fact_names):
             first.append(request)
-            known.update(facts_of(request))
+            known.update(request.fact_names)
     return first
 
 

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from editing.attachment import Attachment
 from editing.edit import Edit
-from editing.memory.record import MemoryRecord, check_agreement, living
+from editing.memory.record import MemoryRecord, living
 from editing.memory.retrieval import Index, Retriever, nearest
 from editing.memory.retrievers import DEFAULT, retriever_named
 from editing.numbers import checked_seed
@@ -111,13 +111,12 @@ class MemoryEditor(ABC):
             progress: unused; remembering takes a moment.
 
         Raises:
-            RequestError: two answers to one prompt, or to one relation of one subject.
+            RequestError: two requests that contradict each other.
             EditFailedError: the editor cannot serve these records beside those in the memory.
         """
         begun, requests, seed = time.perf_counter(), listed(requests), checked_seed(seed)
         check_requests(model, requests)
         held = self.remembered(model, requests, seed)
-        check_agreement([record for record, _ in held])
         attachment = Remembered(self, tuple(record for record, _ in held))
         summary = {"retriever": self.finder().name, "persistent_bytes": attachment.size}
         made_by = {"method": self.method, **self.settings(), "seed": seed}

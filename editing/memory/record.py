@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from editing.errors import RequestError
-from editing.request import EditRequest
+from editing.request import EditRequest, fact_names
 from tracer.model.inputs import sentence
 
 
@@ -39,22 +38,7 @@ class MemoryRecord:
     @property
     def names(self) -> frozenset[tuple[str, str, str]]:
         """Under which the fact is known; two records that share one say the same fact."""
-        by_prompt = ("prompt", self.prompt, self.subject)
-        by_relation = ("relation", self.relation or "", self.subject)
-        return frozenset((by_prompt, by_relation) if self.relation else (by_prompt,))
-
-
-def check_agreement(records: Iterable[MemoryRecord]) -> None:
-    """Raises RequestError where records of one call give one fact two answers: only the last would be remembered."""
-    seen: dict[tuple[str, str, str], MemoryRecord] = {}
-    for record in records:
-        for name in record.names:
-            other = seen.setdefault(name, record)
-            if other.new != record.new:
-                raise RequestError(
-                    f"{other.prompt!r} is to become {other.new!r} and {record.prompt!r}, the same relation of "
-                    f"{record.subject}, {record.new!r}. Keep one of them, or give the later one in another call."
-                )
+        return frozenset(fact_names(self.prompt, self.subject, self.relation))
 
 
 def living(records: Iterable[MemoryRecord]) -> list[MemoryRecord]:
