@@ -16,9 +16,10 @@ from editing.memory.mello_examples import EXAMPLES
 from editing.memory.memory import Memory
 from editing.memory.record import MemoryRecord
 from editing.scoring.asking import routes
-from editing.scoring.generation import complete, written_until
+from editing.scoring.generation import complete
 from editing.scoring.last_read import LastRead
 from editing.scoring.scores import target_scores
+from editing.scoring.together import written_until
 from tracer.model.tokens import encode
 
 HOP = "Subquestion: What is the capital of France?\nGenerated answer: The capital of France is Paris."
@@ -32,14 +33,14 @@ def model(tokenizer: PreTrainedTokenizerFast) -> tracer.LanguageModel:
 
 
 class Scripted:
-    """Writes these continuations, one after the other, and keeps what it read."""
+    """Writes these continuations of one question, one after the other, and keeps what it read."""
 
     def __init__(self, *lines: str) -> None:
         self.lines, self.read = list(lines), []
 
-    def __call__(self, text: str) -> str:
-        self.read.append(text)
-        return self.lines.pop(0)
+    def __call__(self, texts: dict[int, str]) -> dict[int, str | None]:
+        self.read.append(texts[0])
+        return {0: self.lines.pop(0)}
 
 
 def run(*lines: str, facts: Sequence[str] = (), max_rounds: int = 4) -> tuple[Reasoned, Scripted, list[str]]:
@@ -49,7 +50,8 @@ def run(*lines: str, facts: Sequence[str] = (), max_rounds: int = 4) -> tuple[Re
         asked.append(subquestion)
         return facts[len(asked) - 1] if facts else None
 
-    return reasoned("Q?", writer, retrieve, examples="Examples", max_rounds=max_rounds), writer, asked
+    (found,) = reasoned(["Q?"], writer, retrieve, examples="Examples", max_rounds=max_rounds)
+    return found, writer, asked
 
 
 def test_two_hops_one_of_them_contradicted() -> None:
@@ -101,6 +103,10 @@ def test_the_subquestion_finds_the_fact_whatever_the_order_of_adding() -> None:
             assert found == [records[1].text, records[0].text]
 
 
+def written(model: tracer.LanguageModel, prompt: str, *stops: str, new: int = 12, last: Sequence[LastRead] = ()) -> str:
+    return written_until(model, [prompt], stops, new_tokens=[new], last=last)[0]
+
+
 def test_a_stop_is_found_in_the_text_whatever_its_tokens(model: tracer.LanguageModel) -> None:
     """Stops at any piece of what the model writes by itself, also within and across tokens."""
     prompt = "The capital of France is"
@@ -108,8 +114,8 @@ def test_a_stop_is_found_in_the_text_whatever_its_tokens(model: tracer.LanguageM
     assert model.tokenizer is not None and len(whole) > 8
     for begin in range(1, len(whole) - 3):
         stop = whole[begin : begin + 3]
-        assert written_until(model, prompt, [stop, "never written"], new_tokens=12) == whole[: whole.index(stop)]
-    assert written_until(model, prompt, ["never written"], new_tokens=12) == whole
+        assert written(model, prompt, stop, "never written") == whole[: whole.index(stop)]
+    assert written(model, prompt, "never written") == whole
 
 
 def test_what_two_texts_share_is_read_once_and_nothing_else_changes(model: tracer.LanguageModel, monkeypatch) -> None:
@@ -125,15 +131,15 @@ def test_what_two_texts_share_is_read_once_and_nothing_else_changes(model: trace
     texts = [start, f"{start} Paris and", start, "Lisbon is the capital of", start]
     for number, text in enumerate(texts):
         read.clear()
-        found = written_until(model, text, ["never written"], new_tokens=6, last=last)
+        found = written(model, text, "never written", new=6, last=[last])
         first = read[0]
-        assert found == written_until(model, text, ["never written"], new_tokens=6)
+        assert found == written(model, text, "never written", new=6)
         tokens = len(encode(model.tokenizer, text).ids)
         assert (first < tokens) == (number in (1, 2)) and first >= 1
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(model, "check_finite", interrupted)
-        written_until(model, "Lisbon is the capital of", ["never written"], new_tokens=6, last=last)
-    assert written_until(model, start, ["never written"], new_tokens=6, last=last) == found
+        written(model, "Lisbon is the capital of", "never written", new=6, last=[last])
+    assert written(model, start, "never written", new=6, last=[last]) == found
 
 
 def interrupted(_logits: Any) -> None:
@@ -143,7 +149,7 @@ def interrupted(_logits: Any) -> None:
 def test_a_model_is_asked_its_hops_and_then_the_answer(model: tracer.LanguageModel, monkeypatch) -> None:
     """The model's own words are written by the test; scores and texts go on from where its answer follows."""
     said = iter([HOP, f"{CONTRADICTS} Rome\nFinal answer: Rome"] * 2)
-    monkeypatch.setattr("editing.memory.mello.written_until", lambda *_, **__: next(said))
+    monkeypatch.setattr("editing.memory.hop_writer.written_until", lambda *_, **__: [next(said)])
     weights = states(model)
     with MeLLo().apply(model, [ROME]):
         (route,) = routes(model, ["What is the capital of France?"])
@@ -156,7 +162,7 @@ def test_a_model_is_asked_its_hops_and_then_the_answer(model: tracer.LanguageMod
 
 def test_without_edits_it_reasons_without_facts(model: tracer.LanguageModel, monkeypatch) -> None:
     said = iter([HOP, "Final answer: Paris"])
-    monkeypatch.setattr("editing.memory.mello.written_until", lambda *_, **__: next(said))
+    monkeypatch.setattr("editing.memory.hop_writer.written_until", lambda *_, **__: [next(said)])
     (found,) = MeLLo().reason(model, ["What is the capital of France?"])
     assert found.answer == "Paris" and found.facts == ()
 
@@ -168,7 +174,7 @@ def test_the_worked_examples_keep_the_form() -> None:
         said = ["\n".join(lines[:2])] + ["\n".join(lines[4 * n - 1 : 4 * n + 2]) for n in range(1, hops + 1)]
         writer = Scripted(*said)
         facts = iter(line.removeprefix(f"{FACT} ").removesuffix(".") for line in lines if line.startswith(FACT))
-        found = reasoned(question, writer, lambda _, facts=facts: next(facts), examples="", max_rounds=hops + 1)
+        (found,) = reasoned([question], writer, lambda _, facts=facts: next(facts), examples="", max_rounds=hops + 1)
         assert found.answer == lines[-1].removeprefix("Final answer: ") and len(found.facts) == hops
         assert 2 <= hops <= 4
 
@@ -190,11 +196,11 @@ def test_a_transcript_that_fills_the_context_is_no_answer_and_still_asked(tokeni
     model = reading_model(tokenizer, context=begun + ANSWER + 4)
     asked = []
 
-    def written(_model, _text, _stops, *, new_tokens: int, last: LastRead) -> str:
-        asked.append(new_tokens)
-        return HOP
+    def said(_model, texts, _stops, *, new_tokens: Sequence[int], last: Sequence[LastRead]) -> list[str]:
+        asked.extend(new_tokens)
+        return [HOP] * len(texts)
 
-    monkeypatch.setattr("editing.memory.mello.written_until", written)
+    monkeypatch.setattr("editing.memory.hop_writer.written_until", said)
     with MeLLo(examples=examples).apply(model, [ROME]):
         (found,) = MeLLo(examples=examples).reason(model, [ROME.prompt])
         assert (found.answer, found.fault, found.rounds) == (None, "no room", 1)

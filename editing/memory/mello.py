@@ -14,19 +14,18 @@ Nothing else is trained or changed: the model reads its own words, the memory on
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from editing.errors import RequestError
+from editing.memory.hop_writer import HopWriter
 from editing.memory.mello_examples import EXAMPLES
 from editing.memory.memory import Memory, MemoryEditor, memory_of
 from editing.memory.record import MemoryRecord
-from editing.memory.room import check_room, room_after
+from editing.memory.room import check_room
 from editing.numbers import check_whole
 from editing.scoring.asking import Route
-from editing.scoring.generation import written_until
-from editing.scoring.last_read import LastRead
 from tracer.model import LanguageModel
 
 SUBQUESTION, TENTATIVE = "Subquestion:", "Generated answer:"
@@ -35,8 +34,9 @@ AGREES = "Retrieved fact does not contradict to generated answer, so the interme
 NEXT_EXAMPLE = "\n\n"  # a blank line: the model has begun a question of its own
 
 ANSWER = 64  # tokens of the context kept free for the final answer
+TOGETHER = 16  # questions that are taken apart at once, each with its own keys and values of all it read
 
-Write = Callable[[str], str | None]
+Write = Callable[[dict[int, str]], dict[int, str | None]]
 Retrieve = Callable[[str], str | None]
 Fault = Literal["", "no subquestion", "no final answer", "no room"]
 
@@ -67,20 +67,39 @@ class Reasoned:
         return self.transcript[: self.transcript.rindex(FINAL) + len(FINAL)]
 
 
-def reasoned(question: str, write: Write, retrieve: Retrieve, *, examples: str, max_rounds: int) -> Reasoned:
-    """The loop of this module.
+def reasoned(
+    questions: Sequence[str], write: Write, retrieve: Retrieve, *, examples: str, max_rounds: int
+) -> list[Reasoned]:
+    """Each question through the loop of this module, all of them a round at a time.
 
     Args:
-        question: to answer.
-        write: what a model writes after a text, up to `FACT` or a blank line; None: the text leaves it no room.
+        questions: to answer.
+        write: given texts by the number of their question, what a model writes after each, up to `FACT` or a blank
+            line; None: the text leaves it no room.
         retrieve: the fact most like a subquestion; None: the memory is empty, and the generated answer stands.
         examples: worked questions.
         max_rounds: the model may write so often.
     """
+    begun = [_reasoning(question, retrieve, examples, max_rounds) for question in questions]
+    texts, found = {number: next(steps) for number, steps in enumerate(begun)}, dict[int, Reasoned]()
+    while texts:
+        for number, written in write(texts).items():
+            try:
+                texts[number] = begun[number].send(written)
+            except StopIteration as done:
+                found[number] = done.value
+                del texts[number]
+    return [found[number] for number in range(len(questions))]
+
+
+def _reasoning(
+    question: str, retrieve: Retrieve, examples: str, max_rounds: int
+) -> Generator[str, str | None, Reasoned]:
+    """One question: gives texts to be gone on with, and takes what was written."""
     text, facts = _begun(examples, question), []
     whole = text  # as far as it fits, and the answer behind it
     for turn in range(1, max_rounds + 1):
-        written = write(text)
+        written = yield text
         if written is None:
             return Reasoned(None, whole, tuple(facts), turn - 1, "no room")
         text = whole = text.rstrip() + "\n" + written.strip()
@@ -138,18 +157,15 @@ class MeLLo(MemoryEditor, method="mello"):
         return [Route(found.up_to_answer, model) for found in self._reasoned(model, memory, prompts)]
 
     def _reasoned(self, model: LanguageModel, memory: Memory | None, questions: Sequence[str]) -> list[Reasoned]:
-        last = LastRead()  # the worked examples and a question's own hops are read once
-
-        def write(text: str) -> str | None:
-            room = room_after(model, text)
-            new = self.new_tokens if room is None else min(self.new_tokens, room - ANSWER)
-            return written_until(model, text, (FACT, NEXT_EXAMPLE), new_tokens=new, last=last) if new > 0 else None
-
         def retrieve(subquestion: str) -> str | None:
             return memory.nearest([subquestion])[0][0].text if memory else None
 
-        options = {"examples": self.examples, "max_rounds": self.max_rounds}
-        return [reasoned(question, write, retrieve, **options) for question in questions]
+        options, found = {"examples": self.examples, "max_rounds": self.max_rounds}, list[Reasoned]()
+        writer = HopWriter(model, self.examples, (FACT, NEXT_EXAMPLE), new_tokens=self.new_tokens, spare=ANSWER)
+        for begin in range(0, len(questions), TOGETHER):
+            found += reasoned(questions[begin : begin + TOGETHER], writer.write, retrieve, **options)
+            writer.forget()
+        return found
 
 
 def _begun(examples: str, question: str) -> str:

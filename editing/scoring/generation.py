@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import DynamicCache, EncoderDecoderCache
 
 from editing.scoring.asking import routes
-from editing.scoring.last_read import LastRead
+from editing.scoring.growing_cache import GrowingCache
 from tracer.model import LanguageModel
 from tracer.model.inputs import prompt_encoding
 from tracer.model.tokens import encode
@@ -49,29 +49,8 @@ def complete(model: LanguageModel, prompts: Sequence[str], *, new_tokens: int = 
         encoding = prompt_encoding(route.model, route.prompt)
         ids = torch.tensor([encoding.ids], device=route.model.device)
         whole = continued(route.model, ids, new_tokens, n_encoder=encoding.n_encoder)
-        written.append(_text(route.model, whole[0, ids.shape[1] :].tolist()))
+        written.append(text_of(route.model, whole[0, ids.shape[1] :].tolist()))
     return written
-
-
-def written_until(
-    model: LanguageModel, prompt: str, stops: Sequence[str], *, new_tokens: int, last: LastRead | None = None
-) -> str:
-    """The greedy continuation of a prompt up to the first of `stops`, matched in the text whatever its tokens.
-
-    White space in front is dropped before that. The model itself reads the prompt; no reader of prompts is asked.
-    `last`: what the unchanged model read before, and from then on this text.
-    """
-    ids = torch.tensor([encode(model.tokenizer, prompt).ids], device=model.device)
-
-    def written(now: Tensor) -> str:
-        return _text(model, now[0, ids.shape[1] :].tolist()).lstrip()
-
-    def ended(now: Tensor) -> bool:
-        assert model.tokenizer is not None
-        return now[0, -1].item() == model.tokenizer.eos_token_id or any(stop in written(now) for stop in stops)
-
-    text = written(continued(model, ids, new_tokens, until=ended, last=last))
-    return text[: min((text.index(stop) for stop in stops if stop in text), default=len(text))]
 
 
 def answers(model: LanguageModel, prompts: Sequence[str], *, new_tokens: int = 24) -> list[str]:
@@ -163,7 +142,7 @@ def _stream(label: str) -> np.random.Generator:
 def _first_line(model: LanguageModel, ids: list[int]) -> tuple[str, bool]:
     """The text that `answers` returns for these ids, and whether more ids would leave it as it is."""
     assert model.tokenizer is not None
-    text, line_break, _ = _text(model, ids).lstrip().partition("\n")
+    text, line_break, _ = text_of(model, ids).lstrip().partition("\n")
     period = text.find(". ")
     stop = period + PAST_PERIOD if period >= 0 else len(text) + 1
     return text[:stop], bool(line_break) or len(text) >= stop or model.tokenizer.eos_token_id in ids
@@ -205,7 +184,7 @@ def sample_texts(
             new = length - ids.shape[1] + own
             step = partial(steps.update, len(chosen))
             out = continued(model, ids, new, top_k=top_k, generator=generator, step=step)
-            texts += [_text(model, row) for row in out[:, own:].tolist()]
+            texts += [text_of(model, row) for row in out[:, own:].tolist()]
     return texts
 
 
@@ -221,20 +200,16 @@ def continued(
     step: Callable[[], object] = lambda: None,
     until: Callable[[Tensor], bool] = lambda _: False,
     n_encoder: int = 0,
-    last: LastRead | None = None,
 ) -> Tensor:
     """`ids` [row, token] with `new_tokens` more, or as many as the context holds: the best, or of the `top_k` best.
 
     The draw is over k numbers, where transformers' own sampling draws over the whole vocabulary and
     from the global random state. `draws` [row, step] in [0, 1), if given, decide instead of a generator;
-    what `until` says of the ids after a step ends it early. The first `n_encoder` tokens are an encoder's. A single
-    row is read on from where it parts from what was read `last`.
+    what `until` says of the ids after a step ends it early. The first `n_encoder` tokens are an encoder's.
     """
     room = new_tokens if model.context_length is None else model.context_length + 1 - ids.shape[1]
     model.check_length(ids.shape[1])
-    begin = n_encoder if last is None else last.unread(ids[0].tolist())
-    logits_after = _reader(model, ids[:, :n_encoder], DynamicCache() if last is None else last.cache)
-    fresh = ids[:, begin:]
+    logits_after, fresh = _reader(model, ids[:, :n_encoder]), ids[:, n_encoder:]
     for number in range(min(new_tokens, room)):
         logits = logits_after(fresh)
         model.check_finite(logits)
@@ -245,15 +220,13 @@ def continued(
         step()
         if until(ids):
             break
-    if last is not None:
-        last.keep(ids[0].tolist())
     return ids
 
 
-def _reader(model: LanguageModel, read: Tensor, cache: DynamicCache) -> Callable[[Tensor], Tensor]:
+def _reader(model: LanguageModel, read: Tensor) -> Callable[[Tensor], Tensor]:
     """Reads tokens [row, token], each once, and gives the logits after them [row, vocab]; `read` are an encoder's."""
     if not read.shape[1]:
-        options: dict[str, Any] = {"past_key_values": cache, "use_cache": True, "logits_to_keep": 1}
+        options: dict[str, Any] = {"past_key_values": GrowingCache(), "use_cache": True, "logits_to_keep": 1}
         return lambda fresh: model.torch(input_ids=fresh, **options).logits[:, -1]
     both = EncoderDecoderCache(DynamicCache(), DynamicCache())
     options = {"encoder_outputs": model.torch.get_encoder()(input_ids=read), "past_key_values": both}
@@ -268,7 +241,7 @@ def _picked(odds: Tensor, drawn: Tensor | None, generator: torch.Generator | Non
     return below.sum(-1, keepdim=True).clamp(max=odds.shape[1] - 1)
 
 
-def _text(model: LanguageModel, ids: list[int]) -> str:
+def text_of(model: LanguageModel, ids: list[int]) -> str:
     """Ids as text, up to the first end-of-text token."""
     assert model.tokenizer is not None
     ends = [n for n, token in enumerate(ids) if token == model.tokenizer.eos_token_id]
