@@ -206,6 +206,8 @@ def test_a_transcript_that_fills_the_context_is_no_answer_and_still_asked(tokeni
         assert (found.answer, found.fault, found.rounds) == (None, "no room", 1)
         assert found.up_to_answer.endswith(f"{HOP}\nFinal answer:") and asked[0] < 256
         assert 0 < target_scores(model, [(ROME.prompt, ROME.new)])[0].prob < 1
+    (found,) = MeLLo().reason(reading_model(tokenizer, context=48), ["What is the capital of France?"])
+    assert (found.answer, found.fault, found.rounds) == (None, "no room", 0)
     with pytest.raises(EditFailedError, match=r"worked examples and a question take \d+ tokens, .* MeLLo\(examples="):
         MeLLo().apply(model, [ROME])
     assert not model.edits and not model.readers

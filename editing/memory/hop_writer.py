@@ -30,7 +30,7 @@ class HopWriter:
         self._model, self._stops, self._new_tokens, self._spare = model, stops, new_tokens, spare
         self._beginning = LastRead()
         self._own: dict[int, LastRead] = {}
-        if beginning:
+        if beginning and self._room(beginning) > 0:
             with torch.inference_mode():
                 self._beginning.read(model, encode(model.tokenizer, beginning).ids)
 
