@@ -10,7 +10,7 @@ model=$1 layer=$2 data=$3 out=${4:-runs/compare}
 locality=$data/portability.counterfact_locality.json.gz replaced=$data/portability.counterfact_subject_replace.json.gz
 one_hop=$data/portability.zsre_onehop.json.gz reversed=$data/portability.zsre_inverse_relation.json.gz
 counterfact_train=$data/counterfact_flat.train.json.gz zsre_train=$data/zsre.train.json.gz
-zsre=$data/zsre.eval.dev.json.gz hops=$data/mquake.cf3k_qa.json.gz piqa=$data/piqa.valid.json.gz
+zsre=$data/zsre.eval.dev.json.gz flat=$data/counterfact_flat.edit.json.gz hops=$data/mquake.cf3k_qa.json.gz piqa=$data/piqa.valid.json.gz
 
 without=()
 for name in counterfact.dev zsre.eval.dev portability.counterfact_{locality,onehop,subject_replace} \
@@ -44,4 +44,6 @@ many sequence serac,memprompt,grace,t-patcher,r-rome,rome,memit,alphaedit,ft-l \
   --protocols sequential --n 300 --checkpoints 1,10,30,100,300
 many batch memit,emmet,alphaedit,pmet --protocols batch --n 500 --batch 10,100,500
 many batch-1000 memit,emmet,alphaedit,grace,serac --protocols batch --n 1000 --batch 1000
+compare "$model-together" "$one_hop" mello,memprompt,grace --data "$flat" --benchmark zsre-survey --no-free --no-kl \
+  --protocols batch --n 100 --batch 100 --set mello.max_rounds=3 --set mello.new_tokens=96
 compare "$model-hops" "$hops" mello,ike --n 15  # 10 on Gemma
