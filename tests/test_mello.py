@@ -19,7 +19,7 @@ from editing.scoring.asking import routes
 from editing.scoring.generation import complete
 from editing.scoring.last_read import LastRead
 from editing.scoring.scores import target_scores
-from editing.scoring.together import written_until
+from editing.scoring.texts_together import written_until
 from tracer.model.tokens import encode
 
 HOP = "Subquestion: What is the capital of France?\nGenerated answer: The capital of France is Paris."
@@ -84,6 +84,20 @@ def test_rounds_without_a_final_answer_are_no_answer() -> None:
     found, writer, asked = run(*[HOP] * 4, facts=["f"] * 4)
     assert found.answer is None and found.fault == "no final answer" and found.rounds == len(asked) == 4
     assert found.up_to_answer.endswith("f.\nFinal answer:") and not writer.lines
+
+
+def test_questions_side_by_side_end_in_their_own_rounds() -> None:
+    scripts = [[HOP, "Final answer: Rome"], ["Final answer: Oslo"], [HOP, HOP, "Final answer: Bern"]]
+    rounds: list[list[int]] = []
+
+    def write(texts: dict[int, str]) -> dict[int, str | None]:
+        rounds.append(list(texts))
+        assert all(f"Question: Q{number}" in text for number, text in texts.items())
+        return {number: scripts[number].pop(0) for number in texts}
+
+    found = reasoned(["Q0", "Q1", "Q2"], write, lambda _: None, examples="", max_rounds=4)
+    assert [one.answer for one in found] == ["Rome", "Oslo", "Bern"] and [one.rounds for one in found] == [2, 1, 3]
+    assert rounds == [[0, 1, 2], [0, 2], [2]]
 
 
 def test_an_empty_memory_lets_the_generated_answer_stand() -> None:
@@ -158,6 +172,33 @@ def test_a_model_is_asked_its_hops_and_then_the_answer(model: tracer.LanguageMod
         (found,) = MeLLo().reason(model, ["What is the capital of France?"])
         assert found.answer == "Rome" and found.facts == ("The capital of France is Rome",)
     assert same_states(model, weights) and not model.readers
+
+
+def test_many_questions_are_taken_apart_as_each_alone(model: tracer.LanguageModel, monkeypatch) -> None:
+    """More than are written at once, in several rounds: what the model writes is taken for a hop, whatever it is."""
+    monkeypatch.setattr("editing.memory.mello.SUBQUESTION", "")
+    monkeypatch.setattr("editing.memory.mello.TENTATIVE", "")
+    editor = MeLLo(max_rounds=3, new_tokens=7, examples="The capital of Japan is Tokyo. " * 20)
+    questions = [f"Who was {'born in ' * (number % 5)}{number}?" for number in range(20)]
+    read, forward = [], model.torch.forward
+
+    def counted(*args: Any, **options: Any) -> Any:
+        read.append(tuple(options["input_ids"].shape))
+        return forward(*args, **options)
+
+    with editor.apply(model, [ROME]):
+        alone = [editor.reason(model, [question])[0] for question in questions]
+        monkeypatch.setattr(model.torch, "forward", counted)
+        assert editor.reason(model, questions) == alone
+    n_examples = len(encode(model.tokenizer, editor.examples).ids)
+    assert all(one.rounds == 3 for one in alone) and len({one.transcript for one in alone}) == 20
+    assert sum(n_tokens >= n_examples for _, n_tokens in read) == 1  # the examples, once
+    assert max(n_rows for n_rows, _ in read) == 16
+
+
+def test_an_encoder_decoder_is_refused(knowing: tracer.LanguageModel) -> None:
+    with pytest.raises(tracer.AnatomyError, match="MeLLo"):
+        MeLLo().reason(knowing, ["What is the capital of France?"])
 
 
 def test_without_edits_it_reasons_without_facts(model: tracer.LanguageModel, monkeypatch) -> None:

@@ -148,7 +148,8 @@ def test_any_phrasing_and_any_alias_will_do_and_the_rest_is_not_asked(model, mon
     said = {"By whom was it founded?": "Musk", "Who makes it?": "SpaceX", "Who founded SpaceX?": "elon musk."}
     found, asked = scores(model, monkeypatch, said)
     assert (found.multi_hop, found.multi_hop_exact, found.instance_wise, found.base) == (1, 1, 1, 0)
-    assert asked[3:] == WHOLE["questions"][:2] + ["Who makes it?", "Who founded SpaceX?"]  # after the base's three
+    first, second = WHOLE["questions"][:2]  # after the base's three; all that are open at once
+    assert asked[3:] == [first, "Who makes it?", "Who founded SpaceX?", second]
     assert found.unanswered == 1 / 4
 
 
@@ -179,7 +180,7 @@ def test_a_case_never_sees_edits_of_another_group(model: tracer.LanguageModel, m
 
     def watching(model, prompts):
         memory = memory_of(model, editor)
-        seen[prompts[0]] = [record.subject for record in memory.records] if memory else []
+        seen.update((prompt, [record.subject for record in memory.records] if memory else []) for prompt in prompts)
         return ["x"] * len(prompts)
 
     monkeypatch.setattr(mquake, "answers", watching)

@@ -145,11 +145,12 @@ def multi_hop_scores(
         for begin in range(0, len(cases), group):
             together = cases[begin : begin + group]
             ask = answering(model, editor)
-            base = [math.nan if case.before is None else _asked(case.before, ask).lenient for case in together]
+            asked = iter(_asked([case.before for case in together if case.before is not None], ask))
+            base = [math.nan if case.before is None else next(asked).lenient for case in together]
             with editor.apply(model, without_repeats(together), seed=seed, progress=False):
-                for case, before in zip(together, base, strict=True):
-                    yield _scored(model, case, ask, before)
-                    steps.update()
+                found = _scores(model, together, ask, base)
+            yield from found
+            steps.update(len(found))
 
 
 def check_group(size: int, name: str) -> None:
@@ -189,36 +190,53 @@ def answering(model: LanguageModel, editor: Editor) -> Answers:
 
 @dataclass(frozen=True)
 class _Asked:
-    lenient: bool
-    exact: bool
-    asked: int
-    unanswered: int
+    lenient: bool = False
+    exact: bool = False
+    asked: int = 0
+    unanswered: int = 0
 
-
-def _asked(question: Question, ask: Answers) -> _Asked:
-    """Asks phrasing by phrasing, until one is answered exactly."""
-    lenient, unanswered = False, 0
-    for number, phrasing in enumerate(question.phrasings, start=1):
-        (said,) = ask([phrasing])
-        unanswered += said is None
+    def after(self, said: str | None, right: Sequence[str]) -> _Asked:
+        """With one phrasing more."""
         text = said or ""
-        if any(first_statement(text, right).strip() == right for right in question.right):
-            return _Asked(True, True, number, unanswered)
-        lenient |= any(gen_exact(text, right) for right in question.right)
-    return _Asked(lenient, False, len(question.phrasings), unanswered)
+        exact = any(first_statement(text, one).strip() == one for one in right)
+        lenient = self.lenient or exact or any(gen_exact(text, one) for one in right)
+        return _Asked(lenient, exact, self.asked + 1, self.unanswered + (said is None))
 
 
-def _scored(model: LanguageModel, case: MultiHop, ask: Answers, before: float) -> MultiHopScores:
+def _asked(questions: Sequence[Question], ask: Answers) -> list[_Asked]:
+    """Asks each question phrasing by phrasing until one is answered exactly; of all that are open one at a time."""
+    found = [_Asked() for _ in questions]
+    for turn in range(max((len(question.phrasings) for question in questions), default=0)):
+        still = [n for n, one in enumerate(found) if not one.exact and turn < len(questions[n].phrasings)]
+        said = ask([questions[n].phrasings[turn] for n in still]) if still else []
+        for number, text in zip(still, said, strict=True):
+            found[number] = found[number].after(text, questions[number].right)
+    return found
+
+
+def _scores(
+    model: LanguageModel, cases: Sequence[MultiHop], ask: Answers, base: Sequence[float]
+) -> list[MultiHopScores]:
+    """Of cases whose edits are written."""
+    asked = iter(_asked([question for case in cases for question in (case.question, *case.hops)], ask))
+    return [
+        _case_scores(model, case, next(asked), [next(asked) for _ in case.hops], before)
+        for case, before in zip(cases, base, strict=True)
+    ]
+
+
+def _case_scores(
+    model: LanguageModel, case: MultiHop, whole: _Asked, hops: Sequence[_Asked], before: float
+) -> MultiHopScores:
     said = target_scores(model, [(request.prompt, request.new) for request in case.requests])
-    whole, hops = _asked(case.question, ask), [_asked(hop, ask) for hop in case.hops]
-    asked = [whole, *hops]
+    both = [whole, *hops]
     return MultiHopScores(
         case_id=case.id,
         edit_wise=sum(score.tf_exact for score in said) / len(said),
         instance_wise=float(all(hop.lenient for hop in hops)) if hops else math.nan,
         multi_hop=float(whole.lenient),
         multi_hop_exact=float(whole.exact),
-        unanswered=sum(one.unanswered for one in asked) / sum(one.asked for one in asked),
+        unanswered=sum(one.unanswered for one in both) / sum(one.asked for one in both),
         base=before,
     )
 

@@ -1,14 +1,12 @@
-"""What a model writes in MeLLo's loop: questions side by side, and no text read twice."""
+"""What a model writes in MeLLo's loop: questions side by side, their common beginning read once for all of them."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
-
 from editing.memory.room import room_after
 from editing.scoring.last_read import LastRead
-from editing.scoring.together import written_until
+from editing.scoring.texts_together import written_until
 from tracer.model import LanguageModel
 from tracer.model.tokens import encode
 
@@ -18,7 +16,7 @@ class HopWriter:
 
     Args:
         model: that writes.
-        beginning: of all texts; read once.
+        beginning: of all texts, which is read once if the context holds it.
         stops: up to the first of them.
         new_tokens: at most.
         spare: tokens of the context that stay free behind it.
@@ -31,8 +29,7 @@ class HopWriter:
         self._beginning = LastRead()
         self._own: dict[int, LastRead] = {}
         if beginning and self._room(beginning) > 0:
-            with torch.inference_mode():
-                self._beginning.read(model, encode(model.tokenizer, beginning).ids)
+            self._beginning.read(model, encode(model.tokenizer, beginning).ids)
 
     def forget(self) -> None:
         """Other questions follow: drops what was read but for the beginning."""

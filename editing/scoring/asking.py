@@ -32,6 +32,11 @@ class Reader(Protocol):
         ...
 
 
+def goes_by_prompt_ends(model: LanguageModel) -> bool:
+    """Whether an edit's branches may act by where a prompt ends: what prompts share is then not read once for all."""
+    return any(attached.branches for edit in model.edits for attached in edit.attachments)
+
+
 def come_last(model: LanguageModel, reader: Reader) -> None:
     """Lets `reader` read all prompts from now on, before those that came earlier, itself among them."""
     if reader in model.readers:

@@ -1,6 +1,6 @@
-"""A cache of keys and values with room behind them: what is added copies nothing that is there.
+"""A cache of keys and values with room behind them, so that what is added seldom copies what is there.
 
-transformers' own concatenates, so that every token that is written copies all before it.
+transformers' own concatenates: every token that is written copies all before it.
 """
 
 from __future__ import annotations
@@ -17,37 +17,42 @@ States = tuple[Tensor, Tensor]  # keys and values, [row, head, token, d_head]
 
 
 class GrowingLayer(DynamicLayer):
-    """Keys and values of one layer, [row, head, token, d_head]: the beginning of something longer."""
+    """Keys and values of one layer: the beginning of something longer."""
 
     keys: Tensor
     values: Tensor
 
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**options)
+    def __init__(self) -> None:
+        super().__init__()
         self._long: States | None = None
 
-    def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+    def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> States:
         """Adds tokens; the keys and values of all."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         begin = self.get_seq_length()
         end = begin + key_states.shape[-2]
-        if self._long is None or not self._is_beginning(begin) or end > self._long[0].shape[-2]:
+        if self._long is None or end > self._long[0].shape[-2]:
             self._long = _longer(self.keys, key_states, begin, end), _longer(self.values, value_states, begin, end)
         keys, values = self._long
         keys[..., begin:end, :], values[..., begin:end, :] = key_states, value_states
         self.keys, self.values = keys[..., :end, :], values[..., :end, :]
         return self.keys, self.values
 
-    def _is_beginning(self, length: int) -> bool:
-        """Whether what is held is still where it was: other rows may have been chosen."""
-        assert self._long is not None
-        held, long = self.keys, self._long[0][..., :length, :]
-        return held.data_ptr() == long.data_ptr() and held.shape == long.shape and held.stride() == long.stride()
+    def keep(self, rows: Sequence[int], begin: int) -> None:
+        """Drops all other rows, and the tokens before `begin`."""
+        self._long = None
+        self.keys, self.values = self.keys[rows][..., begin:, :], self.values[rows][..., begin:, :]
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """As transformers calls it."""
+        self.keep(indices.tolist(), 0)
 
 
 class GrowingCache(Cache):
     """Such layers, as many as the model has."""
+
+    layers: list[GrowingLayer]
 
     def __init__(self) -> None:
         super().__init__(layer_class_to_replicate=GrowingLayer)
@@ -63,16 +68,12 @@ class GrowingCache(Cache):
     @property
     def states(self) -> list[States]:
         """Of each layer."""
-        return [(layer.keys, layer.values) for layer in self._growing]
+        return [(layer.keys, layer.values) for layer in self.layers]
 
     def keep(self, rows: Sequence[int], begin: int) -> None:
         """Drops all other rows, and the tokens before `begin`."""
-        for layer in self._growing:
-            layer.keys, layer.values = layer.keys[rows][..., begin:, :], layer.values[rows][..., begin:, :]
-
-    @property
-    def _growing(self) -> list[GrowingLayer]:
-        return [layer for layer in self.layers if isinstance(layer, GrowingLayer)]
+        for layer in self.layers:
+            layer.keep(rows, begin)
 
 
 def _longer(held: Tensor, fresh: Tensor, begin: int, end: int) -> Tensor:

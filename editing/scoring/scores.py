@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from editing.padding import call_tokens, least_padding
-from editing.scoring.asking import prompts_end_at, routes
+from editing.scoring.asking import goes_by_prompt_ends, prompts_end_at, routes
 from editing.scoring.forced_decoder import forced_log_probs
 from editing.scoring.prefix import Ids, Prefix, begin_alike, common_length, read_once
 from tracer.model import LanguageModel
@@ -113,7 +113,7 @@ def _scores(
     model.check_length(max((len(encoding.ids) - 1 for encoding in encodings.values()), default=0))
     if model.is_encoder_decoder:
         return _decoder_scores(model, encodings, visit)
-    by_end = any(attached.branches for edit in model.edits for attached in edit.attachments)
+    by_end = goes_by_prompt_ends(model)
     hosts = _hosts(encodings.values(), share=share and not by_end)
     readers: dict[Row, list[Pair]] = {}
     for pair, encoding in encodings.items():

@@ -1,9 +1,12 @@
-"""Greedy text after several texts at once, each as it would be written alone (to rounding), up to a stop.
+"""Greedy text after several texts at once, up to a stop: what is written after each by itself.
 
 read            each text by itself, on from where it parts from what was read before it
 write           the next token of all in one pass: keys and values stand side by side, those of shorter texts
                 padded on the left, where nothing looks; positions count from each text's own first token
 leave           a text that is done, so that the others are not held up
+
+Equal to rounding: in 16 bits another token may win beside other texts, and so it may where positions are scaled by
+the longest text of a pass (LongRoPE). `generation.continued` is for texts of one length.
 """
 
 from __future__ import annotations
@@ -37,31 +40,32 @@ def written_until(
 
     Args:
         model: a decoder.
-        prompts: different ones may be of different lengths.
+        prompts: of any lengths.
         stops: what ends a continuation, and is not part of it; so does an end-of-text token.
         new_tokens: of each continuation at most, or as many as the context holds.
-        last: what the unchanged model read before each prompt, and from then on that prompt; one for each, or none.
+        last: what was read before each prompt, and from then on that prompt: a different one for each, or none.
     """
-    kept = last or [LastRead() for _ in prompts]
-    texts = [_Text(model, prompt, most) for prompt, most in zip(prompts, new_tokens, strict=True)]
-    for text, read in zip(texts, kept, strict=True):
-        text.read(read)
-    _write([text for text in texts if not text.ended(stops)], model, stops)
+    before = last or [LastRead() for _ in prompts]
+    assert len(set(map(id, before))) == len(prompts), "a LastRead for each prompt"
+    texts = [_Text(*one) for one in zip([model] * len(prompts), prompts, new_tokens, before, strict=True)]
+    for text in texts:
+        text.begin()
+    _write(model, [text for text in texts if not text.ended(stops)], stops)
     return [text.up_to(stops) for text in texts]
 
 
 class _Text:
     """A prompt and what is written after it."""
 
-    def __init__(self, model: LanguageModel, prompt: str, most: int) -> None:
-        self.model, self.ids = model, list(encode(model.tokenizer, prompt).ids)
-        self._given, held = len(self.ids), model.context_length
+    def __init__(self, model: LanguageModel, prompt: str, most: int, last: LastRead) -> None:
+        self.model, self.last, self.ids = model, last, list(encode(model.tokenizer, prompt).ids)
+        self._given, context = len(self.ids), model.context_length
         model.check_length(self._given)
-        self._most = most if held is None else min(most, held + 1 - self._given)
+        self._most = most if context is None else min(most, context + 1 - self._given)
 
-    def read(self, last: LastRead) -> None:
+    def begin(self) -> None:
         """Reads the prompt, and writes the first token."""
-        self.last, logits = last, last.read(self.model, self.ids)
+        logits = self.last.read(self.model, self.ids)
         if self._most > 0:
             self.ids.append(int(logits.argmax()))
 
@@ -82,28 +86,30 @@ class _Text:
         return text[: min((text.index(stop) for stop in stops if stop in text), default=len(text))]
 
 
-def _write(texts: list[_Text], model: LanguageModel, stops: Sequence[str]) -> None:
-    """Writes all of these to their ends; the texts' own caches take what was read."""
+def _write(model: LanguageModel, texts: list[_Text], stops: Sequence[str]) -> None:
+    """Writes all of these to their ends."""
     if not texts:
         return
-    cache, seen = _side_by_side([text.last.cache for text in texts], model.device)
-    counted = "position_ids" in inspect.signature(model.torch.forward).parameters
+    cache, seen = _side_by_side([text.last.give() for text in texts], model.device)
+    by_position = "position_ids" in inspect.signature(type(model.torch).forward).parameters
     while texts:
         seen = torch.cat((seen, seen.new_ones(len(texts), 1)), dim=1)
         ids = torch.tensor([text.ids[-1:] for text in texts], device=model.device)
-        place = {"position_ids": seen.sum(1, keepdim=True) - 1} if counted else {}
+        place = {"position_ids": seen.sum(1, keepdim=True) - 1} if by_position else {}
         found = model.torch(input_ids=ids, attention_mask=seen, past_key_values=cache, use_cache=True, **place)
         model.check_finite(found.logits)
         for text, token in zip(texts, found.logits[:, -1].argmax(-1).tolist(), strict=True):
             text.ids.append(token)
-        going = [row for row, text in enumerate(texts) if not text.ended(stops)]
-        for row in sorted(set(range(len(texts))) - set(going)):
-            texts[row].last.take(cache, row, texts[row].ids[:-1])
-        if len(going) < len(texts):
-            texts, seen = [texts[row] for row in going], _left(cache, seen, going)
+        ended = [text.ended(stops) for text in texts]
+        for row, text in enumerate(texts):
+            if ended[row]:
+                text.last.take(cache, row, text.ids[:-1])
+        if any(ended):
+            going = [row for row in range(len(texts)) if not ended[row]]
+            texts, seen = [texts[row] for row in going], _kept(cache, seen, going)
 
 
-def _left(cache: GrowingCache, seen: Tensor, rows: list[int]) -> Tensor:
+def _kept(cache: GrowingCache, seen: Tensor, rows: list[int]) -> Tensor:
     """Keeps these rows of a cache, without what is padding of all of them; which tokens are to be seen."""
     if not rows:
         return seen[:0]
@@ -116,12 +122,14 @@ def _side_by_side(caches: Sequence[GrowingCache], device: torch.device) -> tuple
     """One cache with a row for each, padded on the left, and which of its tokens are to be seen, [row, token]."""
     lengths = [cache.get_seq_length() for cache in caches]
     width = max(lengths)
+    seen = torch.tensor([[0] * (width - length) + [1] * length for length in lengths], device=device)
+    if len(caches) == 1:
+        return caches[0], seen
     layers = zip(*(cache.states for cache in caches), strict=True)
-    both = GrowingCache.of(
+    whole = GrowingCache.of(
         (_padded([keys for keys, _ in rows], width), _padded([values for _, values in rows], width)) for rows in layers
     )
-    seen = [[0] * (width - length) + [1] * length for length in lengths]
-    return both, torch.tensor(seen, device=device)
+    return whole, seen
 
 
 def _padded(rows: Sequence[Tensor], width: int) -> Tensor:
