@@ -49,7 +49,7 @@ def test_a_stop_ends_its_own_text_alone(tokenizer_with_bos) -> None:
 def test_the_first_of_two_stops_counts() -> None:
     model = built("Llama")
     (whole,) = written_until(model, ["Paris"], ["never written"], new_tokens=[8])
-    assert written_until(model, ["Paris"], [whole[5:8], whole[2:5]], new_tokens=[8]) == [whole[:2]]
+    assert written_until(model, ["Paris"], [whole[3:5], whole[2:5]], new_tokens=[8]) == [whole[:2]]
 
 
 def test_what_is_too_long_or_not_finite_is_refused() -> None:
