@@ -44,6 +44,6 @@ many sequence serac,memprompt,grace,t-patcher,r-rome,rome,memit,alphaedit,ft-l \
   --protocols sequential --n 300 --checkpoints 1,10,30,100,300
 many batch memit,emmet,alphaedit,pmet --protocols batch --n 500 --batch 10,100,500
 many batch-1000 memit,emmet,alphaedit,grace,serac --protocols batch --n 1000 --batch 1000
-compare "$model-together" "$one_hop" mello,memprompt,grace --data "$flat" --benchmark zsre-survey --no-free --no-kl \
+compare "$model-together" "$one_hop" mello,memprompt,serac,grace --data "$flat" --benchmark zsre-survey --no-free --no-kl \
   --protocols batch --n 100 --batch 100 --set mello.max_rounds=3 --set mello.new_tokens=96
 compare "$model-hops" "$hops" mello,ike --n 15  # 10 on Gemma

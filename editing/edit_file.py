@@ -62,8 +62,8 @@ def load_edit(path: str | Path) -> Edit:
         kept = {name.removeprefix("kept/"): tensor for name, tensor in tensors.items() if name.startswith("kept/")}
         attached = tuple(_attachment(number, one, tensors) for number, one in enumerate(about["attachments"]))
         records, summary = tuple(about["diagnostics"]), dict(about["summary"])
-        edit = Edit(requests, changes, dict(about["editor"]), str(about["base"]), records, kept, summary, attached,
-                    beside=str(about.get("beside", "")))  # fmt: skip
+        made_by, base, beside = dict(about["editor"]), str(about["base"]), str(about.get("beside", ""))
+        edit = Edit(requests, changes, made_by, base, records, kept, summary, attached, beside=beside)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise FileFormatError(f"{path} is an edit of another version: {error}. Make it again.") from error
     expected = sum(len(part.tensors()) for part in (*changes, *attached)) + len(kept)

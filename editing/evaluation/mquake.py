@@ -204,7 +204,7 @@ class _Asked:
 
 
 def _asked(questions: Sequence[Question], ask: Answers) -> list[_Asked]:
-    """Asks each question phrasing by phrasing until one is answered exactly; of all that are open one at a time."""
+    """Asks each question phrasing by phrasing until one is answered exactly, all that are open together."""
     found = [_Asked() for _ in questions]
     for turn in range(max((len(question.phrasings) for question in questions), default=0)):
         still = [n for n, one in enumerate(found) if not one.exact and turn < len(questions[n].phrasings)]

@@ -47,7 +47,7 @@ def written_until(
     """
     before = last or [LastRead() for _ in prompts]
     assert len(set(map(id, before))) == len(prompts), "a LastRead for each prompt"
-    texts = [_Text(*one) for one in zip([model] * len(prompts), prompts, new_tokens, before, strict=True)]
+    texts = [_Text(model, *one) for one in zip(prompts, new_tokens, before, strict=True)]
     for text in texts:
         text.begin()
     _write(model, [text for text in texts if not text.ended(stops)], stops)
