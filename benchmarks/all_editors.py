@@ -1,0 +1,169 @@
+"""Every editor on every model: tables and figures of what benchmarks/results.py packed.
+
+python benchmarks/all_editors.py
+
+Reads benchmarks/results/MODEL.csv.gz, writes the tables beside them (README.md) and figures/editors_*.png.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pandas as pd
+from editor_figures import TITLES, plot_course, plot_singles
+
+from editing.comparison.tables import SCORES
+from editing.editors import EDITORS
+from editing.evaluation.tables import as_markdown, shown
+from tracer.plot import save_figure
+from tracer.storage import atomic_path
+
+NAMES = {
+    "r-rome": "r-ROME",
+    "alphaedit": "AlphaEdit",
+    "t-patcher": "T-Patcher",
+    "calinet": "CaliNet",
+    "memprompt": "MemPrompt",
+    "mello": "MeLLo",
+}
+MODELS = {"gemma-3-270m": "Gemma-3-270M", "smollm2": "SmolLM2-135M"}
+FILES = {
+    "portability.counterfact_locality": "CounterFact, with other relations and distracting neighbours",
+    "portability.counterfact_subject_replace": "CounterFact, with other names of the subject",
+    "portability.zsre_onehop": "zsRE's false answers, with questions one hop on",
+    "portability.zsre_inverse_relation": "zsRE's false answers, with reversed relations",
+    "counterfact.dev": "CounterFact",
+    "counterfact_flat.edit": "CounterFact, flat edition: a prompt, a paraphrase and a neighbour each",
+    "zsre.eval.dev": "zsRE's true answers",
+    "mquake.cf3k_qa": "MQuAKE's multi-hop questions",
+}
+OVERVIEW = {
+    "portability.counterfact_locality": (
+        "CounterFact",
+        ("S", "reliability_token_acc", "generalization_token_acc", "locality_agreement", "other_relation_agreement"),
+    ),
+    "portability.zsre_onehop": (
+        "zsRE",
+        ("reliability_token_acc", "generalization_token_acc", "locality_agreement", "one_hop_token_acc"),
+    ),
+}
+PROTOCOLS = {
+    "single": "each edit alone",
+    "batch": "edits at once",
+    "sequential": "edits one after another",
+    "multi-hop": "each case's edits alone",
+}
+ABOUT = """# Every editor
+
+Written by `python benchmarks/all_editors.py` from the comparisons in this folder (`benchmarks/compare.sh`). Percentages
+with 95 % intervals over the records; no interval where all records say the same. Of batches and sequences all edits
+made so far are asked. `editing explain-metric NAME` has a score's formula and source.
+"""
+OVERVIEW_ABOUT = """## At a glance
+
+Single edits of 100 records each, Gemma-3-270M / SmolLM2-135M, per cent:"""
+
+
+def main() -> None:
+    """Writes the tables and the figures."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--results", type=Path, default=Path("benchmarks/results"))
+    parser.add_argument("--figures", type=Path, default=Path("figures"))
+    options = parser.parse_args()
+    frame = read_results(options.results)
+    with atomic_path(options.results / "README.md") as temporary:
+        temporary.write_text(
+            "\n\n".join([ABOUT.strip(), OVERVIEW_ABOUT, overview(frame), *tables(frame)]) + "\n", encoding="utf-8"
+        )
+    for data, protocol in _kinds(frame):
+        rows = of_kind(frame, data, protocol)
+        if protocol == "single" and len(rows["editor"].unique()) > 3:
+            save_figure(plot_singles(rows), options.figures / f"editors_{data}.png")
+        elif len(rows["edits"].unique()) > 1:
+            save_figure(plot_course(rows, protocol), options.figures / f"editors_{protocol}_{data}.png")
+
+
+def read_results(folder: Path) -> pd.DataFrame:
+    """Every mean with its model, editors by their names in the literature and in the order of `EDITORS`."""
+    frames = {path.name.removesuffix(".csv.gz"): pd.read_csv(path) for path in sorted(folder.glob("*.csv.gz"))}
+    frame = pd.concat([one.assign(model=MODELS.get(name, name)) for name, one in frames.items()], ignore_index=True)
+    frame = frame.loc[frame["cases"] == "all"].sort_values("editor", key=_places, kind="stable")
+    return frame.assign(editor=frame["editor"].map(lambda name: NAMES.get(name, name.upper())))
+
+
+def _places(editors: pd.Series) -> pd.Series:
+    order = list(EDITORS)
+    return editors.map(lambda name: order.index(name) if name in order else len(order))
+
+
+def of_kind(frame: pd.DataFrame, data: str, protocol: str) -> pd.DataFrame:
+    """The rows of one data file and one protocol."""
+    return frame.loc[(frame["data"] == data) & (frame["protocol"] == protocol)]
+
+
+def _kinds(frame: pd.DataFrame) -> list[tuple[str, str]]:
+    there = set(frame[["data", "protocol"]].itertuples(index=False, name=None))
+    return [(data, protocol) for protocol in PROTOCOLS for data in FILES if (data, protocol) in there]
+
+
+def tables(frame: pd.DataFrame) -> Iterator[str]:
+    """Markdown of every data file, protocol and model."""
+    for data, protocol in _kinds(frame):
+        rows = of_kind(frame, data, protocol)
+        yield f"## {FILES[data]}: {PROTOCOLS[protocol]}"
+        for model in dict.fromkeys(rows["model"]):
+            of_model = rows.loc[rows["model"] == model]
+            yield f"{model}, {data}, n = {of_model['n'].max()}, {of_model['slice'].iloc[0]}:"
+            yield by_editor(of_model) if len(of_model["edits"].unique()) == 1 else by_edits(of_model)
+
+
+def overview(frame: pd.DataFrame) -> str:
+    """Single edits, an editor a row; each cell has the models one after another, without intervals."""
+    singles = frame.loc[frame["protocol"] == "single"]
+    after = singles.loc[singles["when"] == "after"]
+    lines = {"unedited": singles.loc[singles["when"] == "before"]}
+    lines |= {editor: after.loc[after["editor"] == editor] for editor in dict.fromkeys(after["editor"])}
+    columns = [(data, score) for data, (_, scores) in OVERVIEW.items() for score in scores]
+    models = sorted(set(singles["model"]))
+    cells = [[label, *(_of_models(of, *column, models) for column in columns)] for label, of in lines.items()]
+    names = [f"{OVERVIEW[data][0]}: {TITLES[score]}" for data, score in columns]
+    return as_markdown(pd.DataFrame(cells, columns=["editor", *names]))
+
+
+def _of_models(rows: pd.DataFrame, data: str, score: str, models: Sequence[str]) -> str:
+    there = rows.loc[(rows["data"] == data) & (rows["score"] == score)]
+    means = [there.loc[there["model"] == model, "mean"] for model in models]
+    return " / ".join(f"{mean.iloc[0]:.0f}" if len(mean) else "-" for mean in means) if len(there) else ""
+
+
+def by_editor(rows: pd.DataFrame) -> str:
+    """Editors down, scores across; the unedited model first."""
+    before, after = rows.loc[rows["when"] == "before"], rows.loc[rows["when"] == "after"]
+    names = [name for name in SCORES if name in set(after["score"])]
+    lines = {"unedited": before.drop_duplicates("score")}
+    lines |= {editor: after.loc[after["editor"] == editor] for editor in dict.fromkeys(after["editor"])}
+    cells = [[label, *(_cell(of.loc[of["score"] == name]) for name in names)] for label, of in lines.items()]
+    return as_markdown(pd.DataFrame(cells, columns=["editor", *names]))
+
+
+def by_edits(rows: pd.DataFrame) -> str:
+    """Editors and scores down, numbers of edits across."""
+    after = rows.loc[rows["when"] == "after"]
+    names = [name for name in SCORES if name in set(after["score"])]
+    counts = sorted(set(after["edits"]))
+    cells = []
+    for editor in dict.fromkeys(after["editor"]):
+        for name in names:
+            of = after.loc[(after["editor"] == editor) & (after["score"] == name)]
+            cells.append([editor, name, *(_cell(of.loc[of["edits"] == count]) for count in counts)])
+    return as_markdown(pd.DataFrame(cells, columns=["editor", "score", *(f"{count} edits" for count in counts)]))
+
+
+def _cell(one: pd.DataFrame) -> str:
+    return "" if one.empty else shown(one["score"].iloc[0], one["mean"].iloc[0], one["half_width"].iloc[0])
+
+
+if __name__ == "__main__":
+    main()
