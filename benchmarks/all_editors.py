@@ -49,6 +49,12 @@ OVERVIEW = {
         ("reliability_token_acc", "generalization_token_acc", "locality_agreement", "one_hop_token_acc"),
     ),
 }
+FIGURES = {
+    ("portability.counterfact_locality", "single"): "editors_counterfact",
+    ("portability.zsre_onehop", "single"): "editors_zsre",
+    ("zsre.eval.dev", "batch"): "editors_batch",
+    ("zsre.eval.dev", "sequential"): "editors_sequence",
+}
 PROTOCOLS = {
     "single": "each edit alone",
     "batch": "edits at once",
@@ -77,12 +83,11 @@ def main() -> None:
         temporary.write_text(
             "\n\n".join([ABOUT.strip(), OVERVIEW_ABOUT, overview(frame), *tables(frame)]) + "\n", encoding="utf-8"
         )
-    for data, protocol in _kinds(frame):
+    for (data, protocol), name in FIGURES.items():
         rows = of_kind(frame, data, protocol)
-        if protocol == "single" and len(rows["editor"].unique()) > 3:
-            save_figure(plot_singles(rows), options.figures / f"editors_{data}.png")
-        elif len(rows["edits"].unique()) > 1:
-            save_figure(plot_course(rows, protocol), options.figures / f"editors_{protocol}_{data}.png")
+        if len(rows):
+            figure = plot_singles(rows) if protocol == "single" else plot_course(rows, protocol)
+            save_figure(figure, options.figures / f"{name}.png")
 
 
 def read_results(folder: Path) -> pd.DataFrame:
