@@ -4,6 +4,8 @@ from editing.comparison.compare import compare
 from editing.comparison.entrant import Entrant, entrants, read_settings
 from editing.comparison.folder import Comparison, read_comparison
 from editing.comparison.plan import ComparisonPlan
+from editing.comparison.plot import plot_costs, plot_course, plot_properties
+from editing.comparison.profile import profile
 from editing.comparison.properties import PROPERTIES, Property
 from editing.comparison.recommend import Ranked, Recommendation, recommend
 from editing.comparison.saved import save_comparison
@@ -19,6 +21,10 @@ __all__ = [
     "Recommendation",
     "compare",
     "entrants",
+    "plot_costs",
+    "plot_course",
+    "plot_properties",
+    "profile",
     "read_comparison",
     "read_settings",
     "recommend",
