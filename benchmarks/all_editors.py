@@ -63,13 +63,12 @@ PROTOCOLS = {
 }
 ABOUT = """# Every editor
 
-Written by `python benchmarks/all_editors.py` from the comparisons in this folder (`benchmarks/compare.sh`). Percentages
-with 95 % intervals over the records; no interval where all records say the same. Of batches and sequences all edits
-made so far are asked. `editing explain-metric NAME` has a score's formula and source.
+Written by `python benchmarks/all_editors.py` from the means in this folder (MODEL.csv.gz; MODEL.tar.gz has the records
+they are of, made by `benchmarks/compare.sh`). Percentages with 95 % intervals over the records. Without one: all
+records say the same, or it is one number, as of a single edit and of the perplexity after a batch or a sequence. Of a
+batch all its records are asked, of a sequence all edits made so far, its locality on 50 other questions.
+`editing explain-metric NAME` has a score's formula and source. Perplexity ratios are cut at 1e12.
 """
-OVERVIEW_ABOUT = """## At a glance
-
-Single edits of 100 records each, Gemma-3-270M / SmolLM2-135M, per cent:"""
 
 
 def main() -> None:
@@ -80,9 +79,7 @@ def main() -> None:
     options = parser.parse_args()
     frame = read_results(options.results)
     with atomic_path(options.results / "README.md") as temporary:
-        temporary.write_text(
-            "\n\n".join([ABOUT.strip(), OVERVIEW_ABOUT, overview(frame), *tables(frame)]) + "\n", encoding="utf-8"
-        )
+        temporary.write_text("\n\n".join([ABOUT.strip(), overview(frame), *tables(frame)]) + "\n", encoding="utf-8")
     for (data, protocol), name in FIGURES.items():
         rows = of_kind(frame, data, protocol)
         if len(rows):
@@ -91,16 +88,20 @@ def main() -> None:
 
 
 def read_results(folder: Path) -> pd.DataFrame:
-    """Every mean with its model, editors by their names in the literature and in the order of `EDITORS`."""
+    """Every mean with its model and its editor's name in the literature (`key`: ours), in the order of `EDITORS`."""
     frames = {path.name.removesuffix(".csv.gz"): pd.read_csv(path) for path in sorted(folder.glob("*.csv.gz"))}
     frame = pd.concat([one.assign(model=MODELS.get(name, name)) for name, one in frames.items()], ignore_index=True)
     frame = frame.loc[frame["cases"] == "all"].sort_values("editor", key=_places, kind="stable")
-    return frame.assign(editor=frame["editor"].map(lambda name: NAMES.get(name, name.upper())))
+    return frame.assign(key=frame["editor"], editor=frame["editor"].map(_name))
 
 
 def _places(editors: pd.Series) -> pd.Series:
     order = list(EDITORS)
-    return editors.map(lambda name: order.index(name) if name in order else len(order))
+    return editors.map(lambda key: order.index(key) if key in order else len(order))
+
+
+def _name(key: str) -> str:
+    return NAMES.get(key, key.upper() if key in EDITORS else key)
 
 
 def of_kind(frame: pd.DataFrame, data: str, protocol: str) -> pd.DataFrame:
@@ -109,32 +110,38 @@ def of_kind(frame: pd.DataFrame, data: str, protocol: str) -> pd.DataFrame:
 
 
 def _kinds(frame: pd.DataFrame) -> list[tuple[str, str]]:
+    """Data files and protocols that are there: those of `FILES` and `PROTOCOLS` in their order, then others."""
     there = set(frame[["data", "protocol"]].itertuples(index=False, name=None))
-    return [(data, protocol) for protocol in PROTOCOLS for data in FILES if (data, protocol) in there]
+    known = [(data, protocol) for protocol in PROTOCOLS for data in FILES if (data, protocol) in there]
+    return known + sorted(there - set(known))
 
 
 def tables(frame: pd.DataFrame) -> Iterator[str]:
     """Markdown of every data file, protocol and model."""
     for data, protocol in _kinds(frame):
         rows = of_kind(frame, data, protocol)
-        yield f"## {FILES[data]}: {PROTOCOLS[protocol]}"
+        yield f"## {FILES.get(data, data)}: {PROTOCOLS.get(protocol, protocol)}"
         for model in dict.fromkeys(rows["model"]):
             of_model = rows.loc[rows["model"] == model]
-            yield f"{model}, {data}, n = {of_model['n'].max()}, {of_model['slice'].iloc[0]}:"
+            yield f"{model}, {data}, {of_model['slice'].iloc[0]}:"
             yield by_editor(of_model) if len(of_model["edits"].unique()) == 1 else by_edits(of_model)
 
 
 def overview(frame: pd.DataFrame) -> str:
     """Single edits, an editor a row; each cell has the models one after another, without intervals."""
-    singles = frame.loc[frame["protocol"] == "single"]
-    after = singles.loc[singles["when"] == "after"]
-    lines = {"unedited": singles.loc[singles["when"] == "before"]}
-    lines |= {editor: after.loc[after["editor"] == editor] for editor in dict.fromkeys(after["editor"])}
+    singles = frame.loc[(frame["protocol"] == "single") & frame["data"].isin(list(OVERVIEW))]
     columns = [(data, score) for data, (_, scores) in OVERVIEW.items() for score in scores]
     models = sorted(set(singles["model"]))
-    cells = [[label, *(_of_models(of, *column, models) for column in columns)] for label, of in lines.items()]
+    cells = [[label, *(_of_models(of, *column, models) for column in columns)] for label, of in _lines(singles).items()]
     names = [f"{OVERVIEW[data][0]}: {TITLES[score]}" for data, score in columns]
-    return as_markdown(pd.DataFrame(cells, columns=["editor", *names]))
+    table = as_markdown(pd.DataFrame(cells, columns=["editor", *names]))
+    return f"## At a glance\n\nSingle edits, {' / '.join(models)}, per cent; a dash: not run.\n\n{table}"
+
+
+def _lines(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """The rows of the unedited model, then those after each editor."""
+    before, after = rows.loc[rows["when"] == "before"], rows.loc[rows["when"] == "after"]
+    return {"unedited": before} | {name: after.loc[after["editor"] == name] for name in dict.fromkeys(after["editor"])}
 
 
 def _of_models(rows: pd.DataFrame, data: str, score: str, models: Sequence[str]) -> str:
@@ -144,11 +151,9 @@ def _of_models(rows: pd.DataFrame, data: str, score: str, models: Sequence[str])
 
 
 def by_editor(rows: pd.DataFrame) -> str:
-    """Editors down, scores across; the unedited model first."""
-    before, after = rows.loc[rows["when"] == "before"], rows.loc[rows["when"] == "after"]
-    names = [name for name in SCORES if name in set(after["score"])]
-    lines = {"unedited": before.drop_duplicates("score")}
-    lines |= {editor: after.loc[after["editor"] == editor] for editor in dict.fromkeys(after["editor"])}
+    """Editors down, scores across; the unedited model first, where it was asked."""
+    lines = {label: of for label, of in _lines(rows).items() if len(of)}
+    names = [name for name in SCORES if name in set(rows.loc[rows["when"] == "after", "score"])]
     cells = [[label, *(_cell(of.loc[of["score"] == name]) for name in names)] for label, of in lines.items()]
     return as_markdown(pd.DataFrame(cells, columns=["editor", *names]))
 
@@ -163,7 +168,9 @@ def by_edits(rows: pd.DataFrame) -> str:
         for name in names:
             of = after.loc[(after["editor"] == editor) & (after["score"] == name)]
             cells.append([editor, name, *(_cell(of.loc[of["edits"] == count]) for count in counts)])
-    return as_markdown(pd.DataFrame(cells, columns=["editor", "score", *(f"{count} edits" for count in counts)]))
+    return as_markdown(
+        pd.DataFrame(cells, columns=["editor", "score", *(f"{count} edit{'s' * (count > 1)}" for count in counts)])
+    )
 
 
 def _cell(one: pd.DataFrame) -> str:

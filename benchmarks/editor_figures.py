@@ -1,12 +1,12 @@
 """Figures of every editor on several models, from means with their intervals.
 
-`rows` are of one data file and one protocol: columns model, editor, score, when ("before" or "after" the edit), edits,
-mean, half_width; percentages where `unit` says so.
+`rows` are of one data file and one protocol: columns model, key (of `EDITORS`), editor (as the literature writes it),
+score, when ("before" or "after" the edit), edits, mean, half_width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import matplotlib
 import numpy as np
@@ -38,32 +38,38 @@ COURSE = {
     "locality_agreement": "locality, %",
     "perplexity_ratio": "perplexity, times\nthe unedited",
 }
-FACES = ("full", "none", "left", "right")  # a model's marks
+FROM_ZERO = ("reliability_token_acc", "generalization_token_acc")
+FILLS = ("full", "none", "left", "right")  # of the models' marks
+DASHES = ((0, (1, 2)), (0, (4, 2)), (0, (6, 2, 1, 2)), "-")  # of the lines of the unedited models
+GREY = "#888888"
+ROW = 0.72  # of the distance between two editors, for the marks of all models
+SINGLES_KEY = "per cent; bars: 95 % intervals over the records; no mark: not run"
+UNKNOWN = "#b07aa1"
 
 
 def plot_singles(rows: pd.DataFrame) -> Figure:
     """A panel for each score, a row for each editor, a mark with its 95 % interval for each model.
 
-    Dotted lines are the unedited models.
+    Vertical lines are the unedited models. An editor without a mark was not run on that model.
+
+    Raises:
+        ValueError: more models than there are kinds of marks.
     """
     names = [name for name in TITLES if name in set(rows["score"])]
-    models, editors = list(dict.fromkeys(rows["model"])), _by_family(rows["editor"])
-    colours = _colours(editors)
+    models, editors = list(dict.fromkeys(rows["model"])), _by_family(rows)
+    if len(models) > len(FILLS):
+        raise ValueError(f"{len(models)} models; a figure holds {len(FILLS)}. Draw fewer at a time.")
     with matplotlib.rc_context(STYLE):
-        size = (1.2 + 1.35 * len(names), 1.1 + 0.27 * len(editors))
+        size = (1.2 + 1.35 * len(names), 1.45 + 0.27 * len(editors))
         figure = NotebookFigure(figsize=size, layout="constrained")
         panels = figure.subplots(1, len(names), squeeze=False, sharey=True)[0]
         for name, panel in zip(names, panels, strict=True):
-            of_score = rows.loc[rows["score"] == name]
             for at, model in enumerate(models):
-                of_model = of_score.loc[of_score["model"] == model]
-                shift = (at - (len(models) - 1) / 2) * 0.34
-                _dots(panel, of_model.loc[of_model["when"] == "after"], editors, colours, shift, FACES[at])
-                before = of_model.loc[of_model["when"] == "before", "mean"]
-                if len(before):
-                    panel.axvline(
-                        before.iloc[0], color="#888888", linewidth=0.9, linestyle=((0, (1, 2)), (0, (4, 2)))[at % 2]
-                    )
+                of_model = rows.loc[(rows["score"] == name) & (rows["model"] == model)]
+                shift = ((at + 0.5) / len(models) - 0.5) * ROW
+                _dots(panel, of_model.loc[of_model["when"] == "after"], editors, shift, FILLS[at])
+                for before in of_model.loc[of_model["when"] == "before", "mean"].head(1):
+                    panel.axvline(before, color=GREY, linewidth=0.9, linestyle=DASHES[at])
             _percent_panel(panel, TITLES[name])
         panels[0].set_yticks(range(len(editors)), editors)
         panels[0].set_ylim(len(editors) - 0.4, -0.6)
@@ -71,15 +77,13 @@ def plot_singles(rows: pd.DataFrame) -> Figure:
     return figure
 
 
-def _dots(
-    panel: Axes, rows: pd.DataFrame, editors: Sequence[str], colours: Mapping[str, tuple], shift: float, face: str
-) -> None:
+def _dots(panel: Axes, rows: pd.DataFrame, editors: Sequence[str], shift: float, fill: str) -> None:
     for row in rows.itertuples():
-        height, colour = editors.index(str(row.editor)) + shift, colours[str(row.editor)]
+        height, colour = editors.index(str(row.editor)) + shift, _colour(str(row.key))
         half = np.nan_to_num(float(row.half_width))
         panel.plot([row.mean - half, row.mean + half], [height, height], color=colour, linewidth=1.3)
-        panel.plot(row.mean, height, "o", color=colour, markersize=4.2, fillstyle=face, markerfacecoloralt="white",
-                   markerfacecolor="white" if face == "none" else colour)  # fmt: skip
+        panel.plot(row.mean, height, "o", color=colour, markersize=4.2, fillstyle=fill, markerfacecoloralt="white",
+                   markerfacecolor="white" if fill == "none" else colour)  # fmt: skip
 
 
 def _percent_panel(panel: Axes, title: str) -> None:
@@ -91,45 +95,38 @@ def _percent_panel(panel: Axes, title: str) -> None:
 
 
 def _legend(figure: Figure, models: Sequence[str]) -> None:
-    marks = [
-        Line2D(
-            [],
-            [],
-            color="#333333",
-            marker="o",
-            markersize=4.5,
-            linewidth=1.3,
-            fillstyle=face,
-            markerfacecolor="white" if face == "none" else "#333333",
-        )  # fmt: skip
-        for face in FACES[: len(models)]
-    ]
-    before = [Line2D([], [], color="#888888", linewidth=0.9, linestyle=(0, dashes)) for dashes in ((1, 2), (4, 2))]
-    names = [*models, *(f"{model} unedited" for model in models)]
-    figure.legend([*marks, *before[: len(models)]], names, loc="outside lower center", ncols=4, frameon=False)
+    """A model a column: its mark, and below it the line of its unedited self."""
+    handles, labels = [], []
+    for model, fill, dashes in zip(models, FILLS, DASHES, strict=False):
+        face = "white" if fill == "none" else "#333333"
+        mark = Line2D([], [], color="#333333", marker="o", markersize=4.5, linewidth=1.3, fillstyle=fill,
+                      markerfacecolor=face, markerfacecoloralt="white")  # fmt: skip
+        handles += [mark, Line2D([], [], color=GREY, linewidth=0.9, linestyle=dashes)]
+        labels += [model, f"{model}, unedited"]
+    figure.legend(handles, labels, title=SINGLES_KEY, loc="outside lower center", ncols=len(models), frameon=False)
 
 
 def plot_course(rows: pd.DataFrame, protocol: str) -> Figure:
     """Scores against the size of a batch or the edits made: a row for each score, a column for each model.
 
-    Of all edits made so far. Bands are 95 % intervals.
+    Bands are 95 % intervals over the records. A single edit, one record, is left out.
     """
-    rows = rows.loc[rows["when"] == "after"]
+    rows = rows.loc[(rows["when"] == "after") & (rows["edits"] > 1)]
     names = [name for name in COURSE if name in set(rows["score"])]
-    models, editors = list(dict.fromkeys(rows["model"])), _by_family(rows["editor"])
-    colours = _colours(editors)
+    models, editors = list(dict.fromkeys(rows["model"])), _by_family(rows)
+    looks = {
+        editor: (_colour(str(rows.loc[rows["editor"] == editor, "key"].iloc[0])), MARKS[at % len(MARKS)])
+        for at, editor in enumerate(editors)
+    }
     with matplotlib.rc_context(STYLE):
         size = (3.1 * len(models) + 1.7, 1.7 * len(names) + 0.6)
         figure = NotebookFigure(figsize=size, layout="constrained")
         panels = figure.subplots(len(names), len(models), squeeze=False, sharex=True, sharey="row")
         for name, line in zip(names, panels, strict=True):
+            of_score = rows.loc[rows["score"] == name]
             for model, panel in zip(models, line, strict=True):
-                _curves(panel, rows.loc[(rows["score"] == name) & (rows["model"] == model)], editors, colours)
-            line[0].set_ylabel(COURSE[name])
-            if name == "perplexity_ratio":
-                _ratio_axis(line[0])
-            else:
-                line[0].set_ylim(-3, 103)
+                _curves(panel, of_score.loc[of_score["model"] == model], looks, percent=name != "perplexity_ratio")
+            _score_axis(line[0], name, of_score["mean"].min())
         counts = sorted(set(rows["edits"]))
         for model, column in zip(models, panels.T, strict=True):
             column[0].set_title(model)
@@ -137,43 +134,46 @@ def plot_course(rows: pd.DataFrame, protocol: str) -> Figure:
             column[-1].set_xticks(counts, list(map(str, counts)))
             column[-1].minorticks_off()
         marks = [
-            Line2D([], [], color=colours[editor], marker=MARKS[at % len(MARKS)], markersize=4, linewidth=1.3)
-            for at, editor in enumerate(editors)
+            Line2D([], [], color=colour, marker=mark, markersize=4, linewidth=1.3) for colour, mark in looks.values()
         ]
-        figure.legend(marks, editors, loc="outside right center", frameon=False)
+        figure.legend(marks, list(looks), loc="outside right center", frameon=False)
     return figure
 
 
-def _curves(panel: Axes, rows: pd.DataFrame, editors: Sequence[str], colours: Mapping[str, tuple]) -> None:
-    for at, editor in enumerate(editors):
+def _curves(panel: Axes, rows: pd.DataFrame, looks: dict[str, tuple[tuple, str]], *, percent: bool) -> None:
+    for editor, (colour, mark) in looks.items():
         line = rows.loc[rows["editor"] == editor].sort_values("edits")
         half = line["half_width"].fillna(0)
-        panel.plot(line["edits"], line["mean"], marker=MARKS[at % len(MARKS)], markersize=3.4, linewidth=1.3,
-                   color=colours[editor])  # fmt: skip
-        panel.fill_between(line["edits"], line["mean"] - half, line["mean"] + half, color=colours[editor], alpha=0.1,
-                           linewidth=0)  # fmt: skip
+        low, high = (line["mean"] - half).clip(lower=0), (line["mean"] + half).clip(upper=100 if percent else None)
+        panel.plot(line["edits"], line["mean"], marker=mark, markersize=3.4, linewidth=1.3, color=colour)
+        panel.fill_between(line["edits"], low, high, color=colour, alpha=0.1, linewidth=0)
     panel.grid(alpha=0.25, linewidth=0.5)
     panel.spines[["top", "right"]].set_visible(False)
 
 
-def _ratio_axis(panel: Axes) -> None:
+def _score_axis(panel: Axes, name: str, least: float) -> None:
+    """Per cent, from 0 where all of it is used; or the growth of perplexity on a logarithmic scale."""
+    panel.set_ylabel(COURSE[name])
+    if name != "perplexity_ratio":
+        panel.set_ylim(-3 if name in FROM_ZERO else min(least - 2, 90), 102)
+        return
     panel.set_yscale("log")
     ticks = ratio_ticks(*panel.get_ylim())
     panel.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
     panel.yaxis.set_minor_locator(NullLocator())
 
 
-def _by_family(editors: pd.Series) -> list[str]:
-    """The editors, those of a family side by side, in the order of `FAMILIES`."""
-    order = [name for family in FAMILIES.values() for name in family]
-    return sorted(set(editors), key=lambda editor: order.index(editor.lower()))
+def _by_family(rows: pd.DataFrame) -> list[str]:
+    """The editors, those of a family side by side in the order of `FAMILIES`, unknown ones last."""
+    order = [key for members in FAMILIES.values() for key in members]
+    places = {str(editor): str(key) for editor, key in zip(rows["editor"], rows["key"], strict=True)}
+    return sorted(places, key=lambda editor: order.index(places[editor]) if places[editor] in order else len(order))
 
 
-def _colours(editors: Sequence[str]) -> dict[str, tuple]:
-    """A family has one hue."""
-    colours = {}
+def _colour(key: str) -> tuple:
+    """An editor's own in every figure; a family has one hue."""
     for family, members in FAMILIES.items():
-        there = [editor for editor in editors if editor.lower() in members]
-        shades = matplotlib.colormaps[HUES[family]](np.linspace(0.9, 0.45, len(there)))
-        colours |= dict(zip(there, map(tuple, shades), strict=True))
-    return colours
+        if key in members:
+            shades = np.linspace(0.9, 0.4, len(members))
+            return tuple(matplotlib.colormaps[HUES[family]](shades[list(members).index(key)]))
+    return matplotlib.colors.to_rgba(UNKNOWN)

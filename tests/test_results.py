@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
+import pytest
 from all_editors import FILES, MODELS, overview, read_results, tables
 from compared import planted_comparison, point, scores
 from editor_figures import plot_course, plot_singles
@@ -87,42 +88,79 @@ def test_of_a_sequence_every_score_has_a_row_and_every_number_of_edits_a_column(
     rows = [("rome", "after", edits, score, mean - edits, 1.5) for edits in (1, 10)
             for score, mean in (("ES", 90.0), ("PS", 80.0))]  # fmt: skip
     title, *_, about, table = tables(results(tmp_path, rows, "sequential"))
-    assert about == "SmolLM2-135M, zsre.eval.dev, n = 9, first 9 of 20:"
+    assert about == "SmolLM2-135M, zsre.eval.dev, first 9 of 20:"
     assert title == "## zsRE's true answers: edits one after another"
     assert table.splitlines() == [
-        "| editor | score | 1 edits | 10 edits |",
+        "| editor | score | 1 edit | 10 edits |",
         "| --- | --- | --- | --- |",
         "| ROME | ES | 89.0 ± 1.5 | 80.0 ± 1.5 |",
         "| ROME | PS | 79.0 ± 1.5 | 70.0 ± 1.5 |",
     ]
 
 
-def test_a_figure_of_single_edits_has_a_mark_for_each_model_and_editor_at_its_mean(tmp_path) -> None:
-    rows = [(editor, when, 1, "S", mean, 4.0) for editor, mean in (("memit", 90.0), ("ft", 60.0))
+def test_a_figure_of_single_edits_has_a_mark_for_each_model_beside_its_editor_and_a_line_for_the_unedited(
+    tmp_path,
+) -> None:
+    rows = [(editor, when, 1, "S", mean, 4.0) for editor, mean in (("ft", 60.0), ("memit", 90.0), ("my-own", 40.0))
             for when, mean in (("before", 25.0), ("after", mean))]  # fmt: skip
-    (panel,) = plot_singles(results(tmp_path, rows)).axes
-    marks = {float(line.get_xdata()[0]) for line in panel.lines if line.get_marker() == "o"}
-    bars = {tuple(map(float, line.get_xdata())) for line in panel.lines if len(line.get_xdata()) == 2}
-    assert marks == {90.0, 60.0, 45.0, 30.0}
-    assert {(86.0, 94.0), (56.0, 64.0), (41.0, 49.0), (26.0, 34.0)} <= bars
-    assert [label.get_text() for label in panel.get_yticklabels()] == ["MEMIT", "FT"]
+    frame = results(tmp_path, rows)
+    first, second = dict.fromkeys(frame["model"])
+    (panel,) = plot_singles(frame).axes
+    marks = {(round(float(line.get_ydata()[0])), line.get_fillstyle()): float(line.get_xdata()[0])
+             for line in panel.lines if line.get_marker() == "o"}  # fmt: skip
+    bars = {tuple(map(float, line.get_xdata())) for line in panel.lines if line.get_marker() != "o"}
+    assert [label.get_text() for label in panel.get_yticklabels()] == ["MEMIT", "FT", "my-own"]
+    smol, other = {"SmolLM2-135M": 1, "other": 0.5}[first], {"SmolLM2-135M": 1, "other": 0.5}[second]
+    assert marks == {(row, fill): mean * part for row, mean in enumerate((90.0, 60.0, 40.0))
+                     for fill, part in (("full", smol), ("none", other))}  # fmt: skip
+    assert bars == {(25.0, 25.0), (12.5, 12.5), (86.0, 94.0), (56.0, 64.0), (36.0, 44.0), (41.0, 49.0), (26.0, 34.0),
+                    (16.0, 24.0)}  # fmt: skip
 
 
-def test_a_figure_of_a_sequence_has_a_row_a_score_and_a_column_a_model(tmp_path) -> None:
-    scores_there = {"reliability_token_acc": 90.0, "perplexity_ratio": 1.0}
-    rows = [("rome", "after", edits, score, mean * edits, 0.1) for edits in (1, 10)
-            for score, mean in scores_there.items()]  # fmt: skip
+def test_a_figure_of_single_edits_refuses_more_models_than_it_can_tell_apart() -> None:
+    frame = pd.DataFrame({"model": list("ABCDE"), "key": "ft", "editor": "FT", "score": "S", "when": "after",
+                          "mean": 1.0, "half_width": 0.0})  # fmt: skip
+    with pytest.raises(ValueError, match="5 models; a figure holds 4"):
+        plot_singles(frame)
+    (legend,) = plot_singles(frame.loc[frame["model"] != "E"]).legends
+    assert len({handle.get_linestyle() + handle.get_fillstyle() for handle in legend.legend_handles}) > 4
+
+
+def test_an_editor_has_one_colour_in_every_figure(tmp_path) -> None:
+    rows = [("rome", "after", edits, "reliability_token_acc", 90.0, 0.1) for edits in (10, 30)]
+    alone = results(tmp_path, rows, "sequential")
+    beside = results(tmp_path, [*rows, ("memit", "after", 10, "reliability_token_acc", 80.0, 0.1)], "sequential")
+    colours = [
+        {line.get_color() for line in plot_course(frame, "sequential").axes[0].lines if 80 < line.get_ydata()[0] <= 90}
+        for frame in (alone.query("model != 'other'"), beside.query("model != 'other'"))
+    ]
+    assert len(colours[0]) == 1 and colours[0] == colours[1]
+
+
+def test_a_figure_of_a_sequence_has_a_row_a_score_and_a_column_a_model_and_leaves_the_single_edit_out(tmp_path) -> None:
+    means = {"reliability_token_acc": 9.0, "perplexity_ratio": 0.1}
+    rows = [("rome", "after", edits, score, mean * edits, 0.1) for edits in (1, 10, 20)
+            for score, mean in means.items()]  # fmt: skip
     figure = plot_course(results(tmp_path, rows, "sequential"), "sequential")
     curves = {tuple(map(float, line.get_ydata())) for panel in figure.axes for line in panel.lines}
-    assert curves == {(90.0, 900.0), (45.0, 450.0), (1.0, 10.0), (0.5, 5.0)}
+    assert curves == {(90.0, 180.0), (45.0, 90.0), (1.0, 2.0), (0.5, 1.0)}
     assert figure.axes[-1].get_xlabel() == "edits made"
     assert {panel.get_title() for panel in figure.axes[:2]} == {"SmolLM2-135M", "other"}
 
 
-def test_every_packed_file_and_model_is_named() -> None:
-    frame = read_results(Path(__file__).parents[1] / "benchmarks/results")
-    assert set(frame["data"]) <= set(FILES)
-    assert set(frame["model"]) <= set(MODELS.values())
+def test_an_unknown_file_keeps_its_own_name_in_the_tables(tmp_path) -> None:
+    frame = results(tmp_path, [("rome", "after", 1, "ES", 90.0, 0.0)])
+    title, *_ = tables(frame.assign(data="mine", protocol="odd"))
+    assert title == "## mine: odd"
+
+
+def test_the_tables_and_the_readme_tell_what_is_packed() -> None:
+    root = Path(__file__).parents[1]
+    frame = read_results(root / "benchmarks/results")
+    assert set(frame["data"]) <= set(FILES) and set(frame["model"]) <= set(MODELS.values())
+    told = (root / "benchmarks/results/README.md").read_text(encoding="utf-8")
+    assert told.endswith("\n\n".join([overview(frame), *tables(frame)]) + "\n")
+    assert overview(frame).split("\n\n")[-1] in (root / "README.md").read_text(encoding="utf-8")
 
 
 def test_the_overview_has_the_models_of_a_cell_side_by_side_and_a_dash_where_one_is_missing() -> None:
@@ -130,6 +168,8 @@ def test_the_overview_has_the_models_of_a_cell_side_by_side_and_a_dash_where_one
     frame = pd.DataFrame(rows, columns=["editor", "model", "mean"]).assign(
         data="portability.counterfact_locality", protocol="single", when="after", score="S"
     )
-    cells = [line.split(" | ")[:2] for line in overview(frame).splitlines()]
+    heading, _, about, _, *lines = overview(frame).splitlines()
+    assert heading == "## At a glance" and about == "Single edits, A / B, per cent; a dash: not run."
+    cells = [line.split(" | ")[:2] for line in lines]
     assert cells[0] == ["| editor", "CounterFact: S"]
     assert cells[2:] == [["| unedited", ""], ["| ROME", "80 / 60"], ["| FT", "- / 40"]]
