@@ -395,17 +395,17 @@ def test_a_threshold_below_every_eigenvalue_is_refused(toy_model: tracer.Languag
 
 
 def test_alphaedits_defaults_by_hand() -> None:
-    """Directions that carry 2 % of C's trace together, and a tenth of the keys' mean squared length inside them."""
-    eigenvalues = torch.tensor([0.5, 1.0, 1.0, 97.5], dtype=torch.float64)
+    """Directions that carry 10 % of C's trace together, and a tenth of the keys' mean squared length inside them."""
+    eigenvalues = torch.tensor([2.5, 5.0, 5.0, 87.5], dtype=torch.float64)
     kept = AlphaEdit(layers=(1,)).null_space(SecondMoment(1, eigenvalues.diag(), 100, "planted", 0.0))
-    assert kept.shape == (4, 2) and kept[2:].abs().max() == 0  # 0.5 + 1.0 are; another 1.0 would be too much
+    assert kept.shape == (4, 2) and kept[2:].abs().max() == 0  # 2.5 + 5 are; another 5 would be too much
     keys = torch.tensor([[1.0, 2.0], [0.0, 2.0], [5.0, 5.0], [7.0, 7.0]], dtype=torch.float64)
     assert AlphaEdit(layers=(1,))._strength_for(kept, keys) == pytest.approx(0.1 * (1 + 8) / 2)
 
 
 def test_keys_that_use_all_directions_alike_have_no_null_space_unless_a_threshold_says_so() -> None:
     moment = SecondMoment(1, torch.eye(8, dtype=torch.float64), 100, "planted", 0.0)
-    with pytest.raises(CovarianceError, match="below 2% of their sum; the smallest is 1. Write threshold=2"):
+    with pytest.raises(CovarianceError, match="below 10% of their sum; the smallest is 1. Write threshold=2"):
         AlphaEdit(layers=(1,)).null_space(moment)
     assert AlphaEdit(layers=(1,), threshold=2.0).null_space(moment).shape == (8, 8)
 
