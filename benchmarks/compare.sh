@@ -38,11 +38,16 @@ single "$locality" "$beside,$weights" 100
 single "$one_hop" "$beside,$weights" 100 --benchmark zsre-survey
 single "$replaced" "$beside,$weights" 70
 single "$reversed" "$beside,$weights" 70 --benchmark zsre-survey
-compare "$model-counterfact" "$data/counterfact.dev.json.gz" r-rome,rome,emmet --n 100 --no-free --no-kl --text 1
+counterfact=$data/counterfact.dev.json.gz
+compare "$model-counterfact" "$counterfact" r-rome,rome,emmet --n 100 --no-free --no-kl --text 1
+compare "$model-counterfact" "$counterfact" memit --n 100 --batch 100 --protocols single,batch --no-free --no-kl --text 1
 
 many sequence serac,memprompt,grace,t-patcher,r-rome,rome,memit,alphaedit,ft-l \
   --protocols sequential --n 300 --checkpoints 1,10,30,100,300
-many batch memit,emmet,alphaedit,pmet --protocols batch --n 500 --batch 10,100,500
+batched=(memit,alphaedit,emmet,pmet --protocols batch --n 100 --batch 10,100 --no-free --no-kl)
+compare "$model-counterfact-batch" "$locality" "${batched[@]}" --text 1
+compare "$model-batch" "$one_hop" "${batched[@]}" --benchmark zsre-survey
+many batch-500 memit,emmet,alphaedit,pmet --protocols batch --n 500 --batch 10,100,500
 many batch-1000 memit,emmet,alphaedit,grace,serac --protocols batch --n 1000 --batch 1000
 compare "$model-together" "$one_hop" mello,memprompt,serac,grace --data "$flat" --benchmark zsre-survey --no-free --no-kl \
   --protocols batch --n 100 --batch 100 --set mello.max_rounds=3 --set mello.new_tokens=96
