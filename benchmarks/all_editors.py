@@ -121,7 +121,7 @@ def tables(frame: pd.DataFrame) -> Iterator[str]:
     for data, protocol in _kinds(frame):
         rows = of_kind(frame, data, protocol)
         yield f"## {FILES.get(data, data)}: {PROTOCOLS.get(protocol, protocol)}"
-        for model in dict.fromkeys(rows["model"]):
+        for model in sorted(set(rows["model"])):
             of_model = rows.loc[rows["model"] == model]
             yield f"{model}, {data}, {of_model['slice'].iloc[0]}:"
             yield by_editor(of_model) if len(of_model["edits"].unique()) == 1 else by_edits(of_model)
@@ -159,18 +159,14 @@ def by_editor(rows: pd.DataFrame) -> str:
 
 
 def by_edits(rows: pd.DataFrame) -> str:
-    """Editors and scores down, numbers of edits across."""
-    after = rows.loc[rows["when"] == "after"]
-    names = [name for name in SCORES if name in set(after["score"])]
-    counts = sorted(set(after["edits"]))
-    cells = []
-    for editor in dict.fromkeys(after["editor"]):
-        for name in names:
-            of = after.loc[(after["editor"] == editor) & (after["score"] == name)]
-            cells.append([editor, name, *(_cell(of.loc[of["edits"] == count]) for count in counts)])
-    return as_markdown(
-        pd.DataFrame(cells, columns=["editor", "score", *(f"{count} edit{'s' * (count > 1)}" for count in counts)])
-    )
+    """Editors and scores down, numbers of edits across; the unedited model, asked the same, first."""
+    counts, cells = sorted(set(rows["edits"])), []
+    for label, of in _lines(rows).items():
+        for name in (name for name in SCORES if name in set(of["score"])):
+            of_score = of.loc[of["score"] == name]
+            cells.append([label, name, *(_cell(of_score.loc[of_score["edits"] == count]) for count in counts)])
+    columns = ["editor", "score", *(f"{count} edit{'s' * (count > 1)}" for count in counts)]
+    return as_markdown(pd.DataFrame(cells, columns=columns))
 
 
 def _cell(one: pd.DataFrame) -> str:

@@ -56,7 +56,7 @@ def plot_singles(rows: pd.DataFrame) -> Figure:
         ValueError: more models than there are kinds of marks.
     """
     names = [name for name in TITLES if name in set(rows["score"])]
-    models, editors = list(dict.fromkeys(rows["model"])), _by_family(rows)
+    models, editors = sorted(set(rows["model"])), _by_family(rows)
     if len(models) > len(FILLS):
         raise ValueError(f"{len(models)} models; a figure holds {len(FILLS)}. Draw fewer at a time.")
     with matplotlib.rc_context(STYLE):
@@ -113,7 +113,7 @@ def plot_course(rows: pd.DataFrame, protocol: str) -> Figure:
     """
     rows = rows.loc[(rows["when"] == "after") & (rows["edits"] > 1)]
     names = [name for name in COURSE if name in set(rows["score"])]
-    models, editors = list(dict.fromkeys(rows["model"])), _by_family(rows)
+    models, editors = sorted(set(rows["model"])), _by_family(rows)
     looks = {
         editor: (_colour(str(rows.loc[rows["editor"] == editor, "key"].iloc[0])), MARKS[at % len(MARKS)])
         for at, editor in enumerate(editors)
@@ -126,7 +126,7 @@ def plot_course(rows: pd.DataFrame, protocol: str) -> Figure:
             of_score = rows.loc[rows["score"] == name]
             for model, panel in zip(models, line, strict=True):
                 _curves(panel, of_score.loc[of_score["model"] == model], looks, percent=name != "perplexity_ratio")
-            _score_axis(line[0], name, of_score["mean"].min())
+            _score_axis(line[0], name, (of_score["mean"] - of_score["half_width"].fillna(0)).min())
         counts = sorted(set(rows["edits"]))
         for model, column in zip(models, panels.T, strict=True):
             column[0].set_title(model)

@@ -87,12 +87,14 @@ def test_the_tables_have_a_row_an_editor_in_the_order_of_editors_and_the_unedite
 def test_of_a_sequence_every_score_has_a_row_and_every_number_of_edits_a_column(tmp_path) -> None:
     rows = [("rome", "after", edits, score, mean - edits, 1.5) for edits in (1, 10)
             for score, mean in (("ES", 90.0), ("PS", 80.0))]  # fmt: skip
-    title, *_, about, table = tables(results(tmp_path, rows, "sequential"))
+    rows = [*rows, ("rome", "before", 10, "ES", 20.0, 2.5)]
+    title, about, table, *_ = tables(results(tmp_path, rows, "sequential"))
     assert about == "SmolLM2-135M, zsre.eval.dev, first 9 of 20:"
     assert title == "## zsRE's true answers: edits one after another"
     assert table.splitlines() == [
         "| editor | score | 1 edit | 10 edits |",
         "| --- | --- | --- | --- |",
+        "| unedited | ES |  | 20.0 ± 2.5 |",
         "| ROME | ES | 89.0 ± 1.5 | 80.0 ± 1.5 |",
         "| ROME | PS | 79.0 ± 1.5 | 70.0 ± 1.5 |",
     ]
@@ -104,7 +106,7 @@ def test_a_figure_of_single_edits_has_a_mark_for_each_model_beside_its_editor_an
     rows = [(editor, when, 1, "S", mean, 4.0) for editor, mean in (("ft", 60.0), ("memit", 90.0), ("my-own", 40.0))
             for when, mean in (("before", 25.0), ("after", mean))]  # fmt: skip
     frame = results(tmp_path, rows)
-    first, second = dict.fromkeys(frame["model"])
+    first, second = sorted(set(frame["model"]))
     (panel,) = plot_singles(frame).axes
     marks = {(round(float(line.get_ydata()[0])), line.get_fillstyle()): float(line.get_xdata()[0])
              for line in panel.lines if line.get_marker() == "o"}  # fmt: skip
