@@ -21,8 +21,9 @@ editing train --editor serac --data "$counterfact_train" --data "$zsre_train" "$
 
 compare() { # FOLDER FILE EDITORS [OPTION ...]
   editing compare --model "$model" --layer "$layer" --settings "benchmarks/editors-$model.toml" --out "$out/$1" \
-    --data "$2" --editors "$3" --evenly --no-costs --threads 1 --quiet "${@:4}"
+    --data "$2" --editors "$3" --evenly $costs --threads 1 --quiet "${@:4}"
 }
+costs=--no-costs
 
 single() { # FILE EDITORS N [OPTION ...]
   compare "$model" "$1" "$2" --n "$3" --choices "$piqa" --choices-a-case 1 --text 1 --no-free --no-kl "${@:4}"
@@ -52,3 +53,6 @@ many batch-1000 memit,emmet,alphaedit,grace,serac --protocols batch --n 1000 --b
 compare "$model-together" "$one_hop" mello,memprompt,serac,grace --data "$flat" --benchmark zsre-survey --no-free --no-kl \
   --protocols batch --n 100 --batch 100 --set mello.max_rounds=3 --set mello.new_tokens=96
 compare "$model-hops" "$hops" mello,ike --n 15  # 10 on Gemma
+
+# Last, with nothing else on the machine: what an edit costs. The scores are finished and are not made again.
+costs='' single "$locality" "$beside,$weights" 100

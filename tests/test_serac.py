@@ -274,3 +274,12 @@ def test_settings_that_make_no_sense_are_refused() -> None:
         train_scope("bm25", bundled_facts(), QUICK)
     with pytest.raises(RequestError, match="Give a hundred facts"):
         train_scope("hashed-words", ScopedFacts("one", bundled_facts().facts[:1]), QUICK)
+
+
+def test_a_context_that_cannot_hold_the_fact_is_refused_before_anything_is_attached(tokenizer, serac: SERAC) -> None:
+    short = reading_model(tokenizer, context=8)
+    with pytest.raises(EditFailedError, match=r'reads 8, .* SERAC\(context="\{edit\}\. \{query\}"\)'):
+        serac.apply(short, [ROME])
+    assert not short.readers and not short.edits
+    other = dataclasses.replace(serac, counterfactual=reading_model(tokenizer))
+    other.apply(short, [ROME]).undo()  # whose context counts is that of the model that reads it

@@ -75,10 +75,7 @@ class MemoryEditor(ABC):
         self, model: LanguageModel, requests: Sequence[EditRequest], seed: int
     ) -> list[tuple[MemoryRecord, dict[str, Any]]]:
         """The record of each request, and what to say about it."""
-        records = [MemoryRecord.of(request) for request in requests]
-        for record in records:
-            self.check_fits(model, record)
-        return [(record, {}) for record in records]
+        return [(MemoryRecord.of(request), {}) for request in requests]
 
     def check_fits(self, model: LanguageModel, record: MemoryRecord) -> None:  # noqa: B027 - most are short
         """Raises EditFailedError where the model's context cannot hold what is read for a query."""
@@ -112,11 +109,14 @@ class MemoryEditor(ABC):
 
         Raises:
             RequestError: two requests that contradict each other.
-            EditFailedError: the editor cannot serve these records beside those in the memory.
+            EditFailedError: the editor cannot serve these records beside those in the memory, or the model's context
+                does not hold what is read for one.
         """
         begun, requests, seed = time.perf_counter(), listed(requests), checked_seed(seed)
         check_requests(model, requests)
         held = self.remembered(model, requests, seed)
+        for record, _ in held:
+            self.check_fits(model, record)
         attachment = Remembered(self, tuple(record for record, _ in held))
         summary = {"retriever": self.finder().name, "persistent_bytes": attachment.size}
         made_by = {"method": self.method, **self.settings(), "seed": seed}

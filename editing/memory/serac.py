@@ -24,6 +24,7 @@ from editing.errors import EditFailedError, RequestError
 from editing.memory.memory import Memory, MemoryEditor, memory_of
 from editing.memory.record import MemoryRecord
 from editing.memory.retrievers import DEFAULT
+from editing.memory.room import check_room
 from editing.memory.scope import Scope
 from editing.memory.scope_training import ScopeTraining, train_scope
 from editing.memory.scoped import ScopedFacts, bundled_facts
@@ -165,6 +166,11 @@ class SERAC(MemoryEditor, method="serac"):
             elif score > self.threshold and other.new != record.new:
                 contradicted.append(other.text)
         return {"replaces": replaced, "contradicts": contradicted}
+
+    def check_fits(self, model: LanguageModel, record: MemoryRecord) -> None:
+        """Raises EditFailedError where what answers in scope cannot read the edit with its own prompt."""
+        what, instead = "The fact in its context and a question", 'A shorter one: SERAC(context="{edit}. {query}").'
+        check_room(self.counterfactual or model, self.read(record, record.prompt), least=1, what=what, instead=instead)
 
     def check(self, model: LanguageModel, records: Sequence[MemoryRecord]) -> None:
         """Raises EditFailedError where the counterfactual model's answers cannot be compared with the base model's."""
