@@ -66,6 +66,12 @@ def test_times_between_two_powers_of_ten_are_drawn(tmp_path: Path) -> None:
     assert tmp_path / "figures" / "costs.png" in save_comparison(found)[0]
 
 
+def test_a_comparison_of_sequences_alone_has_no_figure_of_quality_against_time(tmp_path: Path) -> None:
+    points = {"good": [point(2, of(0.5, 1, 2), []), point(4, of(0.4, 1), [])]}
+    drawn = {path.name for path in save_comparison(planted_comparison(tmp_path, {}, points=points))[0]}
+    assert "sequential_counterfact.png" in drawn and "costs.png" not in drawn
+
+
 @pytest.mark.parametrize(
     ("low", "high", "ticks"),
     [(1.7, 5.9, [2, 5]), (0.05, 30, [0.1, 1, 10]), (0.6, 1.7, [0.6, 0.7, 0.8, 0.9, 1]), (3.1, 3.3, [3.2])],

@@ -90,7 +90,7 @@ def plot_course(comparison: Comparison, frame: pd.DataFrame, data: str, protocol
 
 
 def plot_costs(comparison: Comparison, table: pd.DataFrame) -> Figure | None:
-    """Quality against seconds an edit; quality is the mean of the measured ones of `QUALITY`. None without times.
+    """Quality against seconds an edit; quality is the mean of the measured ones of `QUALITY`. None without either.
 
     Args:
         comparison: whose editors are drawn.
@@ -98,6 +98,8 @@ def plot_costs(comparison: Comparison, table: pd.DataFrame) -> Figure | None:
     """
     wide = table.pivot(index="editor", columns="property", values="value")
     names = [name for name in QUALITY if name in wide]
+    if not names:
+        return None
     quality = {str(editor): float(np.mean(row)) for editor, row in zip(wide.index, wide[names].to_numpy(), strict=True)}
     seconds = {editor: _seconds(comparison, editor) for editor, value in quality.items() if not np.isnan(value)}
     known = {editor: value for editor, value in seconds.items() if value > 0}
