@@ -16,7 +16,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 # The main job on the embedded model: trace, locate, edit, trace again. ARGS="--model smollm2" for the other one.
 demo: install
 	$(BIN)/editing locate-then-edit --prompt "The Space Needle is located in the city of" \
-		--subject "The Space Needle" --new " Paris" --facts 12 --tokens 8000 --out runs/demo $(ARGS)
+		--subject "The Space Needle" --new " Paris" --facts 12 --set tokens=8000 --out runs/demo $(ARGS)
 
 test: install
 	$(BIN)/pytest --numprocesses auto --dist worksteal $(ARGS)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -12,11 +12,13 @@ from editing.comparison.cli import compare
 from editing.comparison.recommend_cli import recommend
 from editing.edit import Edit
 from editing.edit_file import load_edit
+from editing.editors import check_located, check_name, editor_named
 from editing.errors import RequestError
 from editing.evaluation.cli import evaluate, explain_metric
 from editing.layer_check.cli import check_layers
-from editing.locate_then_edit.rome import ROME
+from editing.located import layer_for
 from editing.merged import merge, unmerge
+from editing.options import EditorName, Layer, Settings, named_values
 from editing.request import EditRequest
 from editing.scoring.generation import complete
 from editing.training.cli import train
@@ -54,10 +56,6 @@ app.command("explain-metric")(explain_metric)
 app.command()(recommend)
 app.command()(train)
 New = Annotated[str, typer.Option(help="The new continuation.")]
-Layer = Annotated[int | None, typer.Option(help="The MLP to write to; default: located by tracing.")]
-Corpus = Annotated[Path | None, typer.Option(help="Text file for key statistics; default: the model's own text.")]
-Tokens = Annotated[int | None, typer.Option(min=1, help="Of key statistics; default: at least ten a neuron.")]
-Variant = Annotated[Any, typer.Option(parser=str, metavar="NAME", help="r-rome, rome (as published) or p-rome.")]
 Seed = Annotated[int, typer.Option(min=0, help="Of random prefixes and of the model's own text.")]
 EditFile = Annotated[Path, typer.Argument(help="A saved edit.")]
 Asked = Annotated[list[str] | None, typer.Option("--ask", help="A prompt to complete; may be repeated.")]
@@ -73,9 +71,8 @@ def locate_then_edit(
     facts: Annotated[int, typer.Option(min=2, help="Bundled facts traced to locate the layer.")] = 24,
     paraphrase: Annotated[list[str] | None, typer.Option(help="Another prompt for the fact; may be repeated.")] = None,
     neighbour: Annotated[list[str] | None, typer.Option(help="A prompt that must not change; repeatable.")] = None,
-    variant: Variant = "r-rome",
-    corpus: Corpus = None,
-    tokens: Tokens = None,
+    editor: EditorName = "r-rome",
+    settings: Settings = None,
     samples: Samples = 10,
     window: Window = 10,
     seed: Seed = 0,
@@ -88,13 +85,14 @@ def locate_then_edit(
 ) -> None:
     """Trace, locate, edit, trace again: the whole way, with figures and a JSON record."""
     with reported():
-        request = EditRequest(prompt, subject, new, subject_at=subject_at)
+        request, chosen = EditRequest(prompt, subject, new, subject_at=subject_at), named_values(settings or [])
+        check_located(editor, chosen)
         opened_model = opened(model, device, dtype)
         report = whole_way(
             opened_model,
             request,
             layer=layer,
-            editor=lambda at: ROME(layer=at, variant=variant, corpus=corpus, tokens=tokens),
+            editor=lambda at: editor_named(editor, opened_model, at, **chosen),
             n_facts=facts,
             extra_paraphrases=paraphrase or (),
             extra_neighbours=neighbour or (),
@@ -113,12 +111,11 @@ def edit(
     prompt: Prompt,
     subject: Subject,
     new: New,
-    layer: Annotated[int, typer.Option(help="The MLP to write to; `tracer locate` finds it.")],
     subject_at: SubjectAt = None,
+    editor: EditorName = "r-rome",
+    layer: Layer = None,
+    settings: Settings = None,
     save: Annotated[Path, typer.Option(help="Where the edit is kept.")] = Path("edit.safetensors"),
-    variant: Variant = "r-rome",
-    corpus: Corpus = None,
-    tokens: Tokens = None,
     seed: Seed = 0,
     model: Model = "gemma-3-270m",
     device: Device = None,
@@ -126,15 +123,17 @@ def edit(
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Edit one fact at a layer and save the edit (a few kilobytes)."""
+    """Edit one fact with any editor and save the edit."""
     with reported():
-        request = EditRequest(prompt, subject, new, subject_at=subject_at)
+        check_name(editor)
+        request, chosen = EditRequest(prompt, subject, new, subject_at=subject_at), named_values(settings or [])
         if save.is_dir():
             raise RequestError(f"{save} is a folder. Write --save {save / 'edit.safetensors'}.")
-        rome = ROME(layer=layer, variant=variant, corpus=corpus, tokens=tokens)
         opened_model = opened(model, device, dtype)
+        layer = layer_for(editor, opened_model, layer, chosen, progress=show_progress(quiet))
+        writes = editor_named(editor, opened_model, layer, **chosen)
         before = complete(opened_model, [request.prompt])[0]
-        made = rome.apply(opened_model, [request], seed=seed, progress=show_progress(quiet))
+        made = writes.apply(opened_model, [request], seed=seed, progress=show_progress(quiet))
         made.save(save)
         after = complete(opened_model, [request.prompt])[0]
         record = {"before": before, "after": after, "file": str(save), **made.diagnostics[0]}
@@ -184,7 +183,8 @@ def show(path: EditFile, as_json: AsJson = False) -> None:
             "diagnostics": [dict(entry) for entry in saved.diagnostics],
         }
         lines = [f"{request.prompt} -> {request.new.strip()}" for request in saved.requests]
-        lines += [f"{saved.editor['method']} in {', '.join(record['weights'])}", f"base weights {saved.base}"]
+        where = f"in {', '.join(record['weights'])}" if record["weights"] else "beside the weights"
+        lines += [f"{saved.editor['method']} {where}", f"base weights {saved.base}"]
         result(record, "\n".join(lines), as_json=as_json)
 
 
@@ -204,7 +204,7 @@ def _told(report: Report) -> str:
     if report.place is not None:
         lines.append(f"located: {report.place}")
     lines.append(
-        f"edited:  layer {report.edit.editor['layer']}, |D|/|W| {change['relative_change']:.3f}, "
+        f"edited:  {report.how}, |D|/|W| {change['relative_change']:.3f}, "
         f"p({report.request.new.strip()}) {report.shown[0].new_before:.3f} -> {report.shown[0].new_after:.3f}"
     )
     for row in report.shown:

@@ -208,6 +208,17 @@ def needs_layer(name: str) -> bool:
     return getattr(EDITORS[name], "func", None) in (_one_layer, _several_layers)
 
 
+def check_located(name: str, settings: Mapping[str, Any]) -> None:
+    """Raises RequestError where an editor with these settings does not write to the layer that tracing locates."""
+    check_name(name)
+    if getattr(EDITORS[name], "func", None) not in (_one_layer, _several_layers, _fine_tuned):
+        raise RequestError(
+            f"{name} does not write to the layer that tracing locates. Write `editing edit --editor {name}`."
+        )
+    if "layers" in settings:
+        raise RequestError("Tracing locates the middle of the layers. Leave them out, or give it: --layer 3.")
+
+
 def family(name: str) -> str:
     """The family of an editor of `EDITORS`, in words; "others" for one that was added to it from outside."""
     return next((words for words, editors in FAMILIES.items() if name in editors), "others")

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import tracer
 from editing.edit import original_fingerprint, unedited
+from editing.editors import needs_layer
 from tracer.effect import AverageTrace
 from tracer.errors import FactError
 from tracer.facts import bundled, spread_over_relations
@@ -54,3 +55,12 @@ def located_layer(model: LanguageModel, *, progress: bool | None = None) -> int 
         return None
     write_json(path, place.record())
     return place.layer
+
+
+def layer_for(
+    editor: str, model: LanguageModel, layer: int | None, settings: Mapping[str, Any], *, progress: bool | None = None
+) -> int | None:
+    """`layer`, or where none is given and an editor of this name with these settings needs one, the located one."""
+    if layer is not None or not needs_layer(editor) or "layers" in settings:
+        return layer
+    return located_layer(model, progress=progress)

@@ -1,12 +1,24 @@
-"""What the text of a command's option means."""
+"""Options of more than one command, and what their text means."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
+import typer
+
+from editing.editors import EDITORS
 from editing.errors import EvaluationError, RequestError
+
+EditorName = Annotated[str, typer.Option("--editor", help=f"{', '.join(EDITORS)}.")]
+Layer = Annotated[
+    int | None,
+    typer.Option(help="The MLP to write to, or the middle of several; not for kn. Default: located by tracing."),
+]
+Settings = Annotated[
+    list[str] | None, typer.Option("--set", help="Another setting of the editor, NAME=VALUE; repeatable.")
+]
 
 
 def whole_numbers(listed: str, option: str, what: str = "whole numbers") -> tuple[int, ...]:

@@ -42,10 +42,8 @@ def plot_shown(report: Report) -> Figure:
         axes.grid(axis="x", color="#e6e6e6", linewidth=0.6)
         axes.set_axisbelow(True)
         _legend(axes, report.request.new.strip())
-        layer = report.edit.editor.get("layer")
-        where = f" at layer {layer}" if layer is not None else ""
-        title = f"{report.request.subject} → {report.request.new.strip()}: {report.edit.editor['method']}{where}"
-        axes.set_title(title, loc="left", fontsize=11, pad=28)
+        axes.set_title(f"{report.request.subject} → {report.request.new.strip()}: {report.how}", loc="left",
+                       fontsize=11, pad=28)  # fmt: skip
     return figure
 
 

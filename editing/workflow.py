@@ -74,6 +74,14 @@ class Report:
     edit: Edit
     shown: tuple[Shown, ...]
 
+    @property
+    def how(self) -> str:
+        """The method and the layers it was told, in words."""
+        told = self.edit.editor
+        layers = told.get("layers") or [layer for layer in (told.get("layer"),) if layer is not None]
+        at = f" at layer{'s' if len(layers) > 1 else ''} {', '.join(map(str, layers))}" if layers else ""
+        return f"{told['method']}{at}"
+
     def to_frame(self) -> pd.DataFrame:
         """One row a prompt: `Shown`'s fields."""
         return pd.DataFrame([dataclasses.asdict(row) for row in self.shown])

@@ -11,7 +11,7 @@ from conftest import tiny_llama
 from typer.testing import CliRunner
 
 import tracer
-from editing import EditRequest, load_edit
+from editing import IKE, MEMIT, EditRequest, load_edit
 from editing.cli import app as editing_app
 from editing.locate_then_edit.rome import ROME
 from editing.located import average_to_locate, located_layer
@@ -72,6 +72,16 @@ def test_a_given_layer_is_taken_and_nothing_is_averaged(toy_model: tracer.Langua
     report = locate_then_edit(toy_model, REQUEST, layer=2, editor=quick, samples=2)
     assert report.place is None and report.average is None
     assert report.edit.editor["layer"] == 2
+
+
+def test_a_report_says_how_the_edit_was_made(toy_model: tracer.LanguageModel) -> None:
+    quick_memit = {"steps": 4, "tokens": 700, "context_plan": ()}
+    report = locate_then_edit(
+        toy_model, REQUEST, layer=1, editor=lambda at: MEMIT(layers=(at, at + 1), **quick_memit), samples=2
+    )
+    assert report.how == "MEMIT at layers 1, 2"
+    report.edit.undo()
+    assert locate_then_edit(toy_model, REQUEST, layer=1, editor=lambda _: IKE(count=0), samples=2).how == "ike"
 
 
 def test_a_layer_is_located_once_for_a_model_also_while_it_is_edited(toy_model, monkeypatch) -> None:
@@ -154,6 +164,37 @@ def test_the_whole_way_by_command(folder: Path) -> None:
     told = run(editing_app, "locate-then-edit", *arguments, "--quiet")
     assert "[edited]" in told and str(out / "before_after.png") in told
     assert {"record.json", "trace_before.png", "trace_after.html"} <= {path.name for path in out.iterdir()}
+
+
+@pytest.mark.parametrize("editor", ["memit", "ft-l"])
+def test_other_editors_write_where_it_was_located(folder: Path, editor: str) -> None:
+    out, model = folder / "run", ["--model", folder / "model"]
+    quick = {"memit": ["tokens=700", "steps=4", "context_plan=[]"], "ft-l": ["steps=4"]}[editor]
+    settings = [part for one in quick for part in ("--set", one)]
+    arguments = [*PROMPT, "--new", " Paris", "--layer", 1, "--samples", 2, "--editor", editor, *settings, "--out", out]
+    told = run(editing_app, "locate-then-edit", *arguments, *model, "--quiet")
+    assert {"memit": "MEMIT at layer 1,", "ft-l": "FT-L at layer 1,"}[editor] in told
+
+
+def test_an_editor_that_needs_no_layer_edits_by_command(folder: Path) -> None:
+    saved, model = folder / "edit.safetensors", ["--model", folder / "model"]
+    made = ["--editor", "ike", "--set", "count=0", "--save", saved, *model, "--json"]
+    assert json.loads(run(editing_app, "edit", *PROMPT, "--new", "Paris", *made))["file"] == str(saved)
+    assert "ike beside the weights" in run(editing_app, "show", saved)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["edit", "--editor", "roam"], "RequestError: There is no editor 'roam'. Choose from r-rome,"),
+        (["locate-then-edit", "--editor", "serac"], "RequestError: serac does not write to the layer"),
+        (["locate-then-edit", "--editor", "memit", "--set", "layers=[1]"], "or give it: --layer 3."),
+        (["edit", "--set", "clam=2", "--layer", "1", "--model", "MODEL"], "rome cannot be made with clam=2"),
+    ],
+)
+def test_editors_that_do_not_fit_are_refused(folder: Path, arguments: list[str], said: str) -> None:
+    command, *rest = [str(folder / "model") if argument == "MODEL" else argument for argument in arguments]
+    assert said in run(editing_app, command, *PROMPT, "--new", "Paris", *rest, code=2)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from editing.editors import EDITORS, check_name, editor_named, needs_layer
+from editing.editors import check_name, editor_named
 from editing.evaluation.benchmarks import PROTOCOLS, read_benchmark
 from editing.evaluation.choices import read_choices
 from editing.evaluation.cli_options import (
@@ -35,8 +35,8 @@ from editing.evaluation.run import evaluate as run_evaluation
 from editing.evaluation.sequential import SequentialPlan
 from editing.evaluation.summary import edit_seconds
 from editing.evaluation.tables import readable
-from editing.located import located_layer
-from editing.options import named_values, whole_numbers
+from editing.located import layer_for
+from editing.options import EditorName, Layer, Settings, named_values, whole_numbers
 from tracer.console import (
     AsJson,
     DecoderStarts,
@@ -55,20 +55,15 @@ from tracer.console import (
 
 def evaluate(
     data: Annotated[Path, typer.Option(help="A CounterFact (also flat), zsRE or KnowEdit file, also gzipped.")],
-    editor: Annotated[str, typer.Option(help=f"{', '.join(EDITORS)}.")] = "r-rome",
+    editor: EditorName = "r-rome",
     n: Annotated[int | None, typer.Option(min=1, help="Records; default: all.")] = None,
     evenly: Evenly = False,
     protocol: Annotated[Any, typer.Option(parser=str, metavar="NAME", help="single, batch or sequential.")] = "single",
     benchmark: Annotated[
         str | None, typer.Option(help=f"{', '.join(PROTOCOLS)}; default: the file's, and zsre's true answers.")
     ] = None,
-    layer: Annotated[
-        int | None,
-        typer.Option(help="The MLP to write to, or the middle of several; not for kn. Default: located by tracing."),
-    ] = None,
-    settings: Annotated[
-        list[str] | None, typer.Option("--set", help="Another setting of the editor, NAME=VALUE; repeatable.")
-    ] = None,
+    layer: Layer = None,
+    settings: Settings = None,
     batch: Sizes = "1,10,100",
     step: Step = 1,
     checkpoints: Checkpoints = ALL_CHECKPOINTS,
@@ -106,8 +101,7 @@ def evaluate(
         cases = cases.asking(read_choices(choices), choices_a_case) if choices else cases
         where = run_folder(out, f"evaluate {protocol} {editor} {cases.name} {Path(model).name}")
         opened_model = opened(model, device, dtype, decoder_starts)
-        if layer is None and needs_layer(editor) and "layers" not in chosen:
-            layer = located_layer(opened_model, progress=show_progress(quiet))
+        layer = layer_for(editor, opened_model, layer, chosen, progress=show_progress(quiet))
         found = run_evaluation(
             opened_model,
             editor_named(editor, opened_model, layer, **chosen),
