@@ -18,7 +18,7 @@ from editing.evaluation.cli import evaluate, explain_metric
 from editing.layer_check.cli import check_layers
 from editing.located import layer_for
 from editing.merged import merge, unmerge
-from editing.options import EditorName, Layer, Settings, named_values
+from editing.options import EditorName, Layer, Seed, Settings, named_values
 from editing.request import EditRequest
 from editing.scoring.generation import complete
 from editing.training.cli import train
@@ -56,7 +56,6 @@ app.command("explain-metric")(explain_metric)
 app.command()(recommend)
 app.command()(train)
 New = Annotated[str, typer.Option(help="The new continuation.")]
-Seed = Annotated[int, typer.Option(min=0, help="Of random prefixes and of the model's own text.")]
 EditFile = Annotated[Path, typer.Argument(help="A saved edit.")]
 Asked = Annotated[list[str] | None, typer.Option("--ask", help="A prompt to complete; may be repeated.")]
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -19,8 +19,11 @@ from editing.attachment import Attachment
 from editing.change import Change
 from editing.errors import BaseModelError, EditFailedError, EditOrderError
 from editing.generating import watch_generate
-from editing.request import EditRequest
+from editing.request import EditRequest, check_model
 from tracer.model import LanguageModel
+
+if TYPE_CHECKING:
+    from editing.lora import Adapter
 
 
 @dataclass(frozen=True)
@@ -79,6 +82,7 @@ class Edit:
             BaseModelError: these are not the weights the edit was made for.
             EditFailedError: it is applied already.
         """
+        check_model(model)
         if self.model is not None:
             raise EditFailedError("This edit is applied already. Undo it first, or load it again from its file.")
         found = model.fingerprint()
@@ -218,6 +222,12 @@ class Edit:
         from editing.merged import merge  # which builds on this module
 
         return merge(self, folder)
+
+    def to_peft(self, folder: str | Path, *, model: LanguageModel | None = None, rank: int | None = None) -> Adapter:
+        """Writes a LoRA adapter into a new folder, as `editing.to_peft`."""
+        from editing.lora import to_peft  # which builds on this module
+
+        return to_peft(self, folder, model=model, rank=rank)
 
     def save(self, path: str | Path) -> None:
         """Writes changes and attachments to one safetensors file, atomically; `editing.load_edit` reads it."""

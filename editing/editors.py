@@ -47,7 +47,7 @@ class Editor(Protocol):
         ...
 
 
-def editor_named(name: str, model: LanguageModel, layer: int | None = None, **settings: Any) -> Editor:
+def editor_named(name: str, model: LanguageModel, layer: int | None = None, /, **settings: Any) -> Editor:
     """The editor of this name for a model.
 
     Args:
@@ -60,11 +60,20 @@ def editor_named(name: str, model: LanguageModel, layer: int | None = None, **se
         RequestError: there is no such editor or setting, or a layer is missing.
     """
     check_name(name)
+    if "layer" in settings:
+        layer = _one_of(layer, settings.pop("layer"))
     try:
         return EDITORS[name](model, layer, **settings)
     except TypeError as error:
         given = ", ".join(f"{key}={value!r}" for key, value in settings.items())
         raise RequestError(f"{name} cannot be made with {given or 'no settings'}: {error}.") from error
+
+
+def _one_of(layer: int | None, setting: Any) -> Any:
+    """The layer, told as an argument or as a setting."""
+    if layer not in (None, setting):
+        raise RequestError(f"Layer {layer} or {setting}? Give one of the two.")
+    return setting
 
 
 def check_name(name: str) -> None:
@@ -82,6 +91,8 @@ def _one_layer(kind: Callable[..., Editor], model: LanguageModel, layer: int | N
 
 def _several_layers(kind: Callable[..., Editor], model: LanguageModel, layer: int | None, **settings: Any) -> Editor:
     if "layers" in settings:
+        if layer is not None:
+            raise RequestError(f"layer={layer} and layers={settings['layers']!r}: give one of the two.")
         return kind(**settings)
     return _one_layer(
         lambda layer, **others: kind(layers=layers_around(layer, model.n_layers), **others), model, layer, **settings
@@ -215,8 +226,8 @@ def check_located(name: str, settings: Mapping[str, Any]) -> None:
         raise RequestError(
             f"{name} does not write to the layer that tracing locates. Write `editing edit --editor {name}`."
         )
-    if "layers" in settings:
-        raise RequestError("Tracing locates the middle of the layers. Leave them out, or give it: --layer 3.")
+    for setting in {"layer", "layers"} & settings.keys():
+        raise RequestError(f"{setting}={settings[setting]!r}: leave it out, for the layer is what is looked for.")
 
 
 def family(name: str) -> str:

@@ -61,6 +61,6 @@ def layer_for(
     editor: str, model: LanguageModel, layer: int | None, settings: Mapping[str, Any], *, progress: bool | None = None
 ) -> int | None:
     """`layer`, or where none is given and an editor of this name with these settings needs one, the located one."""
-    if layer is not None or not needs_layer(editor) or "layers" in settings:
+    if layer is not None or not needs_layer(editor) or {"layer", "layers"} & settings.keys():
         return layer
     return located_layer(model, progress=progress)

@@ -21,6 +21,8 @@ from torch import Tensor
 from editing.change import Change, LowRank, Replacement
 from editing.edit import Edit
 from editing.errors import BaseModelError, EditFailedError, EditingWarning
+from editing.numbers import whole
+from editing.request import check_model
 from tracer.anatomy import is_stored_transposed
 from tracer.model import LanguageModel
 from tracer.storage import atomic_folder, write_json, write_tensors
@@ -59,6 +61,7 @@ def to_peft(edit: Edit, folder: str | Path, *, model: LanguageModel | None = Non
 
     Raises:
         EditFailedError: a change is not of low rank and no `rank` is given, or the folder exists.
+        RequestError: `rank` is no whole number.
         BaseModelError: no model is there to tell how the weights are stored, or it is another one.
     """
     folder, base = Path(folder), edit.model or model
@@ -66,9 +69,11 @@ def to_peft(edit: Edit, folder: str | Path, *, model: LanguageModel | None = Non
         raise EditFailedError(f"{folder} is there already. Give a new folder.")
     if not edit.changes:
         raise EditFailedError("This edit changes no weight, so there is nothing to adapt.")
-    if rank is not None and rank < 1:
+    if rank is not None and whole("rank", rank, 16) < 1:
         raise EditFailedError(f"rank={rank} keeps nothing. Write rank=16, or None for all.")
-    if base is None:
+    if base is not None:
+        check_model(base)
+    else:
         raise BaseModelError("This edit is not applied. Write to_peft(edit, folder, model=model).")
     if edit.model is None and base.fingerprint() != edit.base:
         raise BaseModelError(f"This edit was made for weights {edit.base[:12]}; {base.name} has others.")

@@ -10,6 +10,8 @@ from typing import Any
 
 from editing.errors import RequestError
 
+MOST_SEED = 2**32 - 1  # what numpy takes
+
 
 def whole(name: str, value: Any, instead: int) -> int:
     """`value` as an int; numpy's integers are whole numbers too.
@@ -32,10 +34,10 @@ def whole(name: str, value: Any, instead: int) -> int:
 
 
 def checked_seed(seed: Any) -> int:
-    """`seed` as an int of 0 or more; raises RequestError where it is none."""
+    """`seed` as an int from 0 to `MOST_SEED`; raises RequestError where it is none."""
     found = whole("seed", seed, 0)
-    if found < 0:
-        raise RequestError(f"seed={found} is below 0. Write seed=0.")
+    if not 0 <= found <= MOST_SEED:
+        raise RequestError(f"seed={found} is not from 0 to {MOST_SEED}. Write seed=0.")
     return found
 
 
@@ -79,6 +81,14 @@ def check_share(settings: object, instead: Mapping[str, float]) -> None:
 def check_number(settings: object, instead: Mapping[str, float]) -> None:
     """Sees that these settings are finite numbers; arguments and errors as those of `check_whole`."""
     _check(settings, instead, False, "that is finite", lambda value: True)
+
+
+def check_flag(settings: object, *names: str) -> None:
+    """Raises RequestError where one of these settings is neither True nor False."""
+    for name in names:
+        value = getattr(settings, name)
+        if not isinstance(value, bool):
+            raise RequestError(f"{name}={value!r} is neither True nor False. Write {name}=True or {name}=False.")
 
 
 def is_number(value: object) -> bool:

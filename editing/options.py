@@ -10,6 +10,7 @@ import typer
 
 from editing.editors import EDITORS
 from editing.errors import EvaluationError, RequestError
+from editing.numbers import MOST_SEED
 
 EditorName = Annotated[str, typer.Option("--editor", help=f"{', '.join(EDITORS)}.")]
 Layer = Annotated[
@@ -19,6 +20,10 @@ Layer = Annotated[
 Settings = Annotated[
     list[str] | None, typer.Option("--set", help="Another setting of the editor, NAME=VALUE; repeatable.")
 ]
+Seed = Annotated[
+    int, typer.Option(min=0, max=MOST_SEED, help="Of whatever is drawn: random prefixes, the model's own text.")
+]
+PYTHONS = {"True": True, "False": False, "None": None}
 
 
 def whole_numbers(listed: str, option: str, what: str = "whole numbers") -> tuple[int, ...]:
@@ -34,7 +39,7 @@ def whole_numbers(listed: str, option: str, what: str = "whole numbers") -> tupl
 
 
 def named_values(given: Sequence[str], option: str = "--set") -> dict[str, Any]:
-    """NAME=VALUE pairs; a value is JSON where it can be read so, else text.
+    """NAME=VALUE pairs; a value is JSON, or Python's True, False or None, where it can be read so, else text.
 
     Raises:
         EvaluationError: one without a name or a value.
@@ -45,7 +50,7 @@ def named_values(given: Sequence[str], option: str = "--set") -> dict[str, Any]:
         if not equals or not name:
             raise EvaluationError(f"{option} {one!r} says no value. Write {option} {one or 'clamp'}=2.")
         try:
-            found[name] = hashable(json.loads(value))
+            found[name] = PYTHONS[value] if value in PYTHONS else hashable(json.loads(value))
         except ValueError:
             found[name] = value
     return found

@@ -171,4 +171,10 @@ def test_check_layers_by_command(model_folder, tmp_path) -> None:
     refused = CliRunner().invoke(app, [str(argument) for argument in [*arguments, "--layers", "0;2"]])
     assert refused.exit_code == 2 and "RequestError: --layers '0;2' is no list of layers" in refused.stderr
     refused = CliRunner().invoke(app, [str(argument) for argument in [*arguments, "--editor", "kn"]])
-    assert refused.exit_code == 2 and "RequestError: kn is told no layer to write to" in refused.stderr
+    assert refused.exit_code == 2 and "RequestError: kn does not write to the layer" in refused.stderr
+    layers = [*arguments, "--editor", "memit", "--set", "layers=[1,2]"]
+    refused = CliRunner().invoke(app, [str(argument) for argument in layers])
+    assert refused.exit_code == 2 and "RequestError: layers=(1, 2): leave it out" in refused.stderr
+    (tmp_path / "records.json").write_text(json.dumps([{"src": "Who?"}]))
+    refused = CliRunner().invoke(app, [str(argument) for argument in arguments])
+    assert refused.exit_code == 2 and "EvaluationError: Record 0: no 'requested_rewrite'" in refused.stderr

@@ -11,6 +11,7 @@ import tracer
 from editing import (
     FT,
     ROME,
+    AlphaEdit,
     BaseModelError,
     EditFailedError,
     EditOrderError,
@@ -100,6 +101,24 @@ def test_another_model_is_refused(toy_model: tracer.LanguageModel, tokenizer, tm
         load_edit(tmp_path / "edit.safetensors").apply(other)
     with pytest.raises(BaseModelError):  # the same model, but edited already
         load_edit(tmp_path / "edit.safetensors").apply(toy_model)
+
+
+def test_what_tracer_did_not_open_is_refused(toy_model: tracer.LanguageModel, tmp_path) -> None:
+    edit = ROME(layer=1, **QUICK).apply(toy_model, [REQUEST])
+    edit.undo()
+    for other in (toy_model.torch, None):
+        with pytest.raises(BaseModelError, match=r"Write model = tracer.load\(model\) first"):
+            edit.apply(other)
+    with pytest.raises(BaseModelError, match="tracer.load"):
+        edit.to_peft(tmp_path / "adapter", model=toy_model.torch)
+
+
+def test_a_loaded_edit_tells_what_the_fresh_one_told(toy_model: tracer.LanguageModel, tmp_path) -> None:
+    edit = AlphaEdit(layers=(1, 2), **QUICK).apply(toy_model, [REQUEST])
+    edit.save(tmp_path / "edit.safetensors")
+    loaded = load_edit(tmp_path / "edit.safetensors")
+    assert loaded.summary == edit.summary and [one["layer"] for one in loaded.summary["layers"]] == [1, 2]
+    assert loaded.diagnostics == edit.diagnostics
 
 
 def test_an_edit_is_applied_once(toy_model: tracer.LanguageModel) -> None:

@@ -126,6 +126,11 @@ def test_cases_edited_together_are_as_many_as_asked_for_and_edit_different_facts
     assert most.left_out == {"edits a fact of an earlier record again": 2}
 
 
+def rewritten(**changes) -> dict:
+    """`RECORD` with another request."""
+    return {**RECORD, "requested_rewrite": {**RECORD["requested_rewrite"], **changes}}
+
+
 @pytest.mark.parametrize(
     ("records", "said"),
     [
@@ -133,7 +138,18 @@ def test_cases_edited_together_are_as_many_as_asked_for_and_edit_different_facts
         ([], "is of no known format"),
         ([RECORD, RECORD], "several records with case_id 3"),
         ([{**ZSRE, "alt": None}], "holds no case for zsre-survey"),
-        ([{**RECORD, "requested_rewrite": {}}], "record 0: no 'target_new'"),
+        ([{**RECORD, "requested_rewrite": {}}], "record 0: no 'prompt'"),
+        ([RECORD, ["no", "record"]], "record 1 is none of counterfact"),
+        ([{**ZSRE, "answers": "Paris"}], r"record 0 is none of zsre: answers is 'Paris', no list of texts"),
+        ([{**ZSRE, "loc_ans": None}], "loc_ans is None, no text"),
+        ([{**ZSRE, "answers": []}], "'the answer to write is empty': 1"),
+        ([{**ZSRE, "alt": 3}], "none of zsre-survey: alt is 3, no text"),
+        ([{**RECORD, "paraphrase_prompts": "Go to"}], "paraphrase_prompts is 'Go to', no list of texts"),
+        ([{**RECORD, "paraphrase_prompts": [1]}], r"paraphrase_prompts is \[1\], no list of texts"),
+        ([rewritten(prompt="France is")], "'France is', without {} for the subject"),
+        ([rewritten(target_true=None)], "requested_rewrite is {.*which has no target_true.str"),
+        ([rewritten(target_new={"str": 5})], "requested_rewrite.target_new.str is 5, no text"),
+        ([rewritten(target_new={"str": " "})], "'the answer to write is empty': 1"),
     ],
 )
 def test_a_file_that_gives_no_cases_is_refused(tmp_path: Path, records: list[dict], said: str) -> None:

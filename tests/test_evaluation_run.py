@@ -44,6 +44,15 @@ def records_of(folder: Path, protocol: str) -> list[str]:
     return TIMES.sub("", (folder / RECORDS[protocol]).read_text(encoding="utf-8")).splitlines()
 
 
+def test_a_text_longer_than_the_context_is_named_before_anything_runs(data: Path, model_folder: Path, tmp_path) -> None:
+    whole = records()
+    whole[1]["neighborhood_prompts"] = ["go " * 600]
+    data.write_text(json.dumps(whole), encoding="utf-8")
+    told = run(data, model_folder, tmp_path / "out", code=2)
+    assert re.search(rf"EvaluationError: Case {whole[1]['case_id']}, neighborhood: 'go go .* has \d+ tokens", told)
+    assert not (tmp_path / "out").exists() or not list((tmp_path / "out").glob("cases*"))
+
+
 @pytest.mark.parametrize("protocol", RECORDS)
 def test_a_run_cut_off_in_a_line_goes_on_and_ends_with_the_same_records(
     data: Path, model_folder: Path, tmp_path: Path, protocol: str
@@ -101,11 +110,11 @@ def test_a_folder_whose_run_could_not_begin_takes_the_mended_one(toy_model, data
 def test_without_a_layer_and_without_a_fact_that_the_model_knows_a_layer_is_asked_for(
     data: Path, model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("editing.evaluation.cli.located_layer", lambda *_, **__: None)
+    monkeypatch.setattr("editing.located.located_layer", lambda *_, **__: None)
     words = ["evaluate", "--data", data, "--model", model_folder, "--out", tmp_path / "out", "--editor", "memit"]
     told = CliRunner().invoke(app, list(map(str, words)))
     assert told.exit_code == 2 and "Which layer" in told.output
-    monkeypatch.setattr("editing.evaluation.cli.located_layer", lambda *_, **__: 1)
+    monkeypatch.setattr("editing.located.located_layer", lambda *_, **__: 1)
     settings = ["--set", "steps=2", "--set", "context_plan=[]", "--set", "tokens=200", "--no-free", "--text", "0"]
     told = CliRunner().invoke(app, [*map(str, words), *settings, "--n", "1"])
     assert told.exit_code == 0, told.output

@@ -231,6 +231,11 @@ def test_published_settings_are_found_by_name() -> None:
     assert FT.preset("openai-community/gpt2-xl") == FT(layer=0, loss="prompt_last", radius=5e-4)
     assert FT.preset("gpt2-xl", "FT") == FT(layer=1, loss="prompt_last")
     assert FT.preset("EleutherAI/gpt-j-6B", "FT-M") == FT(layer=21)
+    assert FT.preset("gpt2-xl", "FT", layer=2, steps=5) == FT(layer=2, loss="prompt_last", steps=5)
+    with pytest.raises(RequestError, match="FT has no setting lyer. It has layer, loss"):
+        FT.preset("gpt2-xl", lyer=2)
+    with pytest.raises(RequestError, match="None is no name of a model"):
+        FT.preset(None)
     for name, variants in PRESETS.items():
         assert [FT.preset(name, variant).variant for variant in variants] == list(variants)
     with pytest.raises(RequestError, match="No published settings for gpt2-xl FT-M: .*suited_to"):
@@ -243,6 +248,14 @@ def test_settings_are_derived_for_other_models(toy_model: tracer.LanguageModel) 
     weight = toy_model.anatomy.value_matrix(0).weight
     assert ball.layer == 0 and 0 < ball.radius < 0.1 * weight.detach().std()
     assert FT.suited_to(toy_model, "FT").variant == "FT"
+
+
+def test_a_change_that_may_harm_the_model_is_said(toy_model: tracer.LanguageModel) -> None:
+    with (
+        pytest.warns(EditingWarning, match=r"The change is \d\.\d\d of the weight's norm .* lower rate, or a radius"),
+        FT(layer=1, rate=0.05, steps=60).apply(toy_model, [REQUEST]) as edit,
+    ):
+        assert edit.diagnostics[0]["relative_change"] > 0.5
 
 
 def test_bad_settings_and_models_are_refused(toy_model: tracer.LanguageModel, monkeypatch) -> None:
@@ -262,6 +275,9 @@ def test_bad_settings_and_models_are_refused(toy_model: tracer.LanguageModel, mo
         FT(layer=LAYERS).apply(toy_model, [REQUEST])
     with pytest.raises(RequestError, match="become both"):
         FT(layer=1).apply(toy_model, [REQUEST, LONG])
+    for make in (FT(layer=1).apply, FT(layer=1).each):
+        with pytest.raises(RequestError, match="seed=-1 is not from 0 to 4294967295"):
+            make(toy_model, [REQUEST], seed=-1)
     mixture = tracer.load(FAMILIES["Mixtral"].build(), tokenizer=toy_model.tokenizer, check=False)
     with pytest.raises(AnatomyError, match="no single MLP output matrix"):
         FT(layer=1).apply(mixture, [REQUEST])

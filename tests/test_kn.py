@@ -312,10 +312,22 @@ def test_settings_and_models_that_cannot_work_are_refused(toy_model: tracer.Lang
         ({"nodes": 2.5}, "no whole number"),
         ({"share": 70}, "no number from 0 to 1"),
         ({"add": "8"}, "add='8' is no number"),
+        ({"in_norms": "no"}, "in_norms='no' is neither True nor False"),
+        ({"aim": 5}, r"aim=5 is no pair .* aim=\(2, 5\), or None"),
+        ({"aim": (5, 2)}, "does not rise"),
+        ({"aim": (-3, -1)}, "does not rise"),
+        ({"aim": (0.5, 2.5)}, "aim=0.5 is no whole number"),
+        ({"ways": ["a"]}, "are no prompts by a request's prompt"),
+        ({"ways": {"a": "abc"}}, "are no prompts by a request's prompt"),
+        ({"ways": {"a": [1]}}, "are no prompts by a request's prompt"),
+        ({"others": REQUEST}, "are no EditRequests"),
+        ({"others": [{"prompt": "x"}]}, "are no EditRequests"),
     ):
         with pytest.raises(RequestError, match=said):
             KN(**options)
     assert [KN.preset(name).nodes for name in PRESETS] == [20] * len(PRESETS)
+    with pytest.raises(RequestError, match="seed='x' is no whole number"):
+        KN().apply(toy_model, [REQUEST], seed="x")
     with pytest.raises(RequestError, match="bert, gpt, gpt-j"):
         KN.preset("llama")
     mixture = tracer.load(FAMILIES["Mixtral"].build(), tokenizer=toy_model.tokenizer, check=False)

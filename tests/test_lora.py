@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from test_edit import OTHER, REQUEST
 
 import tracer
-from editing import ROME, BaseModelError, EditFailedError, EditingWarning, load_edit
+from editing import ROME, BaseModelError, EditFailedError, EditingWarning, RequestError, load_edit
 from editing.change import LowRank
 from editing.edit import Edit
 from editing.fine_tuning.ft import FT
@@ -134,6 +134,9 @@ def test_what_cannot_be_written_is_refused(toy_model: tracer.LanguageModel, toke
         to_peft(edit, tmp_path / "adapter", model=tracer.load(tiny_gpt2().double(), tokenizer=tokenizer, check=False))
     with pytest.raises(EditFailedError, match="keeps nothing"):
         to_peft(edit, tmp_path / "adapter", model=toy_model, rank=0)
+    for rank in ("16", 2.5, True):
+        with pytest.raises(RequestError, match="is no whole number. Write rank=16"):
+            edit.to_peft(tmp_path / "adapter", model=toy_model, rank=rank)
     with pytest.raises(EditFailedError, match="changes no weight"):
         to_peft(Edit((), (), {}, edit.base), tmp_path / "adapter", model=toy_model)
     to_peft(edit, tmp_path / "adapter", model=toy_model)

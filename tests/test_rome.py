@@ -272,8 +272,30 @@ def test_bad_requests_are_refused_before_the_model_runs(toy_model: tracer.Langua
         ROME(layer=1).apply(toy_model, [REQUEST, dataclasses.replace(REQUEST, new="Rome")])
     with pytest.raises(RequestError, match="no EditRequest"):
         ROME(layer=1).apply(toy_model, ["Paris"])
-    with pytest.raises(RequestError, match="r-rome, rome, p-rome"):
-        ROME(layer=1, variant="s-rome")
+    with pytest.raises(RequestError, match="seed=4294967296 is not from 0"):
+        ROME(layer=1).apply(toy_model, [REQUEST], seed=2**32)
+    for options, said in (
+        ({"variant": "s-rome"}, "r-rome, rome, p-rome"),
+        ({"identity": "False"}, "identity='False' is neither True nor False. Write identity=True or"),
+        ({"skip_first": 1}, "skip_first=1 is neither"),
+        ({"corpus": 5}, "corpus=5 is no path"),
+        ({"values_folder": 5}, "values_folder=5 is no path"),
+    ):
+        with pytest.raises(RequestError, match=said):
+            ROME(layer=1, **options)
+
+
+def test_prefixes_that_do_not_fit_are_told_apart_from_prompts_that_do_not(toy_model: tracer.LanguageModel) -> None:
+    room = toy_model.context_length
+    prompt = "The Space Needle" + " is" * (room - 20)
+    fits = EditRequest(prompt, "The Space Needle", " Paris")
+    n_tokens = len(toy_model.tokenizer(f"{prompt} Paris").input_ids)
+    assert room - 20 < n_tokens <= room
+    plan = {**QUICK, "context_plan": ((2, 40),)}
+    with pytest.raises(FactError, match=rf"tokens with its answer, and \d+ with .* takes {room}. Write context_plan"):
+        ROME(layer=1, **plan).apply(toy_model, [fits])
+    with pytest.raises(FactError, match="Shorten it"):
+        ROME(layer=1, **plan).apply(toy_model, [dataclasses.replace(fits, prompt=prompt + " is" * 40)])
 
 
 @pytest.mark.parametrize(

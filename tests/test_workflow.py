@@ -176,6 +176,14 @@ def test_other_editors_write_where_it_was_located(folder: Path, editor: str) -> 
     assert {"memit": "MEMIT at layer 1,", "ft-l": "FT-L at layer 1,"}[editor] in told
 
 
+def test_a_layer_may_be_told_as_a_setting(folder: Path) -> None:
+    saved, quick = folder / "edit.safetensors", ["tokens=700", "steps=4", "context_plan=[]", "skip_first=False"]
+    settings = [part for one in ["layer=2", *quick] for part in ("--set", one)]
+    model = ["--model", folder / "model", "--save", saved]
+    run(editing_app, "edit", *PROMPT, "--new", "Paris", *settings, *model)
+    assert load_edit(saved).editor["layer"] == 2 and load_edit(saved).editor["skip_first"] is False
+
+
 def test_an_editor_that_needs_no_layer_edits_by_command(folder: Path) -> None:
     saved, model = folder / "edit.safetensors", ["--model", folder / "model"]
     made = ["--editor", "ike", "--set", "count=0", "--save", saved, *model, "--json"]
@@ -188,7 +196,15 @@ def test_an_editor_that_needs_no_layer_edits_by_command(folder: Path) -> None:
     [
         (["edit", "--editor", "roam"], "RequestError: There is no editor 'roam'. Choose from r-rome,"),
         (["locate-then-edit", "--editor", "serac"], "RequestError: serac does not write to the layer"),
-        (["locate-then-edit", "--editor", "memit", "--set", "layers=[1]"], "or give it: --layer 3."),
+        (["locate-then-edit", "--editor", "memit", "--set", "layers=[1]"], "layers=(1,): leave it out"),
+        (["edit", "--set", "layer=1", "--layer", "2", "--model", "MODEL"], "Layer 2 or 1? Give one of the two"),
+        (
+            ["edit", "--editor", "memit", "--set", "layers=[1]", "--layer", "2", "--model", "MODEL"],
+            "give one of the two",
+        ),
+        (["edit", "--set", "model=1", "--layer", "1", "--model", "MODEL"], "rome cannot be made with model=1"),
+        (["edit", "--set", "identity=maybe", "--layer", "1", "--model", "MODEL"], "identity='maybe' is neither"),
+        (["edit", "--set", "radius=None", "--editor", "grace", "--model", "MODEL"], "radius=None is no number"),
         (["edit", "--set", "clam=2", "--layer", "1", "--model", "MODEL"], "rome cannot be made with clam=2"),
     ],
 )

@@ -21,7 +21,7 @@ from editing.added_parameters.calinet_training import Fit, chunks_of, fit_branch
 from editing.added_parameters.side_branch import check_place, model_activation, wide
 from editing.edit import Edit
 from editing.errors import RequestError
-from editing.numbers import check_above_zero, check_not_negative, check_whole, checked_seed, whole
+from editing.numbers import check_above_zero, check_flag, check_not_negative, check_whole, checked_seed, whole
 from editing.request import EditRequest, check_model
 from tracer.facts import paraphrases
 from tracer.model import LanguageModel
@@ -73,6 +73,7 @@ class CaliNet:
                 raise RequestError(f"{name}={getattr(self, name)!r}: choose from {', '.join(get_args(kinds))}.")
         check_whole(self, {"steps": 500, "batch": 512, "keep": 32} | ({} if self.slots is None else {"slots": 64}))
         check_above_zero(self, {"rate": 1e-3})
+        check_flag(self, "gated", "paraphrased")
         check_not_negative(self, {"stop_below": 0.05, "keep_weight": 1.0})
 
     @classmethod

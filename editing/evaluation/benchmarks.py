@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -121,41 +122,68 @@ def read_benchmark(
 
 def _read(path: str | Path, number: int, record: Record, protocol: str) -> Case | str:
     """The case of a record, or why it is none."""
-    try:
+    with _naming(f"{path}, record {number}", protocol):
         return PROTOCOLS[protocol][1](record, str(record.get("case_id", number)))
-    except (KeyError, TypeError, IndexError) as error:
-        raise EvaluationError(f"{path}, record {number}: no {error} for {protocol}.") from error
 
 
-def counterfact_case(record: Record, label: str) -> Case:
+@contextmanager
+def _naming(where: str, protocol: str) -> Iterator[None]:
+    """Names the record whose fields are not those of the protocol."""
+    try:
+        yield
+    except KeyError as error:
+        raise EvaluationError(f"{where}: no {error} for {protocol}.") from error
+    except (RequestError, TypeError, IndexError, ValueError, AttributeError) as error:
+        raise EvaluationError(f"{where} is none of {protocol}: {error}.") from error
+
+
+def counterfact_cases(records: Sequence[Record]) -> list[Case]:
+    """The cases of CounterFact records, each with its case_id or its place as its label.
+
+    Raises:
+        EvaluationError: one of another format, or without an answer to write.
+    """
+    cases = []
+    for number, record in enumerate(records):
+        with _naming(f"Record {number}", "counterfact"):
+            case = counterfact_case(record, str(record.get("case_id", number)))
+        if isinstance(case, str):
+            raise EvaluationError(f"Record {number} is no case: {case}.")
+        cases.append(case)
+    return cases
+
+
+def counterfact_case(record: Record, label: str) -> Case | str:
     """A CounterFact record (Meng et al. 2022): both targets compete on every prompt."""
-    new = record["requested_rewrite"]["target_new"].get("id")
     read = published.counterfact(record)
+    new = record["requested_rewrite"]["target_new"].get("id")
     topic = (read.relation, new) if read.relation and new else None
     return _case(read, record, label, tuple(record.get("generation_prompts", ())), topic)
 
 
-def flat_case(record: Record, label: str) -> Case:
+def flat_case(record: Record, label: str) -> Case | str:
     """A record of CounterFact's flat edition (Yao et al. 2023): one paraphrase, one neighbour."""
     return _case(published.flat(record), record, label)
 
 
-def zsre_case(record: Record, label: str) -> Case:
+def zsre_case(record: Record, label: str) -> Case | str:
     """A zsRE record in the protocol of ROME and MEMIT: write `answers[0]`; the neighbour is a full question."""
-    question = record["loc"] if record["loc"].rstrip().endswith("?") else f"{record['loc']}?"
-    return _case(published.zsre({**record, "loc": question}, record["answers"][0]), {}, label)
+    question, answers = published.text(record, "loc"), published.texts(record, "answers")
+    question = question if question.rstrip().endswith("?") else f"{question}?"
+    return _case(published.zsre({**record, "loc": question}, answers[0] if answers else ""), {}, label)
 
 
 def survey_case(record: Record, label: str) -> Case | str:
     """A zsRE record in the protocol of the surveys: write `alt`; a record without it is left out."""
-    if not (record["alt"] or "").strip():
-        return "alt is empty"
-    return _case(published.zsre(record, record["alt"]), record, label)
+    alt = published.text({**record, "alt": record["alt"] or ""}, "alt")
+    return _case(published.zsre(record, alt), record, label) if alt.strip() else "alt is empty"
 
 
-def knowedit_case(record: Record, label: str) -> Case:
+def knowedit_case(record: Record, label: str) -> Case | str:
     """A KnowEdit record (Zhang et al. 2024): its kinds of portability and locality are groups."""
     case = _case(published.knowedit(record), {}, label)
+    if isinstance(case, str):
+        return case
     return dataclasses.replace(case, groups=(*case.groups, *knowedit_groups(record)))
 
 
@@ -174,13 +202,15 @@ def _case(
     label: str,
     samples: tuple[str, ...] = (),
     topic: tuple[str, str] | None = None,
-) -> Case:
-    """The three groups that every format has, then those of the further fields of this record."""
+) -> Case | str:
+    """The three groups that every format has, then those of the further fields of this record; or why it is no case."""
     new, true = read.new, read.true
-    neighbours = tuple(Ask(prompt, answer, new if true else None) for prompt, answer in read.neighbours)
+    if not new:
+        return "the answer to write is empty"
+    neighbours = tuple(Ask(prompt, answer, new if true else None) for prompt, answer in read.neighbours if answer)
     groups = (
-        Group("rewrite", (Ask(read.prompt, new, true),)),
-        Group("paraphrase", tuple(Ask(prompt, new, true) for prompt in read.paraphrases)),
+        Group("rewrite", (Ask(read.prompt, new, true or None),)),
+        Group("paraphrase", tuple(Ask(prompt, new, true or None) for prompt in read.paraphrases if prompt.strip())),
         Group("neighborhood", neighbours, stays=True),
         *portability_groups(record, read),
         *side_effect_groups(record, read),

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from editing.editors import Editor
-from editing.evaluation.benchmarks import counterfact_case
+from editing.evaluation.benchmarks import counterfact_cases
 from editing.evaluation.case import CaseScores
 from editing.evaluation.examination import Examination, Questions
 from editing.evaluation.single import single_edits
@@ -24,7 +24,11 @@ def evaluate_counterfact(
     seed: int = 0,
     progress: bool | None = None,
 ) -> Iterator[CaseScores]:
-    """Edits, scores and undoes one record after the other, teacher-forced only (see `single_edits`)."""
-    cases = [counterfact_case(record, str(record["case_id"])) for record in records]
+    """Edits, scores and undoes one record after the other, teacher-forced only (see `single_edits`).
+
+    Raises:
+        EvaluationError: a record that is none of CounterFact.
+    """
+    cases = counterfact_cases(records)
     examination = Examination(model, Questions(free=False, kl=False))
     yield from single_edits(examination, editor, cases, seed=seed, progress=progress)

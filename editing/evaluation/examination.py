@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from editing.errors import EvaluationError
 from editing.evaluation.alarms import PASSAGES, CollapseAlarm, GeneralText
 from editing.evaluation.base import Base
 from editing.evaluation.case import Case
@@ -18,6 +19,9 @@ from editing.scoring.distributions import MAX_BYTES, Moved
 from editing.scoring.generation import answers, seeded_samples
 from editing.scoring.scores import target_scores
 from tracer.model import LanguageModel
+from tracer.model.inputs import target_encoding
+
+SPECIAL = 8  # tokens that a tokenizer adds, at most
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +64,23 @@ class Examination:
         snippets = self.questions.snippets
         self._alarm = CollapseAlarm(model, passages=PASSAGES[: self.questions.text]) if self.questions.text else None
         self._weights = TfIdf.fitted([text for texts in snippets.values() for text in texts]) if snippets else None
+
+    def check_lengths(self, cases: Sequence[Case]) -> None:
+        """Raises EvaluationError where the model cannot read what is asked of a case, and says which."""
+        most = self.model.context_length
+        if most is None:
+            return
+        for case in cases:
+            for group in case.groups:
+                for prompt, target in (pair for ask in group.asks for pair in ask.pairs):
+                    if len(prompt.encode()) + len(target.encode()) + SPECIAL <= most:
+                        continue  # a token is a byte at least
+                    read = len(target_encoding(self.model, prompt, target).ids) - 1
+                    if read > most:
+                        raise EvaluationError(
+                            f"Case {case.id}, {group.name}: {prompt[:60]!r}... has {read} tokens with its answer; "
+                            f"{self.model.name} takes {most}. Leave the record out of the file, or that prompt."
+                        )
 
     def before(self, cases: Sequence[Case]) -> list[dict[str, float]]:
         """The metrics of the unedited model. Call it before the edit: it is what `after` compares with."""

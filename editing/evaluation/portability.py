@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from editing.evaluation.case import Ask, Group
-from editing.published import Published, aliases
+from editing.published import Published, aliases, text, texts
 from editing.scoring.scores import Pair
 from tracer.facts.bundled import filled
 
@@ -26,25 +26,25 @@ FOLLOWING = frozenset({"portability", "inverse question", "alternative_subject",
 def portability_groups(record: Record, read: Published) -> Iterator[Group]:
     """The groups of a record of the survey's files that should follow the edit."""
     if "alter_subject_question" in record:
-        yield Group("subject_replace", (Ask(record["alter_subject_question"], read.new),))
+        yield Group("subject_replace", (Ask(text(record, "alter_subject_question"), read.new),))
     elif "alternative_subject" in record:
-        prompt = filled(record["requested_rewrite"]["prompt"], record["alternative_subject"].strip())
+        prompt = filled(text(record, "requested_rewrite", "prompt"), text(record, "alternative_subject").strip())
         yield Group("subject_replace", (Ask(prompt, read.new, read.true),))
     if "inverse question" in record:
-        yield Group("reversed_relation", (Ask(record["inverse question"], read.subject),))
+        yield Group("reversed_relation", (Ask(text(record, "inverse question"), read.subject),))
     if "portability" in record:
-        asked = record["portability"]
-        hop = recalled(asked["Recalled Relation"], read.new)
-        yield Group("one_hop", (Ask(asked["New Question"], asked["New Answer"].strip(), hop=hop),))
+        names = ("Recalled Relation", "New Question", "New Answer")
+        relation, question, answer = (text(record, "portability", name) for name in names)
+        yield Group("one_hop", (Ask(question, answer.strip(), hop=recalled(relation, read.new)),))
 
 
 def side_effect_groups(record: Record, read: Published) -> Iterator[Group]:
     """The groups of a record of the survey's files that should stay as they are."""
     if "unrelated_relation" in record:
-        asked = record["unrelated_relation"]
-        yield Group("other_relation", (Ask(asked["question"], asked["object"].strip()),), stays=True)
+        question, answer = (text(record, "unrelated_relation", name) for name in ("question", "object"))
+        yield Group("other_relation", (Ask(question, answer.strip()),), stays=True)
     if "distracting_neighborhood_prompts" in record:
-        prompts = record["distracting_neighborhood_prompts"]
+        prompts = texts(record, "distracting_neighborhood_prompts")
         asks = tuple(Ask(prompt, read.true or "", read.new) for prompt in prompts)
         yield Group("distracting_neighborhood", asks, stays=True)
 

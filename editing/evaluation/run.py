@@ -57,7 +57,8 @@ def evaluate(
         progress: show bars.
 
     Raises:
-        EvaluationError: another evaluation in the folder, sizes that do not fit, an editor that cannot be undone.
+        EvaluationError: another evaluation in the folder, sizes that do not fit, a text longer than the model's
+            context, an editor that cannot be undone.
     """
     check_protocol(protocol)
     folder, questions = Path(folder), questions or Questions()
@@ -72,6 +73,7 @@ def evaluate(
     known_hops: Sequence[int] = ()
     if questions.known_hops:
         cases, *known_hops = with_known_hops(examination.base, cases)
+    examination.check_lengths(cases)
     if protocol == "batch":
         check_batches(cases, sizes)
     about = manifest(examination, editor, benchmark, cases, settings, conflicts=conflicts, known_hops=known_hops)

@@ -24,8 +24,9 @@ from editing.errors import EditFailedError, EditingWarning, RequestError
 from editing.fine_tuning.descent import Descent, Loss, batch_of, descend
 from editing.fine_tuning.side_by_side import descend_each, most_together
 from editing.fine_tuning.trained_matrix import trained_parameters
-from editing.locate_then_edit.complaints import LOST
-from editing.numbers import check_above_zero, check_not_negative, check_whole
+from editing.locate_then_edit.complaints import LARGE_CHANGE, LOST
+from editing.locate_then_edit.presets import known_settings, short_name
+from editing.numbers import check_above_zero, check_not_negative, check_whole, checked_seed
 from editing.request import EditRequest, check_requests, listed
 from editing.scoring.scores import target_scores
 from editing.writing import writing
@@ -85,20 +86,20 @@ class FT:
         return "FT" if self.radius is None else "FT-L"
 
     @classmethod
-    def preset(cls, name: str, variant: Variant | None = None) -> FT:
-        """The published settings for a model such as "gpt2-xl"; without `variant` the first there are.
+    def preset(cls, name: str, variant: Variant | None = None, **changes: Any) -> FT:
+        """The published settings for a model such as "gpt2-xl", with changes; without `variant` the first there are.
 
         Raises:
-            RequestError: none are published.
+            RequestError: none are published, or there is no such setting.
         """
-        known = PRESETS.get(name.rpartition("/")[2].lower(), {})
+        known = PRESETS.get(short_name(name), {})
         if not known or (variant is not None and variant not in known):
             there = "; ".join(f"{model} ({', '.join(variants)})" for model, variants in PRESETS.items())
             raise RequestError(
                 f"No published settings for {name} {variant or ''}: {there}. Or write FT.suited_to(model)."
             )
         chosen = variant or next(iter(known))
-        return cls(loss=_loss(chosen), **known[chosen])
+        return cls(**{"loss": _loss(chosen), **known[chosen], **known_settings(cls, changes)})
 
     @classmethod
     def suited_to(cls, model: LanguageModel, variant: Variant = "FT-M") -> FT:
@@ -134,7 +135,7 @@ class FT:
             RequestError: two requests for one prompt and subject.
             EditFailedError: the loss became NaN, or rounding swallows the change; the model is as it was.
         """
-        requests = listed(requests)
+        requests, seed = listed(requests), checked_seed(seed)
         self._check(model, requests)
         edit = Edit(tuple(requests), (), self._settings(seed), model.fingerprint())
         with writing(edit, model):
@@ -149,7 +150,7 @@ class FT:
 
         Takes and raises what `apply` does; `edit.apply(model)` writes one.
         """
-        requests = listed(requests)
+        requests, seed = listed(requests), checked_seed(seed)
         for request in requests:  # they may contradict each other
             self._check(model, [request])
         found, most = [], most_together(model, self.layer)
@@ -235,7 +236,14 @@ class FT:
 
     def _warn(self, edit: Edit) -> None:
         """Says what went less well than it should."""
-        lost = edit.diagnostics[0]["lost_by_rounding"]
+        lost, change = (edit.diagnostics[0][name] for name in ("lost_by_rounding", "relative_change"))
+        if change > LARGE_CHANGE:
+            warnings.warn(
+                f"The change is {change:.2f} of the weight's norm and may harm the model. Use fewer steps, a lower "
+                f"rate, or a radius.",
+                EditingWarning,
+                stacklevel=4,
+            )
         if lost > LOST:
             warnings.warn(
                 f"{lost:.0%} of the change is lost by rounding. Fine-tune in float32.", EditingWarning, stacklevel=4

@@ -22,7 +22,7 @@ import pandas as pd
 import tracer
 from editing.editors import Editor
 from editing.errors import RequestError
-from editing.evaluation.benchmarks import counterfact_case
+from editing.evaluation.benchmarks import counterfact_cases
 from editing.evaluation.case import CaseScores
 from editing.evaluation.counterfact import MAGNITUDES, SCORES
 from editing.evaluation.examination import Examination, Questions
@@ -148,7 +148,9 @@ def check_by_editing(
     Raises:
         SiteError: the average has no such map, or the model no such layer.
         RequestError: no records, fewer than two layers, or an average of other weights.
+        EvaluationError: a record that is none of CounterFact.
     """
+    counterfact_cases(records)  # one that is none is refused before anything runs
     place = tracer.locate(average, kind=kind, role=role)
     chosen = tuple(sorted(set(range(model.n_layers) if layers is None else layers)))
     _check(model, average, records, chosen)
@@ -211,8 +213,7 @@ class _Sweep:
         if len(kept) == len(records):
             steps.update(len(kept))
             return [CaseScores(**json.loads(path.read_text(encoding="utf-8"))) for path in kept]
-        cases = [counterfact_case(record, str(record.get("case_id", number))) for number, record in enumerate(records)]
-        found = []
+        cases, found = counterfact_cases(records), []
         for case, path in zip(
             single_edits(self.examination, editor, cases, seed=self.seed, progress=False), paths, strict=True
         ):

@@ -8,12 +8,11 @@ from typing import Annotated, Any
 import typer
 
 import tracer
-from editing.editors import check_name, editor_named, needs_layer
-from editing.errors import RequestError
+from editing.editors import check_located, editor_named
 from editing.evaluation import bundled_records
 from editing.evaluation.slices import chosen_numbers
 from editing.layer_check.check import check_by_editing
-from editing.options import named_values, whole_numbers
+from editing.options import EditorName, Seed, Settings, named_values, whole_numbers
 from tracer.console import AsJson, Device, Dtype, Model, Out, Quiet, opened, reported, result, run_folder, show_progress
 from tracer.facts import bundled, spread_over_relations
 from tracer.facts.readers import read_records
@@ -33,11 +32,9 @@ def check_layers(
     n: Annotated[int, typer.Option(min=1, help="Facts to edit at each layer.")] = 6,
     layers: Annotated[str, typer.Option(help="Comma-separated; default: every --every-th.")] = "",
     every: Annotated[int, typer.Option(min=1, help="Edit at layers 0, EVERY, 2 EVERY ...")] = 1,
-    editor: Annotated[str, typer.Option(help="What edits: r-rome, emmet, ft-l ...")] = "r-rome",
-    settings: Annotated[
-        list[str] | None, typer.Option("--set", help="Another setting of the editor, NAME=VALUE; repeatable.")
-    ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of random prefixes and of the model's own text.")] = 0,
+    editor: EditorName = "r-rome",
+    settings: Settings = None,
+    seed: Seed = 0,
     model: Model = "gemma-3-270m",
     device: Device = None,
     dtype: Dtype = "float32",
@@ -50,12 +47,8 @@ def check_layers(
     from tracer.plot import save_figure
 
     with reported():
-        check_name(editor)
-        if not needs_layer(editor):
-            raise RequestError(
-                f"{editor} is told no layer to write to. Choose an editor that is, e.g. --editor r-rome."
-            )
         asked, chosen = whole_numbers(layers, "--layers", "layers"), named_values(settings or [])
+        check_located(editor, chosen)
         saved = None if source is None else saved_average(source)
         opened_model = opened(model, device, dtype)
         folder = run_folder(out, f"check layers {Path(model).name}")

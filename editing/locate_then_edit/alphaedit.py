@@ -61,12 +61,12 @@ class AlphaEdit(MEMIT):
         with timed(edit, "statistics"):
             moments = self.statistics(model, seed, progress)
         prefixes = self.prefixes(model, seed)
-        used: dict[int, dict[str, Any]] = {}
+        used: list[dict[str, Any]] = []
 
         def solve(layer: int, keys: Tensor, residuals: Tensor) -> Factors:
             kept = self.null_space(moments[layer])
             strength = self._strength_for(kept, keys)
-            used[layer] = {"directions": kept.shape[1], "of": len(kept), "strength": strength}
+            used.append({"layer": layer, "directions": kept.shape[1], "of": len(kept), "strength": strength})
             return null_space_update(kept, keys, residuals, earlier_keys(model, layer, len(keys)), strength)
 
         self.spread(model, solve).write(edit, requests, values, prefixes)

@@ -71,7 +71,10 @@ class SecondMoment:
     def solve(self, keys: Tensor) -> Tensor:
         """C^-1 keys, float64 on the CPU; [d_mlp] or [d_mlp, key]."""
         keys = keys.detach().cpu().double()
-        return torch.cholesky_solve(keys.reshape(len(keys), -1), self._factor).reshape(keys.shape)
+        # `cholesky_solve` copies the factor at each call; in a long sequence the memory of such copies, where they are
+        # smaller than 32 MB, is not found again between the edits that are kept.
+        half = torch.linalg.solve_triangular(self._factor, keys.reshape(len(keys), -1), upper=False)
+        return torch.linalg.solve_triangular(self._factor.mT, half, upper=True).reshape(keys.shape)
 
     @cached_property
     def spectrum(self) -> tuple[Tensor, Tensor]:

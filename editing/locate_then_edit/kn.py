@@ -35,7 +35,7 @@ from editing.locate_then_edit.knowledge_neurons import (
     strongest,
 )
 from editing.locate_then_edit.value_slots import answer_embedding, column, columns_changed
-from editing.numbers import check_number, check_share, check_whole
+from editing.numbers import check_flag, check_number, check_share, check_whole, checked_seed, whole
 from editing.request import EditRequest, check_requests, listed
 from editing.scoring.scores import target_scores
 from editing.writing import writing
@@ -86,6 +86,11 @@ class KN:
                     f"There is no {name} {getattr(self, name)!r}. Choose from {', '.join(get_args(kind))}."
                 )
         check_whole(self, {"nodes": 20})
+        check_flag(self, "in_norms")
+        object.__setattr__(self, "aim", _checked_aim(self.aim))
+        object.__setattr__(self, "ways", _checked_ways(self.ways))
+        if isinstance(self.others, EditRequest) or not all(isinstance(one, EditRequest) for one in self.others):
+            raise RequestError(f"others={self.others!r} are no EditRequests. Write others=(request, ...).")
         check_number(self, {"subtract": 1.0, "add": 8.0})
         check_share(self, {"threshold": 0.2, "share": 0.7, "relation_share": 0.1})
 
@@ -120,7 +125,7 @@ class KN:
             RequestError: two requests for one prompt and subject.
             EditFailedError: rounding swallows the change; the model is as it was.
         """
-        requests = listed(requests)
+        requests, seed = listed(requests), checked_seed(seed)
         check_requests(model, requests)
         for layer in range(model.n_layers):
             writable(model, model.anatomy.value_weight_name(layer))
@@ -233,6 +238,36 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     "gpt": {"share": 0.4, "aim": None, "subtract": 2.0, "add": 2.0, "in_norms": False},
     "gpt-j": {"threshold": 0.1, "share": 0.4, "aim": None, "subtract": 2.0, "add": 2.0, "in_norms": False},
 }
+
+
+def _checked_aim(aim: Any) -> tuple[int, int] | None:
+    """Raises RequestError where these are not two whole numbers, the second no smaller than the first."""
+    if aim is None:
+        return None
+    if not isinstance(aim, Sequence) or isinstance(aim, str) or len(aim) != 2:
+        raise RequestError(f"aim={aim!r} is no pair of numbers of neurons. Write aim=(2, 5), or None.")
+    low, high = (whole("aim", one, 2) for one in aim)
+    if not 0 <= low <= high or not high:
+        raise RequestError(f"aim={aim!r} does not rise from 0 or more. Write aim=(2, 5), or None.")
+    return low, high
+
+
+def _checked_ways(ways: Any) -> dict[str, tuple[str, ...]]:
+    """Raises RequestError where these are not lists of prompts by a request's prompt."""
+    if (
+        not isinstance(ways, Mapping)
+        or not all(isinstance(text, str) for text in ways)
+        or not all(
+            isinstance(others, Collection)
+            and not isinstance(others, str)
+            and all(isinstance(text, str) for text in others)
+            for others in ways.values()
+        )
+    ):
+        raise RequestError(
+            f"ways={ways!r} are no prompts by a request's prompt. Write ways={{request.prompt: [other, ...]}}."
+        )
+    return {prompt: tuple(others) for prompt, others in ways.items()}
 
 
 def _warn(record: Mapping[str, Any]) -> None:

@@ -7,8 +7,11 @@ models of 7 and 8 billion parameters, whose ROME takes C = I.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
+
+from editing.errors import RequestError
 
 Settings = Mapping[str, Any]
 
@@ -61,3 +64,18 @@ PRESETS: Mapping[str, Mapping[str, Settings]] = {
         "qwen2.5-7b": {**_EASY, "threshold": 2e-2, "strength": 1.0},
     },
 }
+
+
+def short_name(model: str) -> str:
+    """A model's name as presets have it: "EleutherAI/gpt-j-6B" is "gpt-j-6b"."""
+    if not isinstance(model, str):
+        raise RequestError(f"{model!r} is no name of a model. Write e.g. preset('gpt2-xl').")
+    return model.rpartition("/")[2].lower()
+
+
+def known_settings(kind: type, changes: Mapping[str, Any]) -> Mapping[str, Any]:
+    """`changes`; raises RequestError where one is no setting of this kind of editor."""
+    known = [one.name for one in dataclasses.fields(kind)]
+    if unknown := [name for name in changes if name not in known]:
+        raise RequestError(f"{kind.__name__} has no setting {', '.join(unknown)}. It has {', '.join(known)}.")
+    return changes

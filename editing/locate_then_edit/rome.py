@@ -26,7 +26,7 @@ from editing.locate_then_edit.rows import request_rows
 from editing.locate_then_edit.settings import LocateThenEdit, value_record
 from editing.locate_then_edit.suffix import Part
 from editing.locate_then_edit.values import Value
-from editing.numbers import check_whole
+from editing.numbers import check_flag, check_whole
 from editing.request import EditRequest
 from editing.scoring.scores import target_scores
 from editing.stopwatch import timed
@@ -58,6 +58,7 @@ class ROME(LocateThenEdit):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_whole(self, {"layer": 5}, least=None)
+        check_flag(self, "identity")
         if self.variant not in get_args(Variant):
             raise RequestError(f"There is no variant {self.variant!r}. Choose from {', '.join(get_args(Variant))}.")
 

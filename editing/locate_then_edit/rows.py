@@ -15,6 +15,7 @@ from torch import Tensor
 
 from editing.padding import call_tokens, least_padding
 from editing.request import EditRequest
+from tracer.errors import FactError
 from tracer.model import LanguageModel
 from tracer.model.tokens import encode, encode_with_target, right_padded, token_span
 
@@ -148,8 +149,19 @@ def _tokens(model: LanguageModel, request: EditRequest, contexts: Sequence[str])
     essence = encode(model.tokenizer, f"{subject} is a")
     rows.append(essence.ids)
     lookup.append(token_span(essence.offsets, 0, len(subject))[1] - 1)
-    model.check_length(max(map(len, rows)))
+    _check_length(model, request, rows)
     return _Tokens(tuple(rows), tuple(lookup), tuple(targets))
+
+
+def _check_length(model: LanguageModel, request: EditRequest, rows: Sequence[Sequence[int]]) -> None:
+    """Raises FactError where a row is longer than the model's context, the bare prompt's or one with a prefix."""
+    bare, longest, most = len(rows[0]), max(map(len, rows)), model.context_length
+    if most is not None and bare <= most < longest:
+        raise FactError(
+            f"{request.prompt!r} has {bare} tokens with its answer, and {longest} with the longest of the texts that "
+            f"are put in front of it; {model.name} takes {most}. Write context_plan=(), or a shorter prompt."
+        )
+    model.check_length(longest)
 
 
 def _stacked(model: LanguageModel, requests: Sequence[_Tokens]) -> Rows:

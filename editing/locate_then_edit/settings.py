@@ -8,6 +8,7 @@ A subclass says where values are wanted and how they are inserted.
 from __future__ import annotations
 
 import dataclasses
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -25,10 +26,10 @@ from editing.locate_then_edit.contexts import checked_plan, contexts
 from editing.locate_then_edit.covariance import RIDGE, SecondMoment, second_moments
 from editing.locate_then_edit.kept_values import Wanted, find_values
 from editing.locate_then_edit.norms import has_norm
-from editing.locate_then_edit.presets import PRESETS
+from editing.locate_then_edit.presets import PRESETS, known_settings, short_name
 from editing.locate_then_edit.suffix import KLPosition, Part
 from editing.locate_then_edit.values import Search, Value
-from editing.numbers import check_above_zero, check_not_negative, check_whole, checked_seed
+from editing.numbers import check_above_zero, check_flag, check_not_negative, check_whole, checked_seed
 from editing.request import EditRequest, check_requests, listed
 from editing.stopwatch import add_seconds
 from tracer.model import LanguageModel
@@ -79,9 +80,13 @@ class LocateThenEdit(ABC):
         check_whole(self, {"contexts_a_step": 2}, or_none=True)
         check_above_zero(self, {"rate": self.published_rate, "clamp": self.published_clamp}, or_none=True)
         check_not_negative(self, {"decay": 0.5, "kl": 0.0625, "ridge": RIDGE})
+        check_flag(self, "skip_first")
         object.__setattr__(self, "context_plan", checked_plan(self.context_plan))
         if self.kl_position not in get_args(KLPosition):
             raise RequestError(f'kl_position={self.kl_position!r}: write "lookup" or "last".')
+        for name in ("corpus", "values_folder"):
+            if not isinstance(getattr(self, name), str | os.PathLike | None):
+                raise RequestError(f"{name}={getattr(self, name)!r} is no path. Write {name}='...', or None.")
         if self.corpus is not None and not Path(self.corpus).is_file():
             raise CovarianceError(f"There is no corpus file {self.corpus}. Give a text file, or None.")
 
@@ -90,12 +95,13 @@ class LocateThenEdit(ABC):
         """The published settings for a model, e.g. "gpt2-xl", with changes.
 
         Raises:
-            RequestError: none were published.
+            RequestError: none were published, or there is no such setting.
         """
-        known = PRESETS[cls.__name__]
-        if model not in known:
+        known, name = PRESETS[cls.__name__], short_name(model)
+        if name not in known:
             raise RequestError(f"No {cls.__name__} settings were published for {model!r}; for {', '.join(known)}.")
-        return cls(**{"rate": cls.published_rate, "clamp": cls.published_clamp, **known[model], **changes})
+        own = {"rate": cls.published_rate, "clamp": cls.published_clamp, **known[name]}
+        return cls(**{**own, **known_settings(cls, changes)})
 
     def apply(
         self, model: LanguageModel, requests: Sequence[EditRequest], *, seed: int = 0, progress: bool | None = None

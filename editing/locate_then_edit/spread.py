@@ -81,7 +81,7 @@ class Spread:
         for at, (request, value, score) in enumerate(zip(requests, values, scores, strict=True)):
             gap = {"residual_before": float(gaps[0][at]), "residual_after": float(gaps[-1][at])}
             edit.diagnostics += ({**value_record(request, value, score.prob), **gap, **largest},)
-        by_layer = {layer: dataclasses.asdict(one) for layer, one in zip(self.layers, written, strict=True)}
+        by_layer = [{"layer": at, **dataclasses.asdict(one)} for at, one in zip(self.layers, written, strict=True)]
         edit.summary = {**edit.summary, "layers": by_layer}
 
     def _asked(self, model: LanguageModel, layer: int, reading: Reading, wanted: Tensor) -> Tensor:
