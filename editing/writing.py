@@ -5,9 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
+
 from editing.edit import Edit
-from editing.locate_then_edit.settings import editable
 from tracer.model import LanguageModel
+
+
+@contextmanager
+def editable(model: LanguageModel) -> Iterator[None]:
+    """Eval mode, for dropout after W would break W' k* = v*; gradients on, whatever mode the caller is in."""
+    model.torch.eval()
+    with torch.inference_mode(False), torch.enable_grad():
+        yield
 
 
 @contextmanager

@@ -183,9 +183,11 @@ def _check(model: LanguageModel, average: AverageTrace, records: Sequence[Record
 def _share_statistics(model: LanguageModel, editors: Mapping[int, Editor], seed: int, progress: bool | None) -> None:
     """Key statistics of all layers in one pass over the text, where they are wanted alike."""
     romes = {layer: one for layer, one in editors.items() if isinstance(one, ROME) and not one.identity}
-    for settings in {(one.corpus, one.tokens) for one in romes.values()}:
-        alike = [layer for layer, one in romes.items() if (one.corpus, one.tokens) == settings]
-        second_moments(model, alike, corpus=settings[0], tokens=settings[1], seed=seed, progress=progress)
+    wanted = {layer: (one.corpus, one.tokens, one.skip_first) for layer, one in romes.items()}
+    for corpus, tokens, skip_first in set(wanted.values()):
+        alike = [layer for layer, settings in wanted.items() if settings == (corpus, tokens, skip_first)]
+        options: dict[str, Any] = {"corpus": corpus, "tokens": tokens, "skip_first": skip_first}
+        second_moments(model, alike, **options, seed=seed, progress=progress)
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,13 +10,10 @@ from __future__ import annotations
 import dataclasses
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Self, get_args
-
-import torch
 
 from editing.change import writable
 from editing.edit import Edit
@@ -32,6 +29,7 @@ from editing.locate_then_edit.values import Search, Value
 from editing.numbers import check_above_zero, check_flag, check_not_negative, check_whole, checked_seed
 from editing.request import EditRequest, check_requests, listed
 from editing.stopwatch import add_seconds
+from editing.writing import editable, writing
 from tracer.model import LanguageModel
 from tracer.progress import bar
 
@@ -123,15 +121,11 @@ class LocateThenEdit(ABC):
         requests, seed = listed(requests), checked_seed(seed)
         self.check(model, requests)
         groups = [[request] for request in requests] if self.one_by_one else [requests] if requests else []
-        with editable(model), bar(len(requests) * self.steps, "optimising values", show=progress, unit="step") as steps:
-            edit = self._begun(model, requests, seed, model.fingerprint())
-            edit.start(model)
-            try:
-                for group in groups:
-                    self._insert(edit, group, self.values(model, group, seed, steps), seed, progress)
-            except BaseException:
-                edit.undo()
-                raise
+        edit = self._begun(model, requests, seed, model.fingerprint())
+        total = len(requests) * self.steps
+        with writing(edit, model), bar(total, "optimising values", show=progress, unit="step") as steps:
+            for group in groups:
+                self._insert(edit, group, self.values(model, group, seed, steps), seed, progress)
         warn_of(edit)
         return edit
 
@@ -227,14 +221,6 @@ class LocateThenEdit(ABC):
         own = {one.name: getattr(self, one.name) for one in dataclasses.fields(self) if not one.metadata.get("local")}
         settings = {**own, **found, "corpus": corpus, "seed": seed}
         return Edit(tuple(requests), (), {"method": type(self).__name__, **settings}, base)
-
-
-@contextmanager
-def editable(model: LanguageModel) -> Iterator[None]:
-    """Eval mode, for dropout after W would break W' k* = v*; gradients on, whatever mode the caller is in."""
-    model.torch.eval()
-    with torch.inference_mode(False), torch.enable_grad():
-        yield
 
 
 def value_record(request: EditRequest, value: Value, written: float) -> dict[str, Any]:

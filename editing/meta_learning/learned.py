@@ -14,7 +14,6 @@ import torch
 
 from editing.edit import Edit
 from editing.errors import RequestError
-from editing.locate_then_edit.settings import editable
 from editing.meta_learning.factors import frozen
 from editing.meta_learning.hypernetwork import Hypernetwork
 from editing.meta_learning.matrices import Sizes, feed_forward_weights, lowest_layer, sizes
@@ -28,7 +27,7 @@ from editing.meta_learning.training import Task, train
 from editing.request import EditRequest, check_requests
 from editing.scoring.scores import Pair, target_scores
 from editing.training.checkpoint import EDITOR, State
-from editing.writing import writing
+from editing.writing import editable, writing
 from tracer.errors import FileFormatError
 from tracer.model import LanguageModel
 from tracer.progress import bar
