@@ -48,8 +48,8 @@ many sequence serac,memprompt,grace,t-patcher,r-rome,rome,memit,alphaedit,ft-l \
 batched=(memit,alphaedit,emmet,pmet --protocols batch --n 100 --batch 10,100 --no-free --no-kl)
 compare "$model-counterfact-batch" "$locality" "${batched[@]}" --text 1
 compare "$model-batch" "$one_hop" "${batched[@]}" --benchmark zsre-survey
-many batch-500 memit,emmet,alphaedit,pmet --protocols batch --n 500 --batch 10,100,500
-many batch-1000 memit,emmet,alphaedit,grace,serac --protocols batch --n 1000 --batch 1000
+many many memit,emmet,alphaedit,grace,serac --protocols batch --n 1000 --batch 10,100,500,1000
+many many-pmet pmet --protocols batch --n 1000 --batch 10,100,500
 compare "$model-together" "$one_hop" mello,memprompt,serac,grace --data "$flat" --benchmark zsre-survey --no-free --no-kl \
   --protocols batch --n 100 --batch 100 --set mello.max_rounds=3 --set mello.new_tokens=96
 compare "$model-hops" "$hops" mello,ike --n 15  # 10 on Gemma
