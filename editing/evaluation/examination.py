@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,20 +68,17 @@ class Examination:
 
     def check_lengths(self, cases: Sequence[Case]) -> None:
         """Raises EvaluationError where the model cannot read what is asked of a case, and says which."""
-        most = self.model.context_length
-        if most is None:
-            return
-        for case in cases:
-            for group in case.groups:
-                for prompt, target in (pair for ask in group.asks for pair in ask.pairs):
-                    if len(prompt.encode()) + len(target.encode()) + SPECIAL <= most:
-                        continue  # a token is a byte at least
-                    read = len(target_encoding(self.model, prompt, target).ids) - 1
-                    if read > most:
-                        raise EvaluationError(
-                            f"Case {case.id}, {group.name}: {prompt[:60]!r}... has {read} tokens with its answer; "
-                            f"{self.model.name} takes {most}. Leave the record out of the file, or that prompt."
-                        )
+        most = math.inf if self.model.context_length is None else self.model.context_length
+        for case, group in ((case, group) for case in cases for group in case.groups):
+            for prompt, target in (pair for ask in group.asks for pair in ask.pairs):
+                if len(prompt.encode()) + len(target.encode()) + SPECIAL <= most:
+                    continue  # a token is a byte at least
+                read = len(target_encoding(self.model, prompt, target).ids) - 1
+                if read > most:
+                    raise EvaluationError(
+                        f"Case {case.id}, {group.name}: {prompt[:60]!r}... has {read} tokens with its answer; "
+                        f"{self.model.name} takes {most}. Leave the record out of the file, or that prompt."
+                    )
 
     def before(self, cases: Sequence[Case]) -> list[dict[str, float]]:
         """The metrics of the unedited model. Call it before the edit: it is what `after` compares with."""
