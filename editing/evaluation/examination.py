@@ -69,7 +69,7 @@ class Examination:
     def check_lengths(self, cases: Sequence[Case]) -> None:
         """Raises EvaluationError where the model cannot read what is asked of a case, and says which."""
         most = math.inf if self.model.context_length is None else self.model.context_length
-        for case, group in ((case, group) for case in cases for group in case.groups):
+        for case, group in ((one, group) for one in cases for group in one.groups):
             for prompt, target in (pair for ask in group.asks for pair in ask.pairs):
                 if len(prompt.encode()) + len(target.encode()) + SPECIAL <= most:
                     continue  # a token is a byte at least
