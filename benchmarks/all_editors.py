@@ -141,7 +141,11 @@ def overview(frame: pd.DataFrame) -> str:
 def _lines(rows: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """The rows of the unedited model, then those after each editor."""
     before, after = rows.loc[rows["when"] == "before"], rows.loc[rows["when"] == "after"]
-    return {"unedited": before} | {name: after.loc[after["editor"] == name] for name in dict.fromkeys(after["editor"])}
+    names = dict.fromkeys(after["editor"])
+    unedited = {"unedited": before}
+    if set(rows["protocol"]) == {"multi-hop"}:  # where each editor asks in a way of its own
+        unedited = {f"unedited, as {name} asks": before.loc[before["editor"] == name] for name in names}
+    return unedited | {name: after.loc[after["editor"] == name] for name in names}
 
 
 def _of_models(rows: pd.DataFrame, data: str, score: str, models: Sequence[str]) -> str:

@@ -55,4 +55,4 @@ compare "$model-together" "$one_hop" mello,memprompt,serac,grace --data "$flat" 
 compare "$model-hops" "$hops" mello,ike --n 15  # 10 on Gemma
 
 # Last, with nothing else on the machine: what an edit costs. The scores are finished and are not made again.
-costs='' single "$locality" "$beside,$weights" 100
+costs=--cold single "$locality" "$beside,$weights" 100

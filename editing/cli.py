@@ -9,12 +9,13 @@ from typing import Annotated
 import typer
 
 from editing.comparison.cli import compare
+from editing.comparison.explain_cli import explain_metric
 from editing.comparison.recommend_cli import recommend
 from editing.edit import Edit
 from editing.edit_file import load_edit
 from editing.editors import check_located, check_name, editor_named
 from editing.errors import RequestError
-from editing.evaluation.cli import evaluate, explain_metric
+from editing.evaluation.cli import evaluate
 from editing.layer_check.cli import check_layers
 from editing.located import layer_for
 from editing.merged import merge, unmerge

@@ -208,16 +208,21 @@ def test_an_editor_that_cannot_be_made_is_left_out_with_its_reason(toy_model, da
     assert [one["editor"] for one in again.about["left_out"]] == ["rome"]
 
 
-def test_an_editor_that_crashes_is_left_out_and_the_others_go_on(toy_model, data, planted, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", [RuntimeError, KeyError, MemoryError, AssertionError])
+def test_an_editor_that_crashes_is_left_out_and_the_others_go_on(
+    toy_model, data, planted, tmp_path: Path, kind: type[Exception]
+) -> None:
     class Greedy(Planted):
         def apply(self, model, requests, *, seed=0, progress=None):
-            raise RuntimeError("out of memory")
+            raise kind("out of memory")
 
     names = entrants(["greedy", "rank-one"], tables={"greedy": {"editor": "changes-nothing"}})
     EDITORS["changes-nothing"] = lambda model, layer: Greedy()  # pyright: ignore[reportIndexIssue]
     found = compare(toy_model, names, data, tmp_path / "run", plan=QUICK, progress=False)
     assert found.editors == ["rank-one"]
-    assert found.about["left_out"] == [{"editor": "greedy", "what": "counterfact, single", "reason": "out of memory"}]
+    assert found.about["left_out"] == [
+        {"editor": "greedy", "what": "counterfact, single", "reason": f"{kind.__name__}: {kind('out of memory')}"}
+    ]
 
 
 def test_an_editor_that_leaves_something_behind_stops_the_comparison(toy_model, data, planted, tmp_path) -> None:
@@ -398,6 +403,20 @@ def test_cold_costs_are_those_of_an_empty_cache(toy_model, data, planted, tmp_pa
     compare(toy_model, names, data, tmp_path / "run", plan=plan, progress=False)
     assert [cache == before for cache in caches] == [not cold] * 4  # singles are made by `each`
     assert cache_folder() == before
+
+
+def test_costs_of_a_warm_cache_are_measured_again_where_cold_ones_are_asked_for(
+    toy_model, data, planted, tmp_path: Path
+) -> None:
+    def measured(cold: bool) -> dict:
+        plan = ComparisonPlan(questions=Questions(free=False), cold=cold)
+        found = compare(toy_model, asked("rank-one"), data, tmp_path / "run", plan=plan, progress=False)
+        *_, costs = shown_tables(found, scores_frame(found))
+        return {**found.costs["rank-one"], "said": "rank-one with the cache as it was (--cold" in costs.source}
+
+    warm, cold, again = measured(False), measured(True), measured(False)
+    assert (warm["cold"], warm["said"]) == (False, True) and (cold["cold"], cold["said"]) == (True, False)
+    assert again == cold  # what is known better is kept
 
 
 def test_settings_are_tables_of_editors_or_of_new_names(tmp_path: Path) -> None:

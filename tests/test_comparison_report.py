@@ -14,7 +14,7 @@ from test_report import Elements, in_browser
 from editing.comparison import Comparison, recommend, save_comparison
 from editing.comparison.plot import log_ticks, ratio_ticks
 from editing.comparison.report import UNIT
-from editing.comparison.tables import scores_frame, shown_tables
+from editing.comparison.tables import _wide, scores_frame, shown_tables
 from editing.evaluation.definitions import DEFINITIONS
 
 
@@ -70,6 +70,43 @@ def test_a_comparison_of_sequences_alone_has_no_figure_of_quality_against_time(t
     points = {"good": [point(2, of(0.5, 1, 2), []), point(4, of(0.4, 1), [])]}
     drawn = {path.name for path in save_comparison(planted_comparison(tmp_path, {}, points=points))[0]}
     assert "sequential_counterfact.png" in drawn and "costs.png" not in drawn
+
+
+def test_a_comparison_without_any_property_has_tables_alone(tmp_path: Path) -> None:
+    batches = {"good": {2: [scores(at, {"generalization_token_acc": 0.5}) for at in range(2)]}}
+    paths, _ = save_comparison(planted_comparison(tmp_path, {}, batches=batches))
+    assert {"batch_counterfact.png", "report.html"} <= {path.name for path in paths}
+    assert "properties.png" not in {path.name for path in paths}
+
+
+def test_what_could_not_be_written_is_counted_in_every_table(tmp_path: Path) -> None:
+    refused = [{**scores(at, {"reliability_token_acc": 0.0}), "diagnostics": {"not_editable": "no"}} for at in range(2)]
+    written = [scores(at + 2, {"reliability_token_acc": 1.0}, seconds=0.5) for at in range(2)]
+    both = [*refused, *written]
+    found = planted_comparison(tmp_path, {"a": both}, batches={"a": {4: both}}, points={"a": [point(4, both, [])]})
+    tables = [one.cells for one in shown_tables(found, scores_frame(found)) if one.title.endswith("edits: scores")]
+    assert [table.loc[table["editor"] == "a", "not editable"].to_list() for table in tables] == [["2"]] * 3
+    (batch,) = (one.cells for one in shown_tables(found, scores_frame(found)) if "batch edits: scores" in one.title)
+    assert batch.loc[batch["editor"] == "a", "edit_seconds"].to_list() == ["0.25, 1 in all"]
+
+
+def test_each_way_of_asking_for_several_hops_has_an_unedited_model_of_its_own(tmp_path: Path) -> None:
+    def asked(before: float, n: int):
+        return [scores(at, {"multi_hop": 0.5}, {"multi_hop": before}) for at in range(n)]
+
+    frame = pd.DataFrame(
+        [(editor, "multi-hop", "before", "multi_hop", 100 * value, 0.0, 3, 1) for editor, value in (("a", 0), ("b", 1))]
+        + [(editor, "multi-hop", "after", "multi_hop", 50.0, 0.0, 3, 1) for editor in "ab"],
+        columns=["editor", "protocol", "when", "score", "mean", "half_width", "n", "edits"],
+    )
+    table = _wide(frame, ("multi_hop",))
+    assert table is not None
+    assert dict(zip(table["editor"], table["multi_hop"], strict=True)) == {
+        "unedited, as a asks": "0.0", "unedited, as b asks": "100.0", "a": "50.0", "b": "50.0"
+    }  # fmt: skip
+    single = planted_comparison(tmp_path, {"a": asked(0, 2), "b": asked(1, 3)})  # the first one is unfinished
+    (shown, *_) = shown_tables(single, scores_frame(single))
+    assert shown.cells["multi_hop"].to_list()[0] == "100.0"
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 import tracer
 from editing import EditRequest
 from editing.cli import app
+from editing.comparison.properties import PROPERTIES
 from editing.errors import EvaluationError
 from editing.evaluation import (
     Ask,
@@ -99,4 +100,8 @@ def test_a_wrong_name_is_answered_with_those_it_may_mean() -> None:
 def test_the_command_prints_formula_and_source_or_all_names() -> None:
     told = CliRunner().invoke(app, ["explain-metric", "NS"])
     assert told.exit_code == 0 and "1[n(y) < n(z)]" in told.stdout and "Meng et al. 2022" in told.stdout
-    assert CliRunner().invoke(app, ["explain-metric"]).stdout.split() == list(DEFINITIONS)
+    assert CliRunner().invoke(app, ["explain-metric"]).stdout.split() == list(DEFINITIONS | PROPERTIES)
+    told = CliRunner().invoke(app, ["explain-metric", "portability"])
+    assert told.exit_code == 0 and "token accuracy on what follows from the edits" in told.stdout
+    told = CliRunner().invoke(app, ["explain-metric", "fluency"]).stdout  # a metric and a property
+    assert "H_n the entropy" in told and "As a property: entropy of texts after / before" in told

@@ -12,7 +12,7 @@ from planted import RankOne, Refuses, simple_cases
 
 import tracer
 from editing.edit import Edit
-from editing.errors import EvaluationError
+from editing.errors import EditFailedError, EvaluationError
 from editing.evaluation.efficiency import latency_ratio, measure_efficiency
 from editing.peak import PeakMemory
 
@@ -35,8 +35,8 @@ def slow() -> Sleeps:
 def test_one_off_time_is_not_in_the_time_of_an_edit(toy_model: tracer.LanguageModel) -> None:
     toy_model.fingerprint()
     editor, found = measure_efficiency(toy_model, slow, REQUESTS, edits=3)
-    assert found.edit_seconds == pytest.approx(0.1, rel=0.2)
-    assert found.one_off_seconds == pytest.approx(0.5, rel=0.2)
+    assert 0.1 <= found.edit_seconds < 0.3  # less than the first one and the making
+    assert found.one_off_seconds > 0.2
     assert (found.edits, editor.calls) == (3, [1] * 4) and toy_model.edits == []
 
 
@@ -97,6 +97,17 @@ def test_answers_that_take_twice_as_long_have_a_ratio_of_two(toy_model: tracer.L
     edit = RankOne().each(toy_model, REQUESTS[:1])[0]
     assert latency_ratio(toy_model, edit, ["a"], repeats=3) == pytest.approx(2, rel=0.2)
     assert edit.model is None
+
+
+def test_what_a_first_request_spends_in_vain_is_one_off(toy_model: tracer.LanguageModel) -> None:
+    class Refuses(RankOne):
+        def apply(self, model, requests, *, seed=0, progress=None) -> Edit:
+            if requests[0] is REQUESTS[0]:
+                time.sleep(0.4)
+                raise EditFailedError("no")
+            return super().apply(model, requests)
+
+    assert measure_efficiency(toy_model, Refuses, REQUESTS, edits=2)[1].one_off_seconds > 0.4
 
 
 def test_an_editor_that_can_write_nothing_costs_nothing_that_can_be_measured(toy_model) -> None:

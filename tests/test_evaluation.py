@@ -29,6 +29,7 @@ from editing.evaluation import (
     summary,
 )
 from editing.evaluation.benchmarks import counterfact_case
+from editing.evaluation.matches import gen_contains, gen_exact
 from editing.evaluation.metrics import case_metrics
 from editing.evaluation.summary import edit_seconds, harmonic_mean
 from editing.evaluation.tables import as_latex, as_markdown, readable, shown
@@ -156,6 +157,22 @@ def test_a_file_that_gives_no_cases_is_refused(tmp_path: Path, records: list[dic
     protocol = "zsre-survey" if "survey" in said else None
     with pytest.raises(EvaluationError, match=said):
         read_benchmark(written(tmp_path, records), protocol=protocol)
+
+
+@pytest.mark.parametrize(
+    ("text", "answer", "same"),
+    [
+        (" US", "U.S.", True),
+        ("The O'Brien", "OBrien", True),
+        ("New-York.", "new york", True),
+        ("1,000", "1000", True),
+        ("C", "C++", False),
+        (".", "A", False),
+        ("", "The", False),
+    ],
+)
+def test_answers_are_compared_without_punctuation_and_articles(text: str, answer: str, same: bool) -> None:
+    assert gen_exact(text, answer) == gen_contains(text, answer) == same
 
 
 def test_every_metric_by_hand() -> None:

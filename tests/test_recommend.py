@@ -45,7 +45,22 @@ def test_an_editor_that_is_better_in_every_case_is_first_in_every_resample(tmp_p
     assert (first.editor, first.first, second.first) == ("a", 1, 0)
     assert first.low < second.score < first.high  # their own intervals overlap widely
     low, high = percentile_interval(resampled_means(spread, resamples=10_000))
-    assert (second.low, second.high) == pytest.approx((low, high))
+    assert (second.low, second.high) == pytest.approx((low, high), abs=0.03)  # of other draws
+
+
+def test_files_are_resampled_independently_and_one_case_has_no_interval(tmp_path: Path) -> None:
+    def of(values):
+        return {"a": [scores(at, {"reliability_token_acc": value}) for at, value in enumerate(values)]}
+
+    planted_comparison(tmp_path / "two", of([0, 1] * 20), data="one")
+    both = planted_comparison(tmp_path / "two", of([1, 0] * 20), data="other")
+    (one,) = recommend(both, {"reliability": 1}).ranked
+    assert one.score == 0.5 and one.high - one.low == pytest.approx(2 * 1.96 * 0.5 / 80**0.5, abs=0.03)
+    alone = planted_comparison(tmp_path / "alone", of([1]))
+    (one,) = recommend(alone, {"reliability": 1}).ranked
+    assert one.score == 1 and np.isnan([one.low, one.high, one.first]).all()
+    told = CliRunner().invoke(app, ["recommend", str(tmp_path / "alone"), "--weights", "reliability=1"]).stdout
+    assert "nan" not in told and "first" in told
 
 
 def test_equal_editors_share_the_first_place(tmp_path: Path) -> None:
@@ -134,7 +149,7 @@ def test_a_property_is_the_mean_over_its_kinds_and_files(tmp_path: Path) -> None
     assert (row["property"], row["value"]) == ("portability", pytest.approx(60))
 
 
-def test_batches_and_sequences_count_at_the_most_edits_that_all_were_given(tmp_path: Path) -> None:
+def test_batches_and_sequences_count_at_the_most_edits_that_any_was_given(tmp_path: Path) -> None:
     def of(value: float, n: int):
         return [scores(at, {"reliability_token_acc": value}) for at in range(n)]
 
@@ -145,9 +160,22 @@ def test_batches_and_sequences_count_at_the_most_edits_that_all_were_given(tmp_p
                 "b": [point(1, of(1.0, 1), []), point(3, of(0.6, 3), [])]},
     )  # fmt: skip
     values = profile(found, resamples=5).set_index(["property", "editor"])["value"].to_dict()
-    assert values == pytest.approx(
-        {("batch", "a"): 50, ("batch", "b"): 70, ("sequence", "a"): 40, ("sequence", "b"): 60}
-    )
+    assert values == pytest.approx({("batch", "a"): 10, ("sequence", "a"): 40, ("sequence", "b"): 60})
+    ranking = recommend(found, {"batch": 1}, resamples=5)
+    assert [one.editor for one in ranking.ranked] == ["a"]
+    assert ranking.not_ranked == {"b": "batch (counterfact, batch, 4 edits)"}
+
+
+def test_who_stopped_early_changes_no_rank_of_the_others(tmp_path: Path) -> None:
+    def of(values):
+        return [point(n, [scores(at, {"reliability_token_acc": value}) for at in range(n)], []) for n, value in values]
+
+    points = {"a": of([(2, 0.9), (6, 0.2)]), "b": of([(2, 0.8), (6, 0.7)])}
+    two = recommend(planted_comparison(tmp_path / "two", {}, points=points), {"sequence": 1}, resamples=5)
+    three = planted_comparison(tmp_path / "three", {}, points={**points, "killed": of([(2, 0.5)])})
+    again = recommend(three, {"sequence": 1}, resamples=5)
+    assert [one.editor for one in two.ranked] == [one.editor for one in again.ranked] == ["b", "a"]
+    assert again.not_ranked == {"killed": "sequence (counterfact, sequential, 6 edits)"}
 
 
 def test_the_command_ranks_and_says_what_is_missing(tmp_path: Path) -> None:

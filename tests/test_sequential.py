@@ -193,7 +193,10 @@ def test_a_model_that_turns_to_nan_is_lost_by_every_protocol(toy_model: tracer.L
     ((_, batch),) = batch_edits(Examination(toy_model, questions), Breaks(), cases, [2], progress=False)
     with pytest.warns(EditingWarning):
         (point,) = sequence(toy_model, Breaks(), cases, SequentialPlan(checkpoints=(2,)))
-    assert toy_model.edits == [] and point.text.collapsed
+    assert toy_model.edits == [] and point.text.collapsed and point.text.ratio == MOST_RATIO
+    table = sequential_summary([point]).set_index("score")
+    assert table.loc["perplexity_ratio", ["mean", "n"]].to_list() == [MOST_RATIO, 1]
+    assert table.loc["text_kl", "n"] == 0
     changed, stayed = point.scores[0].after, point.fixed[0].after
     for case in (*single, *batch):
         assert case.editable and "NaN" in case.diagnostics["lost"]
@@ -203,6 +206,22 @@ def test_a_model_that_turns_to_nan_is_lost_by_every_protocol(toy_model: tracer.L
         assert math.isnan(case.after["reliability_nll"]) and math.isnan(case.after["locality_kl"])
         both = {name: value for name, value in case.after.items() if name not in GENERAL_TEXT}
         assert both == pytest.approx({**changed, **stayed}, nan_ok=True)
+
+
+def test_what_is_not_asked_is_no_score_of_a_failure_either(toy_model: tracer.LanguageModel) -> None:
+    for editor in (Refuses(), Breaks()):
+        examination = Examination(toy_model, Questions(free=False, kl=False))
+        for case in single_edits(examination, editor, simple_cases(2), progress=False):
+            assert "locality_agreement" in case.after and "locality_kl" not in case.after
+
+
+def test_a_sequence_writes_texts_of_its_edits_and_none_of_the_fixed_cases(toy_model: tracer.LanguageModel) -> None:
+    cases = [dataclasses.replace(case, samples=("The people of",)) for case in simple_cases(2)]
+    examination = Examination(toy_model, Questions(writing=True, free=False, kl=False))
+    (point,) = sequential_edits(examination, RankOne(), cases, SequentialPlan(checkpoints=(2,)), progress=False)
+    assert [list(sequential_summary([point])["score"]).count("fluency")] == [1]
+    assert all("fluency" in case.after for case in point.scores)
+    assert not any("fluency" in case.after for case in point.fixed)
 
 
 def test_a_refused_case_shares_the_perplexity_of_its_batch(toy_model: tracer.LanguageModel) -> None:

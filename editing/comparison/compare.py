@@ -67,7 +67,7 @@ def compare(
             for unit in units_of(
                 one,
                 tasks(one, data, folder, plan, notes.fingerprint),
-                costs=costs and not costs_known(costs_path(folder, one.label), one),
+                costs=costs and not costs_known(costs_path(folder, one.label), one, cold=plan.cold, workers=workers),
             )
         ]
         notes.begin(entrants, units)

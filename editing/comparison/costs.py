@@ -29,9 +29,15 @@ def total_cost(cost: Mapping[str, Any], names: Sequence[str]) -> float | None:
     return None if None in found else math.fsum(found)
 
 
-def costs_known(path: Path, entrant: Entrant) -> bool:
-    """Whether a file holds the costs of this editor with these settings, its training's too."""
+def costs_known(path: Path, entrant: Entrant, *, cold: bool, workers: int) -> bool:
+    """Whether a file holds the costs of this editor with these settings, its training's too.
+
+    Those of a warm cache are none of a `cold` one, and those measured while others ran none of one process alone.
+    """
     if not path.is_file():
         return False
     found = json.loads(path.read_text(encoding="utf-8"))
-    return found["entry"] == entry(entrant) and ("checkpoint" not in entrant.settings or OF_TRAINING[0] in found)
+    noisier = found.get("workers", 0) > 1 and workers <= 1
+    if found["entry"] != entry(entrant) or (cold and not found.get("cold")) or noisier:
+        return False
+    return "checkpoint" not in entrant.settings or OF_TRAINING[0] in found

@@ -18,17 +18,17 @@ from editing.comparison.folder import costs_path
 from editing.comparison.plan import ASKED, ComparisonPlan, Data, Task, entry
 from editing.comparison.unit import COSTS, EVERYTHING, Outcome, Unit
 from editing.editors import Editor
-from editing.errors import EditingWarning, EvaluationError
+from editing.errors import EditingError, EditingWarning, EvaluationError
 from editing.evaluation.benchmarks import Benchmark
 from editing.evaluation.efficiency import empty_cache, measure_efficiency
-from editing.evaluation.making import FAILURES, hook_count
+from editing.evaluation.making import hook_count
 from editing.evaluation.mquake_run import HopBenchmark, evaluate_hops
 from editing.evaluation.records import Evaluation
 from editing.evaluation.run import Protocol, evaluate
+from tracer.errors import TracerError
 from tracer.model import LanguageModel
 from tracer.storage import remove_half_written, write_json
 
-CRASHES = (*FAILURES, RuntimeError)  # the last one is PyTorch's, also for want of memory
 REQUESTS = 12  # tried to find those whose costs are measured
 
 
@@ -80,8 +80,8 @@ class _Worker:
                 editor = self._measured(unit.entrant, reasons) if unit.costs else self._editor(unit.entrant)
                 if unit.task is not None:
                     self._evaluate(editor, unit.task, reasons)
-            except CRASHES as error:
-                reasons[EVERYTHING] = str(error)
+            except Exception as error:  # whatever one editor does, the others go on
+                reasons[EVERYTHING] = _said(error)
         self._check_unedited(unit.entrant.label, reasons)
         return Outcome(time.monotonic() - begun, reasons)
 
@@ -94,8 +94,8 @@ class _Worker:
         if self.made is None or self.made[0] != entrant:
             try:
                 self.made = entrant, entrant.made(self.model)
-            except CRASHES as error:
-                self.made = entrant, str(error)
+            except Exception as error:
+                self.made = entrant, _said(error)
         editor = self.made[1]
         if isinstance(editor, str):
             raise EvaluationError(editor)
@@ -111,9 +111,9 @@ class _Worker:
         try:
             with empty_cache() if plan.cold else contextlib.nullcontext():
                 editor, found = measure_efficiency(self.model, make, requests, prompts=prompts, seed=plan.seed)
-        except CRASHES as error:
+        except Exception as error:
             editor = self._editor(entrant)  # or this one says why not
-            reasons[COSTS] = str(error)
+            reasons[COSTS] = _said(error)
             return editor
         self.made = entrant, editor
         about = {"entry": entry(entrant), "data": label, "data_sha256": benchmark.sha256, "cold": plan.cold}
@@ -126,8 +126,8 @@ class _Worker:
         write_json(task.where / ASKED, task.asked)  # not before: an editor that cannot be made asks nothing
         try:
             self._evaluation(editor, task).save(figure=False)
-        except CRASHES as error:
-            reasons[task.what] = str(error)
+        except Exception as error:
+            reasons[task.what] = _said(error)
 
     def _evaluation(self, editor: Editor, task: Task) -> Evaluation:
         plan, options = self.job.plan, {"seed": self.job.plan.seed, "progress": self.job.progress}
@@ -155,3 +155,8 @@ class _Worker:
                 f"{label} did not leave {self.model.name} as it was, so nothing can be compared after it. "
                 f"{'; '.join(reasons.values())} Run the others without it, into the same folder."
             )
+
+
+def _said(error: Exception) -> str:
+    """An error in words; those that are not the project's own with their type, which says what the words do not."""
+    return str(error) if isinstance(error, EditingError | TracerError) else f"{type(error).__name__}: {error}"

@@ -32,8 +32,15 @@ LINES = ("-", (0, (4, 1.5)), (0, (1.5, 1.2)))  # the later editors of a large fa
 MOST_PANELS = 5  # in a row
 
 
-def plot_properties(comparison: Comparison, table: pd.DataFrame) -> Figure:
-    """A panel for each property, a row for each editor, with 95 % intervals; 100 is best. `table`: from `profile`."""
+def plot_properties(comparison: Comparison, table: pd.DataFrame) -> Figure | None:
+    """A panel for each property, a row for each editor, with 95 % intervals; 100 is best. None without properties.
+
+    Args:
+        comparison: whose editors are drawn.
+        table: from `profile`.
+    """
+    if table.empty:
+        return None
     names, editors = list(dict.fromkeys(table["property"])), _by_family(comparison)
     colours, _ = _looks(comparison)
     columns = min(MOST_PANELS, len(names))

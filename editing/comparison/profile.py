@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
@@ -45,7 +46,10 @@ def property_draws(
     NaN where an editor lacks a component of a property, or has fewer cases of it than others. A resample draws the
     same cases for all editors.
     """
-    draws = {data: _draws(ids, resamples, seed) for data, ids in _shared_cases(measured, editors).items()}
+    draws = {
+        data: _draws(ids, resamples, [seed, zlib.crc32(data.encode())])  # files are drawn from independently
+        for data, ids in _shared_cases(measured, editors).items()
+    }
     values = {
         editor: {
             name: np.mean([_means(part, name, editor, draws) for part in found], axis=0)
@@ -65,7 +69,7 @@ def _shared_cases(measured: Mapping[str, Sequence[Component]], editors: Sequence
     return {data: list(ids) for data, ids in found.items()}
 
 
-def _draws(ids: list[str], resamples: int, seed: int) -> tuple[list[str], np.ndarray]:
+def _draws(ids: list[str], resamples: int, seed: Sequence[int]) -> tuple[list[str], np.ndarray]:
     """The cases, and how often each is drawn, [1 + resample, case]; first of all each is drawn once."""
     picks = np.random.RandomState(seed).randint(max(1, len(ids)), size=(resamples, len(ids)))
     counts = np.stack([np.bincount(row, minlength=len(ids)) for row in picks]).astype(float)

@@ -6,7 +6,8 @@ A property is the mean of its components; a component is one metric on one data 
     language           min(1, perplexity before / perplexity after), case by case
     fluency            min(1, entropy after / entropy before)
     costs              on a fixed scale, the logarithm's position between a best and a worst value
-A fixed scale, and not the fastest editor of the comparison, so that no rank depends on who else takes part.
+A fixed scale, and not the fastest editor of the comparison, so that no two editors change places for a third one. What
+one of them was measured on, and another was not, leaves that other out (`recommend`), and changes no value.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ class Property:
 
     Attributes:
         said: what it is and how it is brought to [0, 1], in words.
-        metrics: of single edits, or of the most edits that all editors had by `protocol`; of costs those to add up.
+        metrics: of single edits, or of the most edits that an editor had by `protocol`; of costs those to add up.
         kind: how a component is read.
         best, worst: of a cost, mapped to 1 and 0 on a logarithmic scale.
     """
@@ -79,9 +80,9 @@ PROPERTIES: Mapping[str, Property] = {
         Property("other-tasks", "accuracy after / before, at most 1", ("other_task_accuracy",), "kept"),
         Property("language", "perplexity before / after, at most 1", ("perplexity_ratio",), "inverse"),
         Property("fluency", "entropy of texts after / before, at most 1", ("fluency",), "kept"),
-        Property("batch", "reliability in the largest batch all were given", ("reliability_token_acc",),
+        Property("batch", "reliability in the largest batch", ("reliability_token_acc",),
                  protocol="batch"),
-        Property("sequence", "retention of reliability after the most edits all were given",
+        Property("sequence", "retention of reliability after the most edits",
                  ("reliability_token_acc",), protocol="sequential"),
         Property("time", "seconds an edit (median; computed at once, a share): 10 ms is 1, 100 s is 0, each factor of "
                  "ten a quarter",
@@ -162,13 +163,12 @@ def _measured(comparison: Comparison, wanted: Property) -> Iterator[tuple[str, W
 
 
 def _most_edits(comparison: Comparison, protocol: str) -> dict[tuple[str, str], int]:
-    """By data file and protocol the largest number of edits that every editor there was given."""
-    given: dict[tuple[str, str], dict[str, set[int]]] = {}
-    for (data, named, editor), edits, _ in comparison.scored():
+    """By data file and protocol the largest number of edits that any editor there was given."""
+    most: dict[tuple[str, str], int] = {}
+    for (data, named, _), edits, _ in comparison.scored():
         if named in (protocol, "multi-hop"):
-            given.setdefault((data, named), {}).setdefault(editor, set()).add(edits)
-    shared = {where: set.intersection(*editors.values()) for where, editors in given.items()}
-    return {where: max(numbers) for where, numbers in shared.items() if numbers}
+            most[data, named] = max(edits, most.get((data, named), 0))
+    return most
 
 
 def _warm(cases: tuple[CaseScores, ...]) -> set[str]:

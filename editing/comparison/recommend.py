@@ -9,6 +9,7 @@ the others, or on fewer cases, is not ranked, for its score would be another thi
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -30,8 +31,8 @@ class Ranked:
 
     Attributes:
         score: weighted mean of the properties, in [0, 1].
-        low, high: 95 % percentile interval over resampled cases.
-        first: share of the resamples in which it is first.
+        low, high: 95 % percentile interval over resampled cases; NaN where there are not two to resample.
+        first: share of the resamples in which it is first; NaN likewise.
         properties: by name, in [0, 1].
     """
 
@@ -99,7 +100,7 @@ def recommend(
     total = sum(weights[name] for name in measured)
     scores = np.array([sum(weights[name] * values[editor][name] for name in measured) / total for editor in editors])
     return Recommendation(
-        ranked=tuple(_ranked(editors, scores, values)),
+        ranked=tuple(_ranked(editors, scores, values, resampled=max(cases.values(), default=0) > 1)),
         weights={name: weights[name] for name in measured},
         not_measured=tuple(name for name in weights if name not in measured),
         not_ranked={editor: missing for editor, missing in lacking.items() if missing},
@@ -110,7 +111,7 @@ def recommend(
 def _lacking(editor: str, measured: Mapping[str, Sequence[Component]]) -> str:
     """What was measured of others and not, or not to the end, of this editor, in words; "" for nothing."""
     missing = [
-        f"{name} ({', '.join(word for word in (*part.where[:2], part.unfinished(editor)) if word)})"
+        f"{name} ({', '.join(word for word in (*part.where[:2], _edits(part), part.unfinished(editor)) if word)})"
         for name, found in measured.items()
         for part in found
         if editor not in part.editors
@@ -118,7 +119,13 @@ def _lacking(editor: str, measured: Mapping[str, Sequence[Component]]) -> str:
     return ", ".join(dict.fromkeys(missing))
 
 
-def _ranked(editors: Sequence[str], scores: np.ndarray, values: Mapping[str, Mapping[str, np.ndarray]]) -> list[Ranked]:
+def _edits(part: Component) -> str:
+    return f"{part.where[2]} edits" if part.where[2] > 1 else ""
+
+
+def _ranked(
+    editors: Sequence[str], scores: np.ndarray, values: Mapping[str, Mapping[str, np.ndarray]], *, resampled: bool
+) -> list[Ranked]:
     """Scores are [editor, 1 + resample]; a resample in which a metric has no case counts for no interval."""
     drawn = scores[:, 1:][:, ~np.isnan(scores[:, 1:]).any(0)]
     best = np.isclose(drawn, drawn.max(0), rtol=0, atol=1e-12)
@@ -126,6 +133,7 @@ def _ranked(editors: Sequence[str], scores: np.ndarray, values: Mapping[str, Map
     found = []
     for at, editor in enumerate(editors):
         low, high = percentile_interval(drawn[at])
+        spread = (float(low), float(high), float(first[at])) if resampled else (math.nan, math.nan, math.nan)
         properties = {name: float(means[0]) for name, means in values[editor].items()}
-        found.append(Ranked(editor, float(scores[at, 0]), float(low), float(high), float(first[at]), properties))
+        found.append(Ranked(editor, float(scores[at, 0]), *spread, properties))
     return sorted(found, key=lambda one: -one.score)

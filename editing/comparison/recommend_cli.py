@@ -42,10 +42,14 @@ def recommend(
 def _ranking(found: Recommendation) -> str:
     frame = found.to_frame()
     frame.insert(0, "", [str(place) for place in range(1, len(frame) + 1)])
-    interval = [f"{low:.1f} to {high:.1f}" for low, high in zip(frame["low"], frame["high"], strict=True)]
+    known = frame["low"].notna().to_list()
+    interval = [
+        f"{low:.1f} to {high:.1f}" if there else ""
+        for low, high, there in zip(frame["low"], frame["high"], known, strict=True)
+    ]
     frame = frame.drop(columns=["low", "high"]).round(1)
     frame.insert(3, "95 %", interval)
-    frame["first"] = [f"{share:.0f} %" for share in frame["first"]]
+    frame["first"] = [f"{share:.0f} %" if there else "" for share, there in zip(frame["first"], known, strict=True)]
     cases = ", ".join(f"{n} of {data}" for data, n in found.cases.items())
     lines = [frame.to_string(index=False), "", f"first: share of resamples of the cases ({cases or 'none'}) it wins"]
     lines += [f"{name} ({weight:g}): {PROPERTIES[name].said}" for name, weight in found.weights.items()]

@@ -6,7 +6,7 @@ data file and protocol.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import starmap
 from typing import Any
@@ -16,8 +16,10 @@ import pandas as pd
 
 from editing.comparison.costs import OF_TRAINING
 from editing.comparison.folder import Comparison, Key
+from editing.evaluation.case import CaseScores
 from editing.evaluation.definitions import GROUPS
 from editing.evaluation.metrics import metric_name
+from editing.evaluation.mquake_run import PROTOCOL as HOPS
 from editing.evaluation.records import Evaluation
 from editing.evaluation.summary import edit_seconds
 from editing.evaluation.tables import as_latex, as_markdown, shown
@@ -97,8 +99,10 @@ def shown_tables(comparison: Comparison, frame: pd.DataFrame) -> list[ShownTable
         for word, names in (("scores", SCORES), ("whole answers", WHOLE)):
             cells = _wide(rows, names)
             if cells is not None:
-                extra = _per_editor(evaluations) if word == "scores" and protocol == "single" else None
-                cells = cells if extra is None else cells.merge(extra, on="editor", how="left").fillna("")
+                if word == "scores" and protocol != HOPS:
+                    keys = [name for name in ("editor", "edits") if name in cells]
+                    extra = _of_edits(evaluations)[[*keys, "edit_seconds", "not editable"]]
+                    cells = cells.merge(extra, on=keys, how="left").fillna("")
                 found.append(ShownTable(f"{data}, {protocol} edits: {word}", source, cells))
     if comparison.costs:
         found.append(_costs(comparison))
@@ -134,8 +138,8 @@ def _wide(rows: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame | None:
     chosen = rows.loc[[score in there for score in rows["score"]]]
     if not there:
         return None
-    before = chosen.loc[(chosen["when"] == "before") & (chosen["editor"] == list(chosen["editor"])[0])]
-    whole = pd.concat([before.assign(editor=UNEDITED), chosen.loc[chosen["when"] == "after"]])
+    before = _unedited(chosen.loc[chosen["when"] == "before"])
+    whole = pd.concat([before, chosen.loc[chosen["when"] == "after"]])
     keys = ["editor", "edits"] if len(set(rows["edits"])) > 1 else ["editor"]
     whole = whole.assign(
         cell=list(starmap(shown, zip(whole["score"], whole["mean"], whole["half_width"], strict=True)))
@@ -148,16 +152,42 @@ def _wide(rows: pd.DataFrame, names: Sequence[str]) -> pd.DataFrame | None:
     return merged.rename_axis(columns=None)
 
 
-def _per_editor(evaluations: dict[Key, Evaluation]) -> pd.DataFrame:
-    """Seconds an edit, and how many cases could not be edited."""
+def _unedited(before: pd.DataFrame) -> pd.DataFrame:
+    """The unedited model's rows: of the editor with most cases; each editor's where each asks in a way of its own."""
+    if set(before["protocol"]) == {HOPS}:
+        return before.assign(editor=[f"{UNEDITED}, as {editor} asks" for editor in before["editor"]])
+    cases = {editor: 0 for editor in before["editor"]}
+    for editor, n in zip(before["editor"], before["n"], strict=True):
+        cases[editor] += n
+    most = max(cases, key=lambda editor: cases[editor], default="")
+    return before.loc[before["editor"] == most].assign(editor=UNEDITED)
+
+
+def _of_edits(evaluations: Mapping[Key, Evaluation]) -> pd.DataFrame:
+    """By editor and number of edits the seconds they took, and how many cases could not be edited."""
     rows = []
     for (_, _, editor), evaluation in evaluations.items():
-        median, low, high, n = edit_seconds(evaluation.cases)
-        seconds = f"{median:.3g} ({low:.3g} to {high:.3g})" if n else ""
-        together = max((case.together for case in evaluation.cases), default=1)
-        seconds += f", a share of {together} at once" if n and together > 1 else ""
-        rows.append((editor, seconds, str(evaluation.not_editable)))
-    return pd.DataFrame(rows, columns=pd.Index(["editor", "edit_seconds", "not editable"]))
+        if evaluation.cases:
+            rows.append((editor, 1, _seconds(evaluation.cases), str(evaluation.not_editable)))
+        for size, cases in evaluation.batches.items():
+            total = sum(case.seconds for case in cases if case.editable)
+            said = f"{total / size:.3g}, {total:.3g} in all" if total > 0 else ""
+            rows.append((editor, size, said, _not_editable(cases)))
+        for point in evaluation.checkpoints:
+            rows.append((editor, point.edits, _seconds(point.scores), _not_editable(point.scores)))
+    return pd.DataFrame(rows, columns=pd.Index(["editor", "edits", "edit_seconds", "not editable"]))
+
+
+def _seconds(cases: Sequence[CaseScores]) -> str:
+    """Median and quartiles; "" where no time is known."""
+    median, low, high, n = edit_seconds(cases)
+    together = max((case.together for case in cases), default=1)
+    share = f", a share of {together} at once" if together > 1 else ""
+    return f"{median:.3g} ({low:.3g} to {high:.3g}){share}" if n else ""
+
+
+def _not_editable(cases: Sequence[CaseScores]) -> str:
+    return str(sum(not case.editable for case in cases))
 
 
 def _costs(comparison: Comparison) -> ShownTable:
@@ -173,6 +203,8 @@ def _costs(comparison: Comparison) -> ShownTable:
     source = f"{about['name']}, {about['dtype']} on {about['device']}, {about['threads']} threads; memory: {memory}"
     source += "; edits one at a time"
     source += f"; {' and '.join(OF_TRAINING)} as the training's folder says, not measured here" if trained else ""
+    warm = [editor for editor, cost in costs.items() if not cost.get("cold")]
+    source += f"; one_off_seconds of {', '.join(warm)} with the cache as it was (--cold empties it)" if warm else ""
     beside = {cost.get("workers", 0): None for cost in costs.values() if cost.get("workers", 0) > 1}
     source += f"; measured while {' or '.join(map(str, beside))} workers ran" if beside else ""
     return ShownTable("costs", source, pd.DataFrame(rows, columns=pd.Index(["editor", *names, "n"])))

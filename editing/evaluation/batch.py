@@ -10,7 +10,7 @@ from editing.evaluation.case import Case, CaseScores
 from editing.evaluation.conflicts import without_conflicts
 from editing.evaluation.examination import Examination
 from editing.evaluation.making import Made, left_as_it_was, made_together
-from editing.evaluation.metrics import GENERAL_TEXT, failed, lost
+from editing.evaluation.metrics import GENERAL_TEXT
 from tracer.errors import NumericsError
 from tracer.progress import bar
 
@@ -69,7 +69,9 @@ def _edited(
     for case, old, new in zip(cases, before, after, strict=True):
         if case.request is None:
             general = {name: new[name] for name in GENERAL_TEXT if name in new}  # the model's, whatever was asked
-            found.append(CaseScores(case.id, old, failed(case, old) | general, {"not_editable": case.refused}))
+            found.append(
+                CaseScores(case.id, old, examination.failed(case, old) | general, {"not_editable": case.refused})
+            )
         else:
             diagnostics = made.diagnostics(written) | ({"lost": reason} if reason else {})
             found.append(CaseScores(case.id, old, new, diagnostics, made.seconds / len(requests)))
@@ -83,12 +85,12 @@ def _after(
     """The metrics after a batch, undone again; and why the model was lost, "" where it was not."""
     both = list(zip(cases, before, strict=True))
     if made.edit is None:
-        return [failed(case, old) for case, old in both], ""
+        return [examination.failed(case, old) for case, old in both], ""
     with made.edit:
         try:
             return in_chunks(examination.after, cases), ""
         except NumericsError as error:
-            return [lost(case, old) for case, old in both], str(error)
+            return [examination.lost(case, old) for case, old in both], str(error)
 
 
 def check_batches(cases: Sequence[Case], sizes: Sequence[int]) -> None:

@@ -27,7 +27,6 @@ from editing.evaluation.cli_options import (
     Writing,
     told_snippets,
 )
-from editing.evaluation.definitions import DEFINITIONS, definition
 from editing.evaluation.examination import Questions
 from editing.evaluation.records import Evaluation
 from editing.evaluation.run import check_protocol
@@ -125,19 +124,6 @@ def evaluate(
         record = {"folder": str(where), "scores": found.table.to_dict("records"), "files": paths}
         record["not_editable"] = found.not_editable
         result(record, _told(found, paths), as_json=as_json)
-
-
-def explain_metric(
-    name: Annotated[str | None, typer.Argument(help="A metric as tables name it; none: all names.")] = None,
-    as_json: AsJson = False,
-) -> None:
-    """Say what a metric means: formula, prompts, unit and source."""
-    with reported():
-        if name is None:
-            result({"metrics": list(DEFINITIONS)}, "\n".join(DEFINITIONS), as_json=as_json)
-        else:
-            found = definition(name)
-            result(vars(found), str(found), as_json=as_json)
 
 
 def _told(found: Evaluation, paths: list[str]) -> str:

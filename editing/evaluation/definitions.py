@@ -166,7 +166,8 @@ DEFINITIONS: Mapping[str, Definition] = {
     (
         "edit_seconds",
         "median over edits of the wall-clock time of apply, device synchronised, the first 2 left out; with quartiles. "
-        "Single edits that are computed at once share their time; for the table of costs they are made one by one",
+        "Edits that are computed at once share their time. In the table of costs the median of three edits made one by "
+        "one, after a first one",
         "nothing",
         "s",
         HERE,
@@ -185,18 +186,20 @@ DEFINITIONS: Mapping[str, Definition] = {
      "nothing", "s", HERE),
     ("training_bytes", "size of the file of what was trained", "nothing", "bytes", HERE),
     ("latency_ratio", "median over repeats of seconds edited / seconds unedited, equal prompts and new tokens",
-     "edited prompts and neighbours, answered greedily", "ratio", HERE),
+     "edited prompts, of the edit that is applied and of others, answered greedily", "ratio", HERE),
+    ("last", "mean over the edits of a sequence's last step alone; the score beside it is of all edits so far",
+     "those of the score", "as the score", HERE),
 )  # fmt: skip
 
 
-def definition(name: str) -> Definition:
+def definition(name: str, among: Mapping[str, Definition] = DEFINITIONS) -> Definition:
     """What a metric means.
 
     Raises:
         EvaluationError: there is no metric of this name.
     """
-    if name in DEFINITIONS:
-        return DEFINITIONS[name]
-    alike = difflib.get_close_matches(name, DEFINITIONS, n=3, cutoff=0.5)
+    if name in among:
+        return among[name]
+    alike = difflib.get_close_matches(name, among, n=3, cutoff=0.5)
     meant = f"Did you mean {', '.join(alike)}?" if alike else "`editing explain-metric` without a name lists them."
     raise EvaluationError(f"There is no metric {name!r}. {meant}")

@@ -96,7 +96,7 @@ def measure_efficiency(
             try:
                 edit = measured.apply(model, [request], seed=seed, progress=False)
             except FAILURES as error:
-                last = error
+                making, last = making + (now(model) - begun if not seconds else 0.0), error
                 continue
             seconds.append(now(model) - begun)
         peaks.append(peak)

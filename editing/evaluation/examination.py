@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from editing.errors import EvaluationError
+from editing.evaluation import metrics
 from editing.evaluation.alarms import PASSAGES, CollapseAlarm, GeneralText
 from editing.evaluation.base import Base
 from editing.evaluation.case import Case
@@ -102,6 +103,14 @@ class Examination:
         told: Mapping[str, Any] = {"base": self.base.scores(pairs), "divergences": divergences, "texts": texts}
         now = _general(text.judged(scores, moved)) if text else {}
         return [case_metrics(case, scores, **told) | now | self._writing(case) for case in cases]
+
+    def failed(self, case: Case, before: Mapping[str, float]) -> dict[str, float]:
+        """What `after` would give, of a case that could not be edited."""
+        return metrics.failed(case, before, kl=self.questions.kl)
+
+    def lost(self, case: Case, before: Mapping[str, float]) -> dict[str, float]:
+        """The same of one after whose edit the model gives NaN."""
+        return metrics.lost(case, before, kl=self.questions.kl)
 
     def forget(self) -> None:
         """Drops the distributions of cases that are done."""

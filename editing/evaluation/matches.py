@@ -13,8 +13,11 @@ ARTICLES = {"a", "an", "the"}
 
 
 def normalise(text: str) -> str:
-    """Lower case, no punctuation, no articles, single blanks."""
-    kept = "".join(" " if unicodedata.category(letter)[0] in "PS" else letter for letter in text.lower())
+    """Lower case, no punctuation, no articles, single blanks; dashes and slashes part words."""
+    parted = "".join(
+        " " if letter == "/" or unicodedata.category(letter) == "Pd" else letter for letter in text.lower()
+    )
+    kept = "".join(letter for letter in parted if unicodedata.category(letter)[0] != "P")
     return " ".join(word for word in kept.split() if word not in ARTICLES)
 
 
@@ -26,10 +29,10 @@ def first_statement(text: str, answer: str) -> str:
 
 
 def gen_exact(text: str, answer: str) -> bool:
-    """The text's first statement is the answer and nothing else."""
-    return normalise(first_statement(text, answer)) == normalise(answer)
+    """The text's first statement is the answer and nothing else; an answer without words is said by no text."""
+    return normalise(first_statement(text, answer)) == normalise(answer) != ""
 
 
 def gen_contains(text: str, answer: str) -> bool:
     """The answer occurs, as whole words, in the text's first statement."""
-    return f" {normalise(answer)} " in f" {normalise(first_statement(text, answer))} "
+    return normalise(answer) != "" and f" {normalise(answer)} " in f" {normalise(first_statement(text, answer))} "

@@ -86,20 +86,20 @@ def case_metrics(
     return found
 
 
-def failed(case: Case, before: Mapping[str, float]) -> dict[str, float]:
-    """The metrics of a case that could not be edited: no success, and everything else as it was."""
+def failed(case: Case, before: Mapping[str, float], *, kl: bool = True) -> dict[str, float]:
+    """The metrics of a case that could not be edited: no success, and everything else as it was; `kl`: it is asked."""
     metrics = dict(before)
     for group in case.groups:
         if not group.stays:
             names = {metric_name(group.name, kind) for kind in ("preferred", *ACCURACIES)}
             metrics |= {name: 0.0 for name in names & before.keys()}
         elif group.asks and group.compared:
-            still = {"agree": 1.0, "agree_exact": 1.0, "kl": 0.0}
+            still = {"agree": 1.0, "agree_exact": 1.0, **({"kl": 0.0} if kl else {})}
             metrics |= {metric_name(group.name, kind): value for kind, value in still.items()}
     return metrics
 
 
-def lost(case: Case, before: Mapping[str, float]) -> dict[str, float]:
+def lost(case: Case, before: Mapping[str, float], *, kl: bool = True) -> dict[str, float]:
     """The metrics of a case after whose edit the model gives NaN: nothing is right and nothing as it was.
 
     Perplexity has grown by `MOST_RATIO`; nll and KL, which have no largest value, are NaN.
@@ -108,7 +108,7 @@ def lost(case: Case, before: Mapping[str, float]) -> dict[str, float]:
     metrics |= {"perplexity_ratio": MOST_RATIO} if "perplexity_ratio" in before else {}
     for group in case.groups:
         if group.stays and group.asks and group.compared:
-            gone = {"agree": 0.0, "agree_exact": 0.0, "kl": math.nan}
+            gone = {"agree": 0.0, "agree_exact": 0.0, **({"kl": math.nan} if kl else {})}
             metrics |= {metric_name(group.name, kind): value for kind, value in gone.items()}
     return metrics
 

@@ -24,7 +24,7 @@ from editing.evaluation.conflicts import without_conflicts
 from editing.evaluation.examination import Examination
 from editing.evaluation.lines import Lines
 from editing.evaluation.making import Computed, Made, left_as_it_was, made_together
-from editing.evaluation.metrics import failed, lost
+from editing.evaluation.metrics import MOST_RATIO
 from tracer.errors import FileFormatError, NumericsError
 from tracer.model import LanguageModel
 from tracer.progress import bar
@@ -213,12 +213,15 @@ class _Sequence:
 
     def _measure(self, begin: int, end: int) -> Checkpoint:
         text = self.alarm.read()
+        text = dataclasses.replace(text, ratio=min(text.ratio, MOST_RATIO))
         try:
             after = in_chunks(self.examination.after, self.cases[:end])
             fixed = in_chunks(self.examination.after, self.fixed)
         except NumericsError:  # a model of NaN has lost everything
-            after = [lost(case, old) for case, old in zip(self.cases[:end], self.before[:end], strict=True)]
-            fixed = [lost(case, old) for case, old in zip(self.fixed, self.fixed_before, strict=True)]
+            after = [
+                self.examination.lost(case, old) for case, old in zip(self.cases[:end], self.before[:end], strict=True)
+            ]
+            fixed = [self.examination.lost(case, old) for case, old in zip(self.fixed, self.fixed_before, strict=True)]
         return Checkpoint(
             end,
             end - begin,
@@ -235,14 +238,17 @@ class _Sequence:
         case, before = self.cases[at], self.before[at]
         seconds = self.seconds.get(case.id, math.nan)
         if case.id in self.reasons:
-            return CaseScores(case.id, before, failed(case, before), {"not_editable": self.reasons[case.id]}, seconds)
+            return CaseScores(
+                case.id, before, self.examination.failed(case, before), {"not_editable": self.reasons[case.id]}, seconds
+            )
         together = {TOGETHER: self.together[case.id]} if case.id in self.together else {}
         return CaseScores(case.id, before, after, together, seconds)
 
 
 def _part(case: Case, *, stays: bool) -> Case:
-    """The case with only those groups that should stay, or only those that should change."""
-    return dataclasses.replace(case, groups=tuple(group for group in case.groups if group.stays == stays))
+    """The case with only those groups that should stay, or only those that should change, and what it writes from."""
+    groups = tuple(group for group in case.groups if group.stays == stays)
+    return dataclasses.replace(case, groups=groups, samples=() if stays else case.samples)
 
 
 def _drop_later_copies(edits: Sequence[Any]) -> None:

@@ -8,7 +8,6 @@ from editing.editors import Editor
 from editing.evaluation.case import Case, CaseScores
 from editing.evaluation.examination import Examination
 from editing.evaluation.making import left_as_it_was, made_each
-from editing.evaluation.metrics import failed, lost
 from tracer.errors import NumericsError
 from tracer.progress import bar
 
@@ -65,12 +64,12 @@ def _chunk(examination: Examination, editor: Editor, cases: Sequence[Case], seed
     for case, made in made_each(examination.model, editor, cases, seed):
         diagnostics = made.diagnostics()
         if made.edit is None:
-            after = failed(case, before[case.id])
+            after = examination.failed(case, before[case.id])
         else:
             try:
                 with made.edit:
                     (after,) = examination.after([case])
             except NumericsError as error:
-                after, diagnostics = lost(case, before[case.id]), {**diagnostics, "lost": str(error)}
+                after, diagnostics = examination.lost(case, before[case.id]), {**diagnostics, "lost": str(error)}
         yield CaseScores(case.id, before[case.id], after, diagnostics, made.seconds)
     examination.forget()

@@ -59,9 +59,8 @@ def batch_summary(batches: Mapping[int, Sequence[CaseScores]], *, editable_only:
 
     What is read of the model and not of a case is one number a batch, so its n is 1.
     """
-    once = {"half_width": np.nan, "n": 1}
     rows = [
-        {"size": size, **row, **(once if row["score"] in GENERAL_TEXT else {})}
+        {"size": size, **row, **(_once(row["mean"]) if row["score"] in GENERAL_TEXT else {})}
         for size, cases in sorted(batches.items())
         for row in summary(cases, editable_only=editable_only).to_dict("records")
     ]
@@ -85,8 +84,13 @@ def sequential_summary(checkpoints: Sequence[Checkpoint]) -> pd.DataFrame:
             "text_kl": point.text.kl,
             "relative_change": max(filter(math.isfinite, point.relative_change.values()), default=0.0),
         }
-        rows += [{"edits": point.edits, "score": name, "mean": value, "n": 1} for name, value in model.items()]
+        rows += [{"edits": point.edits, "score": name, "mean": value, **_once(value)} for name, value in model.items()]
     return pd.DataFrame(rows, columns=pd.Index(["edits", "score", "mean", "half_width", "n", "last"]))
+
+
+def _once(value: float) -> dict[str, float]:
+    """How well one number is known that is read of the model and of no case; a lost model has none."""
+    return {"half_width": np.nan, "n": int(not math.isnan(value))}
 
 
 @dataclass(frozen=True)
