@@ -246,6 +246,7 @@ def test_a_target_is_exact_where_greedy_decoding_writes_it(trained: tracer.Langu
     assert [text.strip() for text in answers(trained, prompts)] == [*LIES_IN.values()] * 2
 
 
+@pytest.mark.filterwarnings("ignore:The change is")  # a ball that wide
 @pytest.mark.parametrize("layer", [0, LAYERS + 1], ids=["encoder", "decoder"])
 def test_ft_l_edits_inside_its_ball_and_undoes_bit_for_bit(trained: tracer.LanguageModel, layer: int) -> None:
     before = {name: value.clone() for name, value in trained.torch.state_dict().items()}

@@ -240,7 +240,7 @@ class FT:
         if change > LARGE_CHANGE:
             warnings.warn(
                 f"The change is {change:.2f} of the weight's norm and may harm the model. Use fewer steps, a lower "
-                f"rate, or a radius.",
+                f"rate, or a {'smaller ' if self.radius else ''}radius.",
                 EditingWarning,
                 stacklevel=4,
             )
