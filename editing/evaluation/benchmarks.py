@@ -158,7 +158,7 @@ def counterfact_case(record: Record, label: str) -> Case | str:
     read = published.counterfact(record)
     new = record["requested_rewrite"]["target_new"].get("id")
     topic = (read.relation, new) if read.relation and new else None
-    return _case(read, record, label, tuple(record.get("generation_prompts", ())), topic)
+    return _case(read, record, label, published.texts(record, "generation_prompts"), topic)
 
 
 def flat_case(record: Record, label: str) -> Case | str:
