@@ -36,7 +36,7 @@ def test_one_off_time_is_not_in_the_time_of_an_edit(toy_model: tracer.LanguageMo
     toy_model.fingerprint()
     editor, found = measure_efficiency(toy_model, slow, REQUESTS, edits=3)
     assert 0.1 <= found.edit_seconds < 0.3  # less than the first one and the making
-    assert found.one_off_seconds > 0.2
+    assert found.one_off_seconds > 0.4  # 0.2 s of making and 0.3 s of the first edit; either alone is less
     assert (found.edits, editor.calls) == (3, [1] * 4) and toy_model.edits == []
 
 
