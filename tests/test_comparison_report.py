@@ -184,6 +184,13 @@ def test_the_browser_ranks_by_the_weights_of_the_address_and_of_the_sliders(whol
     assert order(in_browser(page, "#reliability=1,locality=1", script)) == ["copies", "good", "shouts"]
 
 
+def test_one_case_has_no_interval_in_the_browser(tmp_path: Path) -> None:
+    alone = planted_comparison(tmp_path, {"good": [scores(0, {"reliability_token_acc": 0.75})]})
+    shown = in_browser(save_comparison(alone)[0][-1], "#reliability=1")
+    (row,) = [attributes for _, attributes in shown.tags if "data-editor" in attributes]
+    assert row["title"] == "good: 75.0" and "first" not in shown.texts["ranking"]
+
+
 def test_the_browser_shows_tables_figures_reasons_and_definitions(page: Path) -> None:
     shown = in_browser(page)
     assert sum(tag == "img" for tag, _ in shown.tags) == 4

@@ -144,13 +144,17 @@ def multi_hop_scores(
     with bar(len(cases), "multi-hop questions", show=progress, unit="case") as steps, left_as_it_was(model):
         for begin in range(0, len(cases), group):
             together = cases[begin : begin + group]
-            ask = answering(model, editor)
-            asked = iter(_asked([case.before for case in together if case.before is not None], ask))
-            base = [math.nan if case.before is None else next(asked).lenient for case in together]
+            ask, base = answering(model, editor), multi_hop_before(model, editor, together)
             with editor.apply(model, without_repeats(together), seed=seed, progress=False):
                 found = _scores(model, together, ask, base)
             yield from found
             steps.update(len(found))
+
+
+def multi_hop_before(model: LanguageModel, editor: Editor, cases: Sequence[MultiHop]) -> list[float]:
+    """Whether the unedited model, asked as this editor asks, gives the answer that was right then; NaN: not known."""
+    asked = iter(_asked([case.before for case in cases if case.before is not None], answering(model, editor)))
+    return [math.nan if case.before is None else float(next(asked).lenient) for case in cases]
 
 
 def check_group(size: int, name: str) -> None:

@@ -20,7 +20,14 @@ from editing.evaluation.case import CaseScores
 from editing.evaluation.lines import Lines
 from editing.evaluation.making import FAILURES, OF_NO_CASE
 from editing.evaluation.manifest import cases_digest, continued_manifest, editor_record, model_record
-from editing.evaluation.mquake import MultiHop, MultiHopScores, check_group, multi_hop_scores, read_mquake
+from editing.evaluation.mquake import (
+    MultiHop,
+    MultiHopScores,
+    check_group,
+    multi_hop_before,
+    multi_hop_scores,
+    read_mquake,
+)
 from editing.evaluation.records import Evaluation, read_cases
 from editing.evaluation.slices import slice_in_words
 from tracer.facts.readers import read_records
@@ -99,17 +106,21 @@ def _scored(model: LanguageModel, editor: Editor, group: Sequence[MultiHop], see
     except (EvaluationError, *OF_NO_CASE):  # none of a case's making
         raise
     except FAILURES as error:
-        for case in group:
+        for case, base in zip(group, multi_hop_before(model, editor, group), strict=True):
             asked = [name for name in SHARES if name != "instance_wise" or case.hops]
-            yield CaseScores(case.id, {}, dict.fromkeys(asked, 0.0), {"not_editable": str(error)})
+            yield CaseScores(case.id, _before(base), dict.fromkeys(asked, 0.0), {"not_editable": str(error)})
         return
     yield from map(_case_scores, found)
 
 
 def _case_scores(found: MultiHopScores) -> CaseScores:
     after = {name: getattr(found, name) for name in SHARES}
-    before = {} if math.isnan(found.base) else {"multi_hop": float(found.base)}
-    return CaseScores(found.case_id, before, {name: value for name, value in after.items() if not math.isnan(value)})
+    asked = {name: value for name, value in after.items() if not math.isnan(value)}
+    return CaseScores(found.case_id, _before(found.base), asked)
+
+
+def _before(base: float) -> dict[str, float]:
+    return {} if math.isnan(base) else {"multi_hop": base}
 
 
 def _manifest(model: LanguageModel, editor: Editor, benchmark: HopBenchmark, seed: int) -> dict[str, Any]:
