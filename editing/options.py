@@ -21,7 +21,7 @@ Settings = Annotated[
     list[str] | None, typer.Option("--set", help="Another setting of the editor, NAME=VALUE; repeatable.")
 ]
 Seed = Annotated[
-    int, typer.Option(min=0, max=MOST_SEED, help="Of whatever is drawn: random prefixes, the model's own text.")
+    int, typer.Option(min=0, max=MOST_SEED, help="Of whatever is drawn: random prefixes, texts the model samples.")
 ]
 PYTHONS = {"True": True, "False": False, "None": None}
 

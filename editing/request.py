@@ -8,6 +8,7 @@ from typing import Any
 
 from editing.errors import BaseModelError, RequestError
 from editing.numbers import whole
+from editing.published import counterfact
 from tracer.errors import FactError
 from tracer.fact import Fact
 from tracer.facts.bundled import filled
@@ -88,22 +89,13 @@ class EditRequest:
             RequestError: it is none.
         """
         try:
-            rewrite = record["requested_rewrite"]
-            fields: dict[str, Any] = {
-                "prompt": filled(rewrite["prompt"], rewrite["subject"]),
-                "subject_at": rewrite["prompt"].index("{}"),
-                "subject": rewrite["subject"],
-                "new": rewrite["target_new"]["str"],
-                "true": rewrite["target_true"]["str"],
-                "id": str(record["case_id"]),
-                "relation": rewrite.get("relation_id"),
-            }
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            read, name = counterfact(record), str(record["case_id"])
+        except (KeyError, TypeError, AttributeError, RequestError) as error:
             raise RequestError(
                 f"This is no CounterFact record ({error}). One has a case_id, and a requested_rewrite with prompt "
                 f"(holding {{}}), subject, target_new and target_true."
             ) from error
-        return cls(**fields)
+        return cls(read.prompt, read.subject, read.new, read.true, name, read.relation, read.subject_at)
 
 
 def listed(requests: Sequence[EditRequest]) -> list[EditRequest]:

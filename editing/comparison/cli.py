@@ -23,7 +23,6 @@ from editing.evaluation.cli_options import (
     Checkpoints,
     Choices,
     ChoicesACase,
-    EditSeed,
     Evenly,
     Free,
     Groups,
@@ -39,7 +38,7 @@ from editing.evaluation.examination import Questions
 from editing.evaluation.sequential import SequentialPlan
 from editing.evaluation.tables import as_markdown
 from editing.located import located_layer
-from editing.options import named_values, whole_numbers
+from editing.options import Seed, named_values, whole_numbers
 from tracer.console import (
     AsJson,
     Backend,
@@ -102,7 +101,7 @@ def compare(
     cold: Annotated[
         bool, typer.Option("--cold", help="Measure costs with an empty cache: each editor makes its own statistics.")
     ] = False,
-    seed: EditSeed = 0,
+    seed: Seed = 0,
     workers: Workers = 0,
     backend: Backend = "local",
     threads: Threads = None,

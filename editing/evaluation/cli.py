@@ -15,7 +15,6 @@ from editing.evaluation.cli_options import (
     Checkpoints,
     Choices,
     ChoicesACase,
-    EditSeed,
     Evenly,
     Free,
     Groups,
@@ -35,7 +34,7 @@ from editing.evaluation.sequential import SequentialPlan
 from editing.evaluation.summary import edit_seconds
 from editing.evaluation.tables import readable
 from editing.located import layer_for
-from editing.options import EditorName, Layer, Settings, named_values, whole_numbers
+from editing.options import EditorName, Layer, Seed, Settings, named_values, whole_numbers
 from tracer.console import (
     AsJson,
     DecoderStarts,
@@ -78,7 +77,7 @@ def evaluate(
     groups: Groups = None,
     writing: Writing = False,
     snippets: SnippetsOption = None,
-    seed: EditSeed = 0,
+    seed: Seed = 0,
     model: Model = "gemma-3-270m",
     device: Device = None,
     dtype: Dtype = "float32",

@@ -10,7 +10,6 @@ import typer
 from editing.errors import EvaluationError
 from editing.evaluation.fluency import Snippets, read_snippets
 from editing.evaluation.sequential import CHECKPOINTS
-from editing.numbers import MOST_SEED
 
 ALL_CHECKPOINTS = ",".join(map(str, CHECKPOINTS))
 Evenly = Annotated[bool, typer.Option("--evenly", help="Draw them evenly over the file, not from its start.")]
@@ -29,7 +28,6 @@ Writing = Annotated[
     bool, typer.Option("--writing", help="Also sampled texts: fluency and, with --snippets, consistency. Slow.")
 ]
 SnippetsOption = Annotated[Path | None, typer.Option(help="CounterFact's attribute snippets, for consistency.")]
-EditSeed = Annotated[int, typer.Option(min=0, max=MOST_SEED, help="Of edits and sampled texts.")]
 
 
 def told_snippets(path: Path | None, writing: bool) -> Snippets | None:
