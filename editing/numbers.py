@@ -9,8 +9,7 @@ from numbers import Real
 from typing import Any
 
 from editing.errors import RequestError
-
-MOST_SEED = 2**32 - 1  # what numpy takes
+from tracer.plan import MOST_SEED
 
 
 def whole(name: str, value: Any, instead: int) -> int:

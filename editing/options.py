@@ -10,7 +10,7 @@ import typer
 
 from editing.editors import EDITORS
 from editing.errors import EvaluationError, RequestError
-from editing.numbers import MOST_SEED
+from tracer.plan import MOST_SEED
 
 EditorName = Annotated[str, typer.Option("--editor", help=f"{', '.join(EDITORS)}.")]
 Layer = Annotated[

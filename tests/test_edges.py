@@ -204,5 +204,14 @@ def test_bad_input_is_named(options: dict, said: str) -> None:
     model = opened(toys.gpt2(1))
     with pytest.raises(SiteError, match=said):
         attribute_edges(model, FACT, **{**OPTIONS, **options})
+    edge = Edge(EMBEDDING, Input("mlp", 0))
+    for edges, metric, reason in (
+        ([edge], "rank", "no metric 'rank'"),
+        ([], "logit", "No edges to patch"),
+        ([(edge, 0.1)], "logit", "for edge, _ in scores.top"),
+        ([Edge(Node("attn", 0), Input("mlp", 0))], "logit", "There is no edge"),  # pyright: ignore[reportArgumentType]
+    ):
+        with pytest.raises(SiteError, match=reason):
+            path_patch(model, FACT, edges, metric=metric, **OPTIONS)  # pyright: ignore[reportArgumentType]
     with pytest.raises(SiteError, match="k=0"):
         attribute_edges(model, FACT, steps=1, **OPTIONS).top(0)

@@ -9,6 +9,7 @@ from collections import Counter
 import pytest
 
 from tracer.errors import FactError, FileFormatError
+from tracer.fact import Fact
 from tracer.facts import bundled, counterfact, known_facts, paraphrases, read_facts, relation_of, spread_over_relations
 from tracer.facts.bundled import filled, templates
 
@@ -85,12 +86,18 @@ def test_published_files_are_recognised(tmp_path, suffix: str) -> None:
     (counter,) = read_facts(write(COUNTERFACT))
     assert (counter.prompt, counter.answer, counter.subject_at) == ("Paris, Paris speaks", "French", 7)
     assert counterfact(write(COUNTERFACT)) == [counter]
+    assert counter.other == COUNTERFACT["requested_rewrite"]["target_new"]["str"]
+    ours = {"prompt": "Paris is in", "subject": "Paris", "answer": "France", "other": "Chile", "subject_at": 0}
+    assert read_facts(write(ours)) == [Fact(**ours)]
 
 
 def test_damaged_files_say_where(tmp_path) -> None:
     path = tmp_path / "facts.json"
     path.write_text('[{"prompt": "France is"}]', encoding="utf-8")
     with pytest.raises(FileFormatError, match="record 0: no field 'subject'"):
+        read_facts(path)
+    path.write_text('[{"prompt": "France is", "subject": "France"}, 3]', encoding="utf-8")
+    with pytest.raises(FileFormatError, match="record 1: 3 is not an object with a prompt"):
         read_facts(path)
     path.write_text('[{"prompt": ', encoding="utf-8")
     with pytest.raises(FileFormatError, match="no whole JSON"):

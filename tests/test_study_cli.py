@@ -45,6 +45,24 @@ def test_study_says_what_became_of_the_facts_and_goes_on_where_it_was(run) -> No
     assert before == {path: path.stat().st_mtime_ns for path in (folder / "facts").iterdir()}
 
 
+def test_groups_peak_where_the_metric_is_nearest_to_the_clean_run(model_folder: Path, tmp_path: Path) -> None:
+    fact = ["--prompt", FACTS[0].prompt, "--subject", FACTS[0].subject, "--model", model_folder, "--quiet"]
+    for metric, best in (("kl", "idxmin"), ("logit", "idxmax")):
+        options = ["--metric", metric, "--groups", "subject", "--kinds", "mlp", "--window", 1, "--samples", 2]
+        said = command("trace", *fact, *options, "--out", tmp_path / metric)
+        table = pd.read_csv(tmp_path / metric / "groups.csv")
+        row = table.loc[getattr(table.indirect_effect, best)()]
+        assert f"IE {row.indirect_effect:+.3f} at layer {row.layer}, subject together" in said.stdout
+        assert "p(clean)" not in said.stdout
+
+
+def test_a_role_of_one_fact_is_no_peak_and_has_no_components(model_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "facts.jsonl").write_text("\n".join(json.dumps(dataclasses.asdict(fact)) for fact in FACTS[:2]))
+    said = command("study", tmp_path / "facts.jsonl", "--model", model_folder, "--quiet", "--window", 2,
+                   "--samples", 2, "--out", tmp_path / "run")  # fmt: skip
+    assert said.exit_code == 0 and "(n=1)" not in said.stdout, said.output
+
+
 def test_another_setting_in_the_same_folder_is_one_line_and_code_2(run) -> None:
     _, arguments, _ = run
     said = command(*arguments, "--seed", 5)

@@ -37,6 +37,7 @@ from tracer.errors import AnatomyError, FactError, ModelSourceError, SiteError, 
 from tracer.forward_pass import forward
 from tracer.passes import Passes
 from tracer.site import Site
+from tracer.studies.report import average_rows
 from tracer.sweep.self_test import self_test
 from tracer.sweep.two_stacks import TwoStackSweep
 
@@ -205,6 +206,14 @@ def test_averages_and_places_count_the_layers_of_a_tokens_stack(trained: tracer.
         tracer.paired_test(average, "state", "mlp")
     further = average.indirect_effect["state"][tracer.ROLES.index("further tokens")]
     assert not np.isnan(further).any(), "the encoder's and the decoder's further tokens, each in its layers"
+    known = average.to_frame().dropna(subset=["effect"])
+    table = tracer.average_frame(average)
+    assert len(table) == len(known) and set(table.n) <= set(known.n)
+    np.testing.assert_allclose(table.effect, known.effect, atol=1e-12)
+    rows = average_rows(average.effects["state"])["rows"]
+    assert [row is not None for row in rows] == [role in set(known.role) for role in tracer.ROLES]
+    last = rows[tracer.ROLES.index("last token")]
+    assert last["effect"][0] is None and last["effect"][-1] is not None
 
 
 def test_heatmaps_name_both_stacks(trained: tracer.LanguageModel) -> None:

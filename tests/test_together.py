@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from conftest import LAYERS, noise_of
@@ -159,7 +160,7 @@ def test_severed_paths_are_named_read_and_resolved(toy_model: tracer.LanguageMod
     [
         ({"groups": "subject"}, SiteError, r"groups=\('subject',\)"),
         ({"groups": ("object",)}, SiteError, "no group 'object'. Choose from subject, first"),
-        ({"groups": (3,)}, SiteError, r"3 is no group of tokens. Write e.g. \(3, 5\)"),
+        ({"groups": (3,)}, SiteError, r"3 is not a group of tokens. Write e.g. \(3, 5\)"),
         ({"groups": ((3, 99),)}, SiteError, "not 99"),
         ({"groups": ("subject", "subject")}, SiteError, "given twice"),
         ({"whole_answer": True, "metric": "rank"}, SiteError, "has no rank. Write metric='probability'"),
@@ -169,11 +170,14 @@ def test_severed_paths_are_named_read_and_resolved(toy_model: tracer.LanguageMod
             SiteError,
             "without tokens",
         ),
+        ({"published_draws": True, "whole_answer": True}, SiteError, "whole_answer=False"),
     ],
 )
 def test_bad_settings_are_refused_before_the_model_runs(toy_model, options, error, said, monkeypatch) -> None:
     monkeypatch.setattr(type(toy_model.torch), "forward", None)
     with pytest.raises(error, match=said):
         tracer.trace(toy_model, OTHER, corruption=tracer.GaussianNoise(sigma=0.3), **options)
+    assert Severed("mlp", np.arange(2), np.array([3])) == Severed("mlp", (0, 1), (3,))
+    assert tracer.Plan(groups=(np.array([3, 4]),)) == tracer.Plan(groups=((3, 4),))
     with pytest.raises(SiteError, match="mlp:3-7@last token"):
         Severed.parsed("mlp:3-")

@@ -11,8 +11,8 @@ import torch
 import tracer
 from tracer.corrupt import GaussianNoise, embedding_sigma
 from tracer.effect import AverageTrace, Estimate, Settings, TraceResult
-from tracer.errors import FactError, FileFormatError, SiteError
-from tracer.fact import ROLES
+from tracer.errors import FactError, FileFormatError, ModelSourceError, SiteError
+from tracer.fact import ROLES, TokenizedFact
 from tracer.studies.averaging import average_of
 
 FACT = tracer.Fact("The Space Needle is located in the city of", subject="The Space Needle")
@@ -137,12 +137,14 @@ def test_a_frame_has_a_row_for_every_site(result: TraceResult) -> None:
         ({"severed": ("state",)}, SiteError, "cannot be severed"),
         ({"kinds": ()}, SiteError, "Nothing to trace"),
         ({"window": 0}, SiteError, "restores nothing"),
-        ({"samples": 0}, SiteError, "draws no noise"),
+        ({"samples": 0}, SiteError, "draws nothing"),
         ({"engine": "fast"}, SiteError, "no engine 'fast'"),
         ({"roles": ("subject",)}, FactError, "no role 'subject'"),
         ({"samples": 2.0}, SiteError, "samples=2.0 is no whole number. Write samples=10"),
         ({"window": 2.5}, SiteError, "window=2.5 is no whole number"),
         ({"seed": True}, SiteError, "seed=True is no whole number"),
+        ({"seed": -1}, SiteError, "seed=-1 is not from 0 to 4294967295"),
+        ({"seed": 2**32}, SiteError, "seed=4294967296 is not"),
         ({"max_bytes": "1GB"}, SiteError, "max_bytes='1GB' is no whole number. Write max_bytes=1 << 30"),
         ({"kinds": "state"}, SiteError, r"kinds is a sequence: write kinds=\('state',\)"),
         ({"severed": "mlp"}, SiteError, r"severed is a sequence: write severed=\('mlp',\)"),
@@ -155,6 +157,41 @@ def test_bad_settings_are_refused_before_the_model_runs(
     monkeypatch.setattr(type(toy_model.torch), "forward", None)
     with pytest.raises(error, match=said):
         tracer.trace(toy_model, FACT, **options)
+
+
+def test_what_is_no_model_fact_or_trace_is_named(toy_model: tracer.LanguageModel) -> None:
+    with pytest.raises(FactError, match=r"'Paris is' is not a fact. Write tracer.Fact\(prompt"):
+        tracer.trace(toy_model, "Paris is")  # pyright: ignore[reportArgumentType]
+    for call in (tracer.trace, lambda model, fact: tracer.average(model, [fact])):
+        with pytest.raises(ModelSourceError, match=r"A str is not an opened model. Write tracer.load"):
+            call("gemma-3-270m", FACT)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(FactError, match=r"average\(model, \[fact\]\)"):
+        tracer.average(toy_model, FACT)  # pyright: ignore[reportArgumentType]
+    for use in (tracer.locate, tracer.plot_average):
+        with pytest.raises(FactError, match="study.average"):
+            use(toy_model)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(FactError, match="1 texts for 3 token ids"):
+        TokenizedFact((1, 2, 3), (0, 1), tokens=("a",))
+    with pytest.raises(FactError, match="Token id 9999999"):
+        tracer.trace(toy_model, TokenizedFact((1, 2, 3), (0, 1), other_ids=(9999999,)), metric="logit_difference")
+
+
+def test_an_average_leaves_out_facts_that_cannot_be_measured_and_takes_others(toy_model: tracer.LanguageModel) -> None:
+    with_other = dataclasses.replace(FACT, other=" London")
+    options = {"metric": "logit_difference", "window": 2, "samples": 2, "corruption": GaussianNoise(sigma=0.3)}
+    average = tracer.average(toy_model, [OTHER, with_other], most=1, **options)
+    assert average.prompts == (FACT.prompt,)
+    assert [prompt for prompt, _ in average.skipped] == [OTHER.prompt] and "other=" in average.skipped[0][1]
+    with pytest.raises(FactError, match="has no alternative answer"):
+        tracer.average(toy_model, [OTHER], **options)
+
+
+def test_two_means_in_one_folder_are_told_apart(toy_model: tracer.LanguageModel, tmp_path) -> None:
+    options = {"corruption": "mean", "window": 2, "samples": 1, "kinds": ("mlp",)}
+    tracer.average(toy_model, [FACT], folder=tmp_path, **options)
+    both = tracer.average(toy_model, [FACT, OTHER], folder=tmp_path, **options)
+    np.testing.assert_array_equal(both.corrupted, tracer.average(toy_model, [FACT, OTHER], **options).corrupted)
+    assert len(list(tmp_path.iterdir())) == 3
 
 
 def test_an_average_is_the_mean_over_facts_by_role(toy_model: tracer.LanguageModel) -> None:
@@ -191,7 +228,7 @@ def test_an_interrupted_average_goes_on_and_ends_the_same(toy_model, tmp_path, m
     options = {"kinds": ("state",), "samples": 2}
     whole = tracer.average(toy_model, [FACT, OTHER], **options)
     traced: list[str] = []
-    real = tracer.studies.averaging.trace_alike
+    real = tracer.studies.batches.trace_alike
 
     def interrupted(model, facts, plan):
         if len(traced) == 1:
@@ -199,7 +236,7 @@ def test_an_interrupted_average_goes_on_and_ends_the_same(toy_model, tmp_path, m
         traced.extend(fact.fact.prompt for fact in facts)
         return real(model, facts, plan)
 
-    monkeypatch.setattr("tracer.studies.averaging.trace_alike", interrupted)
+    monkeypatch.setattr("tracer.studies.batches.trace_alike", interrupted)
     monkeypatch.setattr("tracer.studies.averaging.at_once", lambda *_: 1)
     with pytest.raises(KeyboardInterrupt):
         tracer.average(toy_model, [FACT, OTHER], folder=tmp_path, **options)
@@ -270,3 +307,18 @@ def test_an_estimate_has_its_interval_by_hand() -> None:
     assert (estimate.mean, estimate.n) == (2.0, 3)
     assert estimate.standard_error == pytest.approx(1 / np.sqrt(3))
     assert estimate.interval == pytest.approx((2 - 1.96 / np.sqrt(3), 2 + 1.96 / np.sqrt(3)))
+
+
+def test_results_are_told_in_a_line(toy_model: tracer.LanguageModel) -> None:
+    options = {"kinds": ("mlp",), "window": 2, "samples": 2}
+    found = tracer.trace(toy_model, FACT, **options)
+    average = tracer.average(toy_model, [FACT, OTHER], **options)
+    heads = tracer.trace_heads(toy_model, FACT, samples=2)
+    for result, said in (
+        (found, FACT.prompt),
+        (average, "2 facts, ATE"),
+        (heads, "heads"),
+        (tracer.locate(average), "AIE"),
+    ):
+        assert said in repr(result) and len(repr(result)) < 250
+    assert f"clean {found.clean:.3f}" in repr(found) and repr(average.total_effect) == str(average.total_effect)

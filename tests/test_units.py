@@ -70,8 +70,14 @@ def test_a_unit_trace_is_kept_whole(toy_model: tracer.LanguageModel, tmp_path) -
     pd.testing.assert_frame_equal(kept.to_frame(), made.to_frame())
     assert kept.settings == made.settings and kept.fact == made.fact and kept.units == ((1, 5), (3, 60))
     assert kept.effect.shape == (len(made.fact.token_ids), 4, 61)
-    with pytest.raises(SiteError, match="No neurons"):
-        tracer.trace_neurons(toy_model, fact, [])
+    for chosen in ([], [5], 3):
+        with pytest.raises(SiteError, match="no neurons"):
+            tracer.trace_neurons(toy_model, fact, chosen)
+    for layers in ([], 2):
+        with pytest.raises(SiteError, match="names no layers"):
+            tracer.trace_heads(toy_model, fact, layers=layers)
+    pair = tracer.trace_neurons(toy_model, fact, np.array([(1, 5)]), samples=2)
+    assert pair.units == ((1, 5),)
 
 
 @pytest.mark.parametrize("name", [name for name in FAMILIES])

@@ -36,6 +36,14 @@ def serial(model: tracer.LanguageModel, tmp_path_factory: pytest.TempPathFactory
     return run_study(model, FACTS, tmp_path_factory.mktemp("serial") / "run", plan=PLAN, threads=1)
 
 
+def test_a_model_with_hooks_is_not_loaded_by_workers(model: tracer.LanguageModel) -> None:
+    handle = model.torch.get_input_embeddings().register_forward_hook(lambda *_: None)
+    with pytest.raises(WorkerError, match="carries a hook on .* write workers=0"):
+        Recipe.of(model, 1)
+    handle.remove()
+    assert Recipe.of(model, 1).name == model.name
+
+
 def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 

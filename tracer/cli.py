@@ -31,6 +31,7 @@ from tracer.console import (
 )
 from tracer.effect import AverageTrace, TraceResult
 from tracer.facts import bundled, read_facts, spread_over_relations
+from tracer.metric import METRIC_WORDS
 from tracer.options import (
     Answer,
     CorruptionOption,
@@ -122,7 +123,7 @@ def trace(
             whole_answer=whole_answer,
             progress=show_progress(quiet),
         )
-        paths = save_trace(found, run_folder(out, f"trace {subject}"))
+        paths = save_trace(found, run_folder(out, f"trace {prompt}"))
         record = {
             "answer": found.answer,
             "clean": found.clean,
@@ -134,11 +135,12 @@ def trace(
         }
         lines = [
             f"{fact.prompt}{found.answer}",
-            f"p(clean) {found.clean:.3f}   p(corrupted) {found.corrupted:.3f}   total effect {found.total_effect:+.3f}",
+            f"{METRIC_WORDS[metric]}: clean {found.clean:.3f}, corrupted {found.corrupted:.3f}; "
+            f"total effect {found.total_effect:+.3f}",
         ]
         for kind, peak in record["peaks"].items():
             lines.append(f"{kind:>19}: IE {peak['effect']:+.3f} at layer {peak['layer']}, token {peak['text']!r}")
-        result(record, "\n".join([*lines, *_group_lines(found), *map(str, paths)]), as_json=as_json)
+        result(record, "\n".join([*lines, *_group_lines(found, "IE"), *map(str, paths)]), as_json=as_json)
 
 
 @app.command()
@@ -196,7 +198,7 @@ def average(
         }
         lines = [f"{found.n} facts, {len(found.skipped)} left out; ATE {found.total_effect}"]
         lines += [f"{kind:>19}: AIE {aie} at layer {at}, {role}" for kind, (role, at, aie) in peaks.items()]
-        result(record, "\n".join([*lines, *_group_lines(found), *map(str, paths)]), as_json=as_json)
+        result(record, "\n".join([*lines, *_group_lines(found, "AIE"), *map(str, paths)]), as_json=as_json)
 
 
 @app.command()
@@ -270,20 +272,20 @@ def _save_groups(found: TraceResult | AverageTrace, folder: Path) -> list[Path]:
 
 
 def _group_peaks(found: TraceResult | AverageTrace) -> dict[str, dict[str, dict[str, float]]]:
-    """For each map and group the layer where restoring the group does most."""
-    return {
-        kind: {
-            group: {"layer": int(np.nanargmax(row)), "effect": float(np.nanmax(row))}
-            for group, row in zip(found.groups, effect, strict=True)
-            if not np.isnan(row).all()
-        }
-        for kind, effect in found.group_effect.items()
-    }
+    """For each map and group the layer where restoring the group does most to carry the answer."""
+    peaks: dict[str, dict[str, dict[str, float]]] = {}
+    for kind, effect in found.group_effect.items():
+        peaks[kind] = {}
+        for group, row in zip(found.groups, effect, strict=True):
+            if not np.isnan(row).all():
+                layer = int(np.nanargmax(found.settings.sense * row))
+                peaks[kind][group] = {"layer": layer, "effect": float(row[layer])}
+    return peaks
 
 
-def _group_lines(found: TraceResult | AverageTrace) -> list[str]:
+def _group_lines(found: TraceResult | AverageTrace, effect: str) -> list[str]:
     return [
-        f"{kind:>19}: IE {peak['effect']:+.3f} at layer {peak['layer']}, {group} together"
+        f"{kind:>19}: {effect} {peak['effect']:+.3f} at layer {peak['layer']}, {group} together"
         for kind, peaks in _group_peaks(found).items()
         for group, peak in peaks.items()
     ]

@@ -1,4 +1,4 @@
-"""A folder is gone on with only by what made it: a file there says what that was, and what differs now is told."""
+"""A folder can be continued only with the settings that made it: a file there holds them, and a difference is named."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ class FactError(TracerError):
 
 
 class SiteError(TracerError):
-    """A layer, token or kind that this model or prompt does not have."""
+    """A layer, token or kind that this model or prompt does not have, or an option of a trace that cannot be."""
 
 
 class AnatomyError(TracerError):

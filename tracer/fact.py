@@ -184,6 +184,10 @@ class TokenizedFact:
             )
         if not self.tokens:
             object.__setattr__(self, "tokens", visible(None, self.token_ids))
+        if len(self.tokens) != len(self.token_ids):
+            raise FactError(
+                f"{len(self.tokens)} texts for {len(self.token_ids)} token ids. Give one for each, or none."
+            )
 
     @property
     def answer_id(self) -> int | None:
@@ -208,6 +212,8 @@ class TokenizedFact:
         answer = " + ".join(map(repr, self.answer_tokens)) or "what the model predicts"
         lines.append(f"  answer:  {answer}{' (the first is traced by default)' if len(self.answer_ids) > 1 else ''}")
         return "\n".join(lines + [f"  note:    {note}" for note in self.notes])
+
+    __repr__ = __str__  # what a notebook shows
 
 
 def token_roles(n_tokens: int, subject_span: tuple[int, int]) -> list[str | None]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from numbers import Integral
 
 from tracer.errors import SiteError
 from tracer.fact import ROLES, TokenizedFact, token_roles
@@ -23,9 +24,17 @@ def group_name(group: Group) -> str:
                 f"There is no group {group!r}. Choose from {SUBJECT}, {', '.join(ROLES)}, or give positions."
             )
         return group
-    if isinstance(group, int) or not group or not all(type(token) is int and token >= 0 for token in group):
-        raise SiteError(f"{group!r} is no group of tokens. Write e.g. (3, 5): positions in the prompt, from 0.")
-    return f"token{'s' if len(group) > 1 else ''} {', '.join(map(str, sorted(set(group))))}"
+    tokens = whole_numbers(group)
+    if not tokens or min(tokens) < 0:
+        raise SiteError(f"{group!r} is not a group of tokens. Write e.g. (3, 5): positions in the prompt, from 0.")
+    return f"token{'s' if len(tokens) > 1 else ''} {', '.join(map(str, sorted(set(tokens))))}"
+
+
+def whole_numbers(given: object) -> tuple[int, ...]:
+    """The numbers in a sequence or array, empty where it is none of whole numbers."""
+    numbers = tuple(given) if isinstance(given, Iterable) and not isinstance(given, str) else ()
+    right = all(isinstance(number, Integral) and not isinstance(number, bool) for number in numbers)
+    return tuple(map(int, numbers)) if right else ()
 
 
 def group_tokens(fact: TokenizedFact, group: Group) -> tuple[int, ...]:

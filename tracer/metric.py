@@ -24,6 +24,14 @@ UNITS: dict[str, str] = {
     "kl": "nats",
     "rank": "places",
 }
+METRIC_WORDS = {
+    "probability": "p(answer)",
+    "log_probability": "log p(answer)",
+    "logit": "the answer's logit",
+    "logit_difference": "the logit difference",
+    "kl": "KL from the clean run",
+    "rank": "the answer's rank",
+}
 
 
 class Metric(Protocol):

@@ -10,6 +10,7 @@ import typer
 from tracer.corrupt import CORRUPTIONS
 from tracer.groups import Group
 from tracer.metric import METRICS
+from tracer.plan import MOST_SEED
 from tracer.severed import Severed
 
 Facts = Annotated[Path | None, typer.Argument(help="JSONL, known_1000 or CounterFact; default: bundled.")]
@@ -28,7 +29,7 @@ GroupsOption = Annotated[
     ),
 ]
 WholeAnswer = Annotated[bool, typer.Option("--whole-answer", help="Trace all tokens of the answer, not the first.")]
-Seed = Annotated[int, typer.Option(min=0, help="Of the noise.")]
+Seed = Annotated[int, typer.Option(min=0, max=MOST_SEED, help="Of the noise.")]
 CorruptionOption = Annotated[
     str, typer.Option("--corruption", help=f"What is done to the subject: {', '.join(CORRUPTIONS)}.")
 ]

@@ -15,8 +15,9 @@ import numpy as np
 import pandas as pd
 
 from tracer.effect import AverageTrace, Estimate
+from tracer.effect.estimate import own_layers
 from tracer.effect.resample import RESAMPLES, percentile_interval, resampled_means
-from tracer.errors import SiteError
+from tracer.errors import FactError, SiteError
 from tracer.fact import ROLES, check_roles
 
 SURE, LIKELY = 0.95, 0.7
@@ -122,6 +123,8 @@ class Place:
         others = ", ".join(f"{layer}: {share:.0%}" for layer, share in self.share.items() if share >= 0.05)
         return f"{self.kind} at layer {self.layer}, {self.role}: AIE {self.estimate}; first in resamples: {others}"
 
+    __repr__ = __str__  # what a notebook shows
+
 
 def locate(average: AverageTrace, *, kind: str | None = None, role: str = "last subject token", seed: int = 0) -> Place:
     """The layer with the largest AIE of `kind` at `role` (kl, rank: the lowest), and the ranking of all layers.
@@ -133,17 +136,20 @@ def locate(average: AverageTrace, *, kind: str | None = None, role: str = "last 
         seed: of the bootstrap over facts (2,000 resamples) that gives `share` and `ranking`.
 
     Raises:
+        FactError: no average.
         SiteError: the average has no such map, or no fact has a token of this role.
 
     Source: Meng et al. 2022, sec. 2.2 and 3.1 (the peak of the MLP's AIE at the last subject token).
     """
+    if not isinstance(average, AverageTrace):
+        raise FactError(f"A {type(average).__name__} is no average. Of a study write tracer.locate(study.average).")
     check_roles([role])
     kind = kind or ("mlp" if "mlp" in average.effects else next(iter(average.effects)))
     if kind not in average.effects:
         raise SiteError(f"This average has no {kind!r}; it has {', '.join(average.effects)}.")
     _, layer, estimate = average.peak(kind, role)
     values = average.effects[kind][:, ROLES.index(role)]
-    layers = np.flatnonzero(~np.isnan(values).all(0))  # a token has sites in the layers of its own stack
+    layers = own_layers(values)
     values = values[:, layers]
     values = values[~np.isnan(values).any(1)]
     means, sense = resampled_means(values, seed=seed), average.settings.sense

@@ -12,12 +12,14 @@ from tracer.corrupt import Corruption, corruption_of
 from tracer.engine import EngineName
 from tracer.errors import SiteError
 from tracer.fact import TokenizedFact, check_roles
-from tracer.groups import Group, check_groups, group_tokens
+from tracer.groups import Group, check_groups, group_tokens, whole_numbers
 from tracer.metric import metric_named
 from tracer.model import LanguageModel
 from tracer.reading import JOINT
 from tracer.severed import Severed
 from tracer.site import KINDS, Direction, Kind, check_kinds
+
+MOST_SEED = 2**32 - 1  # what numpy takes
 
 
 class RunOptions(TypedDict, total=False):
@@ -36,7 +38,7 @@ class Plan:
     """What to trace and how, checked; the arguments of `tracer.trace`, which says what each one means.
 
     Raises:
-        SiteError, FactError: options that cannot be; the message says what to write instead.
+        SiteError, FactError: an invalid option; the message says what to write instead.
     """
 
     kinds: Sequence[Kind] = KINDS
@@ -61,6 +63,8 @@ class Plan:
         for name in ("kinds", "severed", "groups", "roles"):  # frozen, and the key of a dict: tuples
             value = getattr(self, name)
             object.__setattr__(self, name, None if value is None else tuple(value))
+        groups = tuple(group if isinstance(group, str) else whole_numbers(group) for group in self.groups)
+        object.__setattr__(self, "groups", groups)
         self._check_numbers()
         if self.engine not in get_args(EngineName):
             raise SiteError(f'There is no engine {self.engine!r}. Write engine="sweep" or engine="passes".')
@@ -78,6 +82,8 @@ class Plan:
             raise SiteError('The published severed trace restores: write direction="restore" with published_draws.')
         if self.published_draws and any(cut.tokens is not None for cut in self.cuts):
             raise SiteError("The published trace severs the restored token: write Severed(...) without tokens.")
+        if self.published_draws and self.whole_answer:
+            raise SiteError("The published trace reads one token: write whole_answer=False with published_draws.")
 
     def _check_numbers(self) -> None:
         for name, example in (("window", "10"), ("samples", "10"), ("seed", "1"), ("max_bytes", "1 << 30")):
@@ -89,7 +95,9 @@ class Plan:
         if self.window < 1:
             raise SiteError(f"A window of {self.window} layers restores nothing. Write window=1 or more.")
         if self.samples < 1:
-            raise SiteError(f"samples={self.samples} draws no noise. Write samples=10.")
+            raise SiteError(f"samples={self.samples} draws nothing. Write samples=10.")
+        if not 0 <= self.seed <= MOST_SEED:
+            raise SiteError(f"seed={self.seed} is not from 0 to {MOST_SEED}. Write seed=1.")
         if self.max_bytes is not None and self.max_bytes < 1:
             raise SiteError(f"max_bytes={self.max_bytes} holds nothing. Write max_bytes=1 << 30, or None.")
 

@@ -17,7 +17,7 @@ from tracer.errors import FactError
 from tracer.fact import Fact, TokenizedFact, token_roles
 from tracer.groups import group_tokens
 from tracer.metric import metric_named
-from tracer.model import LanguageModel
+from tracer.model import LanguageModel, check_opened
 from tracer.passes import BatchPasses
 from tracer.plan import Plan
 from tracer.site import Tokens
@@ -105,8 +105,12 @@ def settled(model: LanguageModel, fact: Fact | TokenizedFact, plan: Plan) -> Tok
     """The fact as tokens, checked, and the model ready for it.
 
     Raises:
+        ModelSourceError: a model that was not opened.
         FactError: a fact that cannot be traced.
     """
+    check_opened(model)
+    if not isinstance(fact, Fact | TokenizedFact):
+        raise FactError(f"{fact!r} is not a fact. Write tracer.Fact(prompt, subject=...).")
     model.torch.eval()  # dropout would make every pass another one
     model.warn_of_readers()
     tokenized = fact.preflight(model, whole_answer=plan.whole_answer) if isinstance(fact, Fact) else fact
@@ -125,7 +129,7 @@ def check_ids(model: LanguageModel, fact: TokenizedFact) -> None:
         )
     model.check_length(len(fact.token_ids))
     size = int(model.torch.config.get_text_config().vocab_size)
-    outside = [token for token in (*fact.token_ids, *fact.answer_ids) if not 0 <= token < size]
+    outside = [token for token in (*fact.token_ids, *fact.answer_ids, *fact.other_ids) if not 0 <= token < size]
     if outside:
         raise FactError(f"Token id {outside[0]} is outside the model's vocabulary of {size}.")
 

@@ -10,7 +10,7 @@ from typing import Any
 from tracer.anatomy import SubLayer
 from tracer.errors import FactError, SiteError
 from tracer.fact import TokenizedFact
-from tracer.groups import group_name, group_tokens
+from tracer.groups import group_name, group_tokens, whole_numbers
 from tracer.site import SEVERABLE, severed_name
 
 WRITTEN = re.compile(r"(?P<path>\w+)(:(?P<first>\d+)(-(?P<last>\d+))?)?(@(?P<tokens>.+))?")
@@ -27,7 +27,7 @@ class Severed:
             as in the paper (Meng et al. 2022, sec. 2.2).
 
     Raises:
-        SiteError: a path, layers or tokens that cannot be.
+        SiteError: another path, no layers, or no tokens.
     """
 
     path: SubLayer
@@ -38,12 +38,14 @@ class Severed:
         if self.path not in SEVERABLE:
             raise SiteError(f"{self.path!r} cannot be severed. Choose from {', '.join(SEVERABLE)}.")
         if self.layers is not None:
-            if isinstance(self.layers, (str, int)) or not self.layers or not all(type(n) is int for n in self.layers):
-                raise SiteError(f"layers={self.layers!r} are no layers. Write layers=range(3, 8), or None for all.")
-            object.__setattr__(self, "layers", tuple(sorted(set(self.layers))))
+            layers = whole_numbers(self.layers)
+            if not layers:
+                raise SiteError(f"layers={self.layers!r} names no layers. Write layers=range(3, 8), or None for all.")
+            object.__setattr__(self, "layers", tuple(sorted(set(layers))))
         if self.tokens is not None:
             group_name(self.tokens)  # or an error that says what to write
-            object.__setattr__(self, "tokens", self.tokens if isinstance(self.tokens, str) else tuple(self.tokens))
+            chosen = self.tokens if isinstance(self.tokens, str) else whole_numbers(self.tokens)
+            object.__setattr__(self, "tokens", chosen)
 
     @classmethod
     def of(cls, path: SubLayer | Severed) -> Severed:

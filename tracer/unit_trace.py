@@ -13,7 +13,6 @@ import torch
 
 from tracer.corrupt import measured_corruption
 from tracer.effect import Settings, about_measured, measured_from
-from tracer.errors import SiteError
 from tracer.fact import Fact, TokenizedFact, token_roles
 from tracer.model import LanguageModel
 from tracer.model.tokens import visible
@@ -46,6 +45,12 @@ class UnitTrace:
     corrupted_samples: np.ndarray
     restored: np.ndarray
     settings: Settings
+
+    def __repr__(self) -> str:
+        return (
+            f"UnitTrace({len(self.units)} {self.kind}s, {self.fact.text!r} -> {self.answer!r}, {self.settings.metric}: "
+            f"clean {self.clean:.3f}, corrupted {self.corrupted_samples.mean():.3f})"
+        )
 
     @property
     def unit_effect(self) -> np.ndarray:
@@ -166,9 +171,8 @@ def trace_neurons(
         AnatomyError: this family's MLPs have no single output matrix.
         FactError, SiteError, NumericsError: as `tracer.trace`; no neuron, or one that is not there.
     """
-    if not chosen:
-        raise SiteError("No neurons to trace: give [(layer, neuron), ...], or attribute_neurons(model, fact).top(20).")
-    return _trace(model, fact, neurons(model, chosen), list(chosen), Plan(roles=roles, **options))
+    units = neurons(model, chosen)
+    return _trace(model, fact, units, [(unit.layer, unit.begin) for unit in units], Plan(roles=roles, **options))
 
 
 def _trace(

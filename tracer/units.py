@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from torch import nn
 
 from tracer.errors import SiteError
+from tracer.groups import whole_numbers
 from tracer.model import LanguageModel
 from tracer.site import Unit, UnitKind
 
@@ -16,11 +17,14 @@ def heads(model: LanguageModel, layers: Sequence[int] | None = None) -> list[Uni
 
     Raises:
         AnatomyError: where the heads come together is not known for this family.
-        SiteError: the model has no such layer.
+        SiteError: no layer, or one that the model does not have.
     """
     model.check_decoder_only("trace_heads")
+    chosen = range(model.n_layers) if layers is None else whole_numbers(layers)
+    if not chosen:
+        raise SiteError(f"layers={layers!r} names no layers. Write layers=(2, 3), or None for all.")
     found = []
-    for layer in range(model.n_layers) if layers is None else layers:
+    for layer in chosen:
         size = input_width(model.anatomy.head_matrix(layer)) // model.anatomy.n_heads
         found += [Unit("head", layer, n * size, (n + 1) * size) for n in range(model.anatomy.n_heads)]
     return found
@@ -31,14 +35,19 @@ def neurons(model: LanguageModel, chosen: Sequence[tuple[int, int]]) -> list[Uni
 
     Raises:
         AnatomyError: this family's MLPs have no single output matrix.
-        SiteError: there is no such layer or neuron.
+        SiteError: no neuron, or one that the model does not have.
     """
     model.check_decoder_only("trace_neurons")
-    for layer, neuron in chosen:
+    pairs = [whole_numbers(pair) for pair in chosen] if isinstance(chosen, Iterable) else []
+    if not pairs or any(len(pair) != 2 for pair in pairs):
+        raise SiteError(
+            f"{chosen!r}: no neurons to trace. Write [(layer, neuron), ...], or attribute_neurons(model, fact).top(20)."
+        )
+    for layer, neuron in pairs:
         width = input_width(model.anatomy.value_matrix(layer))
         if not 0 <= neuron < width:
             raise SiteError(f"Layer {layer} has neurons 0 to {width - 1}, not {neuron}.")
-    return [Unit("neuron", layer, neuron, neuron + 1) for layer, neuron in chosen]
+    return [Unit("neuron", layer, neuron, neuron + 1) for layer, neuron in pairs]
 
 
 def matrices_of(model: LanguageModel, kind: UnitKind) -> list[nn.Module]:

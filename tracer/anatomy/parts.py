@@ -86,7 +86,7 @@ def _other_parts(block: Block, names: Names) -> Iterator[str]:
 def _advice(model: PreTrainedModel, given: bool) -> str:
     """What to write instead."""
     if not given:
-        return "Does a setting go round it (slow_but_exact=True in Bloom)? Load the model without that setting."
+        return "Does a setting bypass it (slow_but_exact=True in Bloom)? Load the model without that setting."
     if model.config.model_type in FAMILIES:
         return "This type is known: leave names out."
     try:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from tracer.corrupt.draws import Corruption, Draws
-from tracer.corrupt.embeddings import studied_subjects, subject_embeddings
+from tracer.corrupt.embeddings import studied_subjects, subject_embeddings, tensor_digest
 from tracer.errors import FactError
 from tracer.fact import Fact, TokenizedFact
 from tracer.model import LanguageModel
@@ -24,9 +24,14 @@ class ResampleAblation(Corruption):
 
     Attributes:
         rows: embeddings to draw from, [token, width]; None measures them.
+        digest: of the rows, for records.
     """
 
     rows: Tensor | None = dataclasses.field(default=None, compare=False, repr=False)
+    digest: str | None = dataclasses.field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "digest", tensor_digest(self.rows))
 
     def measured(self, model: LanguageModel, facts: Sequence[Fact] | None = None) -> Self:
         """With the embeddings of the subjects' tokens."""
@@ -47,9 +52,14 @@ class MeanAblation(Corruption):
 
     Attributes:
         mean: [width]; None measures it.
+        digest: of the mean, for records.
     """
 
     mean: Tensor | None = dataclasses.field(default=None, compare=False, repr=False)
+    digest: str | None = dataclasses.field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "digest", tensor_digest(self.mean))
 
     def measured(self, model: LanguageModel, facts: Sequence[Fact] | None = None) -> Self:
         """With the mean over the subjects' tokens."""

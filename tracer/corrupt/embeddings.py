@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from hashlib import sha256
 
 import torch
 from torch import Tensor
@@ -39,3 +40,8 @@ def embedding_sigma(model: LanguageModel, subjects: Iterable[str]) -> float:
 def studied_subjects(facts: Sequence[Fact] | None) -> list[str]:
     """The subjects of these facts, or of the bundled ones."""
     return [fact.subject for fact in (bundled() if facts is None else facts)]
+
+
+def tensor_digest(measured: Tensor | None) -> str | None:
+    """The first twelve letters of the sha256 of a tensor's bytes, so that records tell two measurements apart."""
+    return None if measured is None else sha256(measured.detach().double().cpu().numpy().tobytes()).hexdigest()[:12]

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from tracer.corrupt.draws import Corruption, Draws
-from tracer.corrupt.embeddings import embedding_sigma, studied_subjects, subject_embeddings
+from tracer.corrupt.embeddings import embedding_sigma, studied_subjects, subject_embeddings, tensor_digest
 from tracer.errors import FactError
 from tracer.fact import Fact, TokenizedFact
 from tracer.model import LanguageModel
@@ -73,10 +73,16 @@ class GaussianNoise(Noise):
     Attributes:
         full: with the covariance of the subjects' embeddings in place of sigma in every coordinate.
         factor: its Cholesky factor [width, width]; None measures it.
+        digest: of the factor, for records.
     """
 
     full: bool = False
     factor: Tensor | None = dataclasses.field(default=None, compare=False, repr=False)
+    digest: str | None = dataclasses.field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "digest", tensor_digest(self.factor))
 
     def _standard(self, random: np.random.RandomState, shape: tuple[int, ...]) -> np.ndarray:
         return random.randn(*shape)

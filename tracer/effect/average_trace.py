@@ -25,7 +25,7 @@ class AverageTrace:
     Attributes:
         prompts: the facts averaged, n of them.
         skipped: facts left out, and why.
-        clean, corrupted: p(answer) of each fact, [fact].
+        clean, corrupted: the metric (by default p(answer)) of each fact, [fact].
         effects: for each map IE [fact, role, layer], NaN where a fact has no token of that role;
             roles in the order of `ROLES`.
         groups: tokens that were also restored together.
@@ -48,7 +48,7 @@ class AverageTrace:
 
     @property
     def total_effect(self) -> Estimate:
-        """ATE, mean over facts of p_clean - p_corrupted."""
+        """ATE, mean over facts of clean - corrupted."""
         return Estimate.of(self.clean - self.corrupted)
 
     @property
@@ -71,6 +71,9 @@ class AverageTrace:
         """Standard error of `group_effect` over facts, [group, layer] for each map."""
         return {kind: over_facts(values, nan_error) for kind, values in self.grouped.items()}
 
+    def __repr__(self) -> str:
+        return f"AverageTrace({self.n} facts, ATE {self.total_effect}; {', '.join(self.effects)})"
+
     def estimate(self, kind: str, role: str, layer: int) -> Estimate:
         """AIE of one role and layer."""
         return Estimate.of(self._values(kind, role)[:, layer])
@@ -78,12 +81,15 @@ class AverageTrace:
     def peak(self, kind: str, role: str | None = None) -> tuple[str, int, Estimate]:
         """Where restoring (or corrupting) does most to carry the answer: role, layer and AIE there.
 
-        Over all roles unless one is given. AIE is the largest, or, of a metric that falls towards the clean
-        answer (kl, rank), the lowest.
+        Over all roles unless one is given, those that a single fact has only where there are no others. AIE is
+        the largest, or, of a metric that falls towards the clean answer (kl, rank), the lowest.
         """
         self._values(kind, role or ROLES[0])
         roles = ROLES if role is None else (role,)
         candidates = self.settings.sense * self.indirect_effect[kind][[ROLES.index(name) for name in roles]]
+        several = (~np.isnan(self.effects[kind])).sum(0)[[ROLES.index(name) for name in roles]] > 1
+        if role is None and several.any():
+            candidates = np.where(several, candidates, np.nan)
         if np.isnan(candidates).all():
             raise SiteError(f"No fact was traced at {role or 'any role'} for {kind!r}.")
         row, layer = np.unravel_index(np.nanargmax(candidates), candidates.shape)

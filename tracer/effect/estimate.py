@@ -28,12 +28,19 @@ class Estimate:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """95 % interval, mean -+ 1.96 standard errors."""
+        """95 % interval, mean ± 1.96 standard errors."""
         return self.mean - 1.96 * self.standard_error, self.mean + 1.96 * self.standard_error
 
     def __str__(self) -> str:
         spread = f" ± {1.96 * self.standard_error:.3f}" if self.n > 1 else ""
         return f"{self.mean:.3f}{spread} (n={self.n})"
+
+    __repr__ = __str__  # what a notebook shows
+
+
+def own_layers(values: np.ndarray) -> np.ndarray:
+    """The layers in which any of values [fact, layer] is there: a token has sites in its own stack's alone."""
+    return np.flatnonzero(~np.isnan(values).all(0))
 
 
 def over_facts(values: np.ndarray, statistic: Any) -> np.ndarray:

@@ -45,7 +45,7 @@ class TraceResult:
 
     @property
     def corrupted(self) -> float:
-        """p(answer) with the subject corrupted, mean over samples."""
+        """The metric (by default p(answer)) with the subject corrupted, mean over samples."""
         return float(self.corrupted_samples.mean())
 
     @property
@@ -80,6 +80,12 @@ class TraceResult:
         paired = {kind: values - base for kind, values in self.restored.items()}
         return {kind: values.std(-1, ddof=1) / np.sqrt(n) if n > 1 else values.mean(-1) * np.nan
                 for kind, values in paired.items()}  # fmt: skip
+
+    def __repr__(self) -> str:
+        return (
+            f"TraceResult({self.fact.text!r} -> {self.answer!r}, {self.settings.metric}: clean {self.clean:.3f}, "
+            f"corrupted {self.corrupted:.3f}; {', '.join(self.restored)}; samples={self.settings.samples})"
+        )
 
     @property
     def tokens(self) -> tuple[str, ...]:

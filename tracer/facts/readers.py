@@ -13,6 +13,8 @@ from tracer.errors import FileFormatError
 from tracer.fact import Fact
 from tracer.facts.bundled import filled
 
+OPTIONAL = ("answer", "relation", "subject_at", "other")
+
 
 def known_facts(path: str | Path) -> list[Fact]:
     """ROME's known facts: the prompt as published (it is not always template + subject).
@@ -31,7 +33,7 @@ def known_facts(path: str | Path) -> list[Fact]:
 
 
 def counterfact(path: str | Path) -> list[Fact]:
-    """CounterFact's true facts: prompt filled with the subject, answer `target_true`."""
+    """CounterFact's true facts: prompt filled with the subject, answer `target_true`, beside it `target_new`."""
 
     def fact(record: dict[str, Any]) -> Fact:
         rewrite = record["requested_rewrite"]
@@ -41,13 +43,14 @@ def counterfact(path: str | Path) -> list[Fact]:
             answer=rewrite["target_true"]["str"],
             relation=rewrite.get("relation_id"),
             subject_at=rewrite["prompt"].index("{}"),
+            other=rewrite.get("target_new", {}).get("str"),
         )
 
     return _facts(path, fact)
 
 
 def read_facts(path: str | Path) -> list[Fact]:
-    """Facts of any file known here: our JSONL (prompt, subject, answer, relation), known_1000 or CounterFact."""
+    """Facts of any file known here: known_1000, CounterFact, or our JSONL, whose fields are those of `Fact`."""
     records = read_records(path)
     if records and not isinstance(records[0], dict):
         raise FileFormatError(f"{path} holds {type(records[0]).__name__} values; facts are objects with a prompt each.")
@@ -57,9 +60,7 @@ def read_facts(path: str | Path) -> list[Fact]:
         return known_facts(path)
     return _facts(
         path,
-        lambda record: Fact(
-            record["prompt"], record["subject"], record.get("answer"), record.get("relation"), record.get("subject_at")
-        ),
+        lambda record: Fact(record["prompt"], record["subject"], **{name: record.get(name) for name in OPTIONAL}),
     )
 
 
@@ -86,7 +87,9 @@ def _facts(path: str | Path, fact: Callable[[dict[str, Any]], Fact]) -> list[Fac
     for number, record in enumerate(read_records(path)):
         try:
             facts.append(fact(record))
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             reason = f"no field {error}" if isinstance(error, KeyError) else error
+            if not isinstance(record, dict):
+                reason = f"{record!r} is not an object with a prompt and a subject"
             raise FileFormatError(f"{path}, record {number}: {reason}") from error
     return facts

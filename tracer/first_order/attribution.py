@@ -83,7 +83,7 @@ def attribute(
         raise SiteError(f"There is no method {method!r}. Choose from {', '.join(METHODS)}.")
     if method == "graddrop" and model.n_layers < 2:
         raise AnatomyError('GradDrop drops one layer of several; this model has one. Write method="atp".')
-    plan = Plan(kinds=tuple(kinds), window=window, samples=samples, seed=seed, corruption=corruption)
+    plan = Plan(kinds=kinds, window=window, samples=samples, seed=seed, corruption=corruption)
     prepared = prepare(model, fact, plan)
     with differentiable():
         logits, maps = _Sites(prepared).maps(method)

@@ -71,7 +71,7 @@ class EdgeRuns:
             values[Node("head", layer, head)] = each[..., head, :] @ weight
 
     def slopes(self, steps: int) -> dict[Input, Tensor]:
-        """D metric / d each input, mean over the steps, [sample, token, d_model]."""
+        """Slope of the metric along each input, mean over the steps, [sample, token, d_model]."""
         total: dict[Input, Tensor] = {}
         for step in range(steps):
             for target, slope in self._slopes_at((step + 0.5) / steps).items():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import pandas as pd
@@ -16,6 +16,12 @@ from tracer.errors import SiteError
 from tracer.storage import of_this_version, read_tensors, write_tensors
 
 Metric = Literal["probability", "logit"]
+
+
+def check_metric(metric: str) -> None:
+    """Raises SiteError for a metric that edges are not scored by."""
+    if metric not in get_args(Metric):
+        raise SiteError(f'Edges have no metric {metric!r}. Write metric="probability" or metric="logit".')
 
 
 @dataclass(frozen=True)
@@ -93,6 +99,13 @@ class EdgeScores:
     steps: int
     settings: Settings
     prompt: str = ""
+
+    def __repr__(self) -> str:
+        n = int((~np.isnan(self.scores)).sum())
+        return (
+            f"EdgeScores({n} edges, {self.prompt!r}, {self.metric}: clean {self.clean:.3f}, "
+            f"corrupted {self.corrupted:.3f})"
+        )
 
     def top(self, k: int = 10) -> list[tuple[Edge, float]]:
         """The k edges with the largest |score|, largest first, with their scores."""

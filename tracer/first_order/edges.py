@@ -25,7 +25,7 @@ from tracer.corrupt import Corruption
 from tracer.errors import SiteError
 from tracer.fact import Fact, TokenizedFact
 from tracer.first_order.edge_runs import EdgeRuns
-from tracer.first_order.edge_scores import Edge, EdgeScores, Input, Metric, Node
+from tracer.first_order.edge_scores import Edge, EdgeScores, Input, Metric, Node, check_metric
 from tracer.first_order.heads import ROLES, Heads
 from tracer.first_order.prepared import differentiable, prepare
 from tracer.model import LanguageModel
@@ -65,9 +65,8 @@ def attribute_edges(
     Source: Hanna et al. 2024 (EAP-IG); Wang et al. 2023, arXiv:2211.00593, for path patching.
     """
     if steps < 1 or exact < 0:
-        raise SiteError(f"steps={steps}, exact={exact} cannot be. Write steps=5, exact=10.")
-    if metric not in ("probability", "logit"):
-        raise SiteError(f'There is no metric {metric!r}. Write metric="probability" or metric="logit".')
+        raise SiteError(f"steps={steps} must be 1 or more, exact={exact} 0 or more. Write steps=5, exact=10.")
+    check_metric(metric)
     heads = Heads(model)
     prepared = prepare(model, fact, Plan(window=1, samples=samples, seed=seed, corruption=corruption))
     runs = EdgeRuns(prepared, heads, metric)
@@ -112,10 +111,15 @@ def path_patch(
     and all that others read of the source, stays corrupted. A positive effect brings the answer back.
 
     Raises:
-        SiteError: an edge that this model does not have; otherwise as `attribute_edges`.
+        SiteError: no edge, or one that this model does not have; otherwise as `attribute_edges`.
     """
+    check_metric(metric)
+    if not edges:
+        raise SiteError("No edges to patch: give [Edge(...), ...], or [edge for edge, _ in scores.top(5)].")
     heads = Heads(model)
     for edge in edges:
+        if not isinstance(edge, Edge):
+            raise SiteError(f"{edge!r} is not an edge. Of scores write [edge for edge, _ in scores.top(5)].")
         _check_edge(edge, heads)
     prepared = prepare(model, fact, Plan(window=1, samples=samples, seed=seed, corruption=corruption))
     runs = EdgeRuns(prepared, heads, metric)
@@ -128,7 +132,7 @@ def _check_edge(edge: Edge, heads: Heads) -> None:
         "embedding": source == Node("embedding"),
         "head": 0 <= source.layer < n_layers and 0 <= source.head < heads.n_heads,
         "mlp": 0 <= source.layer < n_layers and source.head == -1,
-    }[source.kind]
+    }.get(source.kind, False)
     if target.kind in ROLES:
         seen = 0 <= target.layer < n_layers and 0 <= target.head < heads.count(target.kind)
     else:

@@ -90,6 +90,8 @@ class Screening:
             f"Rank correlation of estimates with exact effects {self.rank_correlation:.2f}."
         )
 
+    __repr__ = __str__  # what a notebook shows
+
 
 def screen(
     model: LanguageModel,

@@ -239,3 +239,9 @@ class LanguageModel:
 
     def __repr__(self) -> str:
         return f"LanguageModel({self.name!r}, layers={self.n_layers}, d_model={self.d_model}, {self.dtype})"
+
+
+def check_opened(model: object) -> None:
+    """Raises ModelSourceError for what is no model of `tracer.load`."""
+    if not isinstance(model, LanguageModel):
+        raise ModelSourceError(f"A {type(model).__name__} is not an opened model. Write tracer.load(...) in its place.")

@@ -92,6 +92,10 @@ def agreement(estimate: TraceResult, exact: TraceResult, kind: str) -> Agreement
         raise FactError(
             "The estimate and the exact trace are of different facts, windows or draws; compare alike ones."
         )
+    if kind not in estimate.restored or kind not in exact.restored:
+        raise SiteError(
+            f"Not both have {kind!r}. They have {', '.join(estimate.restored)}; {', '.join(exact.restored)}."
+        )
     one, other = (result.settings.sense * result.indirect_effect[kind] for result in (exact, estimate))
     if estimate.settings.engine == "graddrop":  # which has sizes only
         one = np.abs(one)

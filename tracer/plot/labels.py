@@ -8,22 +8,16 @@ import numpy as np
 
 from tracer.effect import AverageTrace, Estimate, Settings, TraceResult
 from tracer.errors import SiteError
-from tracer.metric import UNITS
+from tracer.metric import METRIC_WORDS, UNITS
 from tracer.site import ALL_KINDS, SEVERABLE, severed_name
 
 WORDS = {"state": "state", "mlp": "MLP", "attn": "attention", "cross": "cross-attention"}
-METRIC_WORDS = {
-    "probability": "p(answer)",
-    "log_probability": "log p(answer)",
-    "logit": "the answer's logit",
-    "logit_difference": "the logit difference",
-    "kl": "KL from the clean run",
-    "rank": "the answer's rank",
-}
 
 
 def chosen_maps(maps: Mapping[str, np.ndarray], kind: str | None) -> list[str]:
-    """The names of the maps to draw, or SiteError for one that was not traced."""
+    """The names of the maps to draw, or SiteError for one that was not traced, or for none."""
+    if not maps:
+        raise SiteError("There is no map to draw: these traces have none in common.")
     if kind is not None and kind not in maps:
         raise SiteError(f"There is no map {kind!r} here. Choose from {', '.join(map(repr, maps))}.")
     order = [*ALL_KINDS, *map(severed_name, SEVERABLE)]

@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from tracer.effect import AverageTrace, Settings, TraceResult
+from tracer.errors import FactError
 from tracer.fact import ROLES
 from tracer.plot.canvas import colour_bar, headline, label_rows, layer_ticks, panel_title, panels_for
 from tracer.plot.labels import (
@@ -80,6 +81,8 @@ def plot_average(average: AverageTrace, *, kind: str | None = None) -> Figure:
     Raises:
         SiteError: the average has no such map.
     """
+    if not isinstance(average, AverageTrace):
+        raise FactError(f"A {type(average).__name__} is no average. Of a study write plot_average(study.average).")
     names, (aie, meaning) = chosen_maps(average.effects, kind), shown_average(average)
     rows = traced_roles(average)
     labels = [ROLES[row] for row in rows]

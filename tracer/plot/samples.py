@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 import matplotlib
 import numpy as np
@@ -11,15 +11,16 @@ from matplotlib.figure import Figure
 
 from tracer.effect import TraceResult
 from tracer.errors import FactError
+from tracer.metric import METRIC_WORDS
 from tracer.plot.canvas import NotebookFigure, headline
 from tracer.plot.figure_data import Peak, peak_of
-from tracer.plot.labels import METRIC_WORDS, count_facts, map_words
+from tracer.plot.labels import count_facts, map_words
 from tracer.plot.style import STYLE
 
 RESTORED, CORRUPTED = "#0072b2", "#d55e00"
 
 
-def plot_samples(results: Sequence[TraceResult], *, kind: str = "mlp", role: str | None = None) -> Figure:
+def plot_samples(results: Iterable[TraceResult], *, kind: str = "mlp", role: str | None = None) -> Figure:
     """Many facts: a dot for each noise sample, corrupted (open) and restored at the fact's own peak (filled).
 
     A line joins their means, a bar stands at the clean run. Facts with the largest effect come first.
@@ -33,8 +34,9 @@ def plot_samples(results: Sequence[TraceResult], *, kind: str = "mlp", role: str
         FactError: no traces, or traces with different settings.
         SiteError: a trace without that map, or without a token of that role.
     """
-    if not results:
-        raise FactError("No traces to draw. Give the results of tracer.trace, or study.traces().")
+    results = list(results)
+    if not results or not all(isinstance(result, TraceResult) for result in results):
+        raise FactError("No traces to draw. Of a study give [trace for _, trace in study.traces()].")
     settings = results[0].settings
     if any(result.settings != settings for result in results):
         raise FactError("These traces were made with different settings; draw alike ones.")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +13,14 @@ import numpy as np
 
 from tracer.anatomy import SubLayer
 from tracer.answer import predicted_ids
-from tracer.causal_trace import at_once, shape, trace_alike
+from tracer.causal_trace import at_once, shape
 from tracer.corrupt import Corruption, measured_corruption
 from tracer.effect import AverageTrace, TraceResult
 from tracer.engine import EngineName
 from tracer.errors import FactError, FileFormatError, SiteError
 from tracer.fact import Fact, TokenizedFact, token_roles
 from tracer.groups import Group
-from tracer.model import LanguageModel
+from tracer.model import LanguageModel, check_opened
 from tracer.model.ranks import folder_here
 from tracer.model.tokens import visible
 from tracer.plan import Plan
@@ -28,6 +28,7 @@ from tracer.progress import bar
 from tracer.severed import Severed
 from tracer.site import KINDS, Direction, Kind
 from tracer.storage import plain
+from tracer.studies.batches import trace_batch
 
 _PREDICTS = "the model predicts"  # how the reason begins for which `known_only` leaves a fact out
 
@@ -69,7 +70,7 @@ def average(
         corruption: see there.
         roles: see there.
         known_only: leave out facts whose answer is not the model's own prediction; they are listed in
-            `skipped`. A fact without an answer is always known.
+            `skipped`, as are those that cannot be traced. A fact without an answer is always known.
         most: stop after this many facts were traced.
         engine: see `tracer.trace`, as for published_draws and max_bytes.
         published_draws: see there.
@@ -81,8 +82,11 @@ def average(
         progress: show a bar; None: in a terminal or notebook.
 
     Raises:
-        FactError: no facts, or none that the model predicts.
+        FactError: no facts, or none that the model predicts and the corruption and metric can be taken of.
     """
+    check_opened(model)
+    if isinstance(facts, Fact):
+        raise FactError("facts is a sequence: write tracer.average(model, [fact]), or tracer.trace(model, fact).")
     facts = list(facts)
     if not facts or (most is not None and most < 1):
         raise FactError("No facts to average. Try tracer.facts.bundled(), and most=1 or more.")
@@ -112,14 +116,15 @@ def average(
     return average_of(traces.finish(), skipped)
 
 
-def average_of(results: Sequence[TraceResult], skipped: Sequence[tuple[str, str]] = ()) -> AverageTrace:
+def average_of(results: Iterable[TraceResult], skipped: Sequence[tuple[str, str]] = ()) -> AverageTrace:
     """Averages traces made with the same settings.
 
     Raises:
         FactError: the traces were made with different settings.
     """
-    if not results:
-        raise FactError("No traces to average.")
+    results = list(results)
+    if not results or not all(isinstance(result, TraceResult) for result in results):
+        raise FactError("Give results of tracer.trace to average; of a study: study.average.")
     first = results[0]
     for result in results:
         alike = result.settings == first.settings and result.groups == first.groups
@@ -142,6 +147,7 @@ def usable(model: LanguageModel, fact: Fact, plan: Plan, known_only: bool) -> tu
     try:
         tokenized = fact.preflight(model, warn=False)
         plan.check_fits(tokenized)
+        model.check_length(len(tokenized.token_ids) + plan.answer_length(tokenized) - 1)
     except (FactError, SiteError) as error:
         return None, str(error)
     present = set(token_roles(len(tokenized.token_ids), tokenized.subject_span))
@@ -171,13 +177,19 @@ def why_none(skipped: Sequence[tuple[str, str]]) -> str:
 
 
 class _Traces:
-    """Traces of facts in the order in which they came; alike ones wait for each other and are traced together."""
+    """Traces of facts in the order in which they came; alike ones wait for each other and are traced together.
+
+    Attributes:
+        n: facts that were traced or wait for it.
+    """
 
     def __init__(self, model: LanguageModel, plan: Plan, folder: str | Path | None, steps: Any) -> None:
         self.model, self.plan, self.steps = model, plan, steps
         self.folder = None if folder is None else folder_here(model, folder)
         self.fingerprint = model.fingerprint()
         self.n = 0
+        self._taken = 0
+        self._failed: list[tuple[str, str]] = []
         self._done: dict[int, TraceResult] = {}
         self._waiting: dict[object, list[tuple[int, TokenizedFact]]] = {}
 
@@ -186,6 +198,8 @@ class _Traces:
         skipped: list[tuple[str, str]] = []
         for fact in facts:
             if self.n == wanted:
+                self.finish()  # a fact that fails makes room for another
+            if self.n == wanted:
                 break
             tokenized, reason = usable(self.model, fact, self.plan, known_only)
             if tokenized is None:
@@ -193,11 +207,11 @@ class _Traces:
             else:
                 self.add(tokenized)
         self.finish()
-        return skipped
+        return skipped + self._failed
 
     def add(self, fact: TokenizedFact) -> None:
         """Takes the fact's trace from the folder, or has it traced as soon as there are enough like it."""
-        number, self.n = self.n, self.n + 1
+        number, self.n, self._taken = self._taken, self.n + 1, self._taken + 1
         path = self._path(fact)
         if path is not None:
             with contextlib.suppress(FileFormatError):  # absent, or of an older version: traced again
@@ -219,8 +233,12 @@ class _Traces:
     def _trace(self, alike: list[tuple[int, TokenizedFact]]) -> None:
         subjects = [fact.fact.subject for _, fact in alike if fact.fact]
         self.steps.set_postfix_str(", ".join(subjects)[:24])
-        results = trace_alike(self.model, [fact for _, fact in alike], self.plan)
+        results = trace_batch(self.model, [fact for _, fact in alike], self.plan, failures=(FactError, SiteError))
         for (number, fact), result in zip(alike, results, strict=True):
+            if isinstance(result, str):
+                self.n -= 1
+                self._failed.append((fact.text, result))
+                continue
             path = self._path(fact)
             if path is not None:
                 result.save(path)

@@ -38,14 +38,19 @@ def batches_of(model: LanguageModel, facts: Mapping[int, TokenizedFact], plan: P
     return sorted([*full, *map(tuple, filling.values())])
 
 
-def trace_batch(model: LanguageModel, facts: Facts, plan: Plan) -> Found:
-    """The trace of each fact, or why it failed; where a batch fails, its facts are traced one by one."""
+def trace_batch(
+    model: LanguageModel, facts: Facts, plan: Plan, *, failures: tuple[type[TracerError], ...] = (TracerError,)
+) -> Found:
+    """The trace of each fact, or why it failed; where a batch fails, its facts are traced one by one.
+
+    Other errors than these `failures` are raised.
+    """
     try:
         return list(trace_alike(model, facts, plan))
-    except TracerError as error:
+    except failures as error:
         if len(facts) == 1:
             return [f"{type(error).__name__}: {error}"]
-        return [found for fact in facts for found in trace_batch(model, [fact], plan)]
+        return [found for fact in facts for found in trace_batch(model, [fact], plan, failures=failures)]
 
 
 @dataclass(frozen=True)

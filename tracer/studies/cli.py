@@ -60,7 +60,7 @@ def study(
     out: Out = None,
     n: Annotated[int | None, typer.Option(min=1, help="Stop after this many facts; default: all.")] = None,
     until_ci: Annotated[
-        float | None, typer.Option(help="Stop when every peak's 95 % interval is narrower than +- this, e.g. 0.01.")
+        float | None, typer.Option(help="Stop when every peak's 95 % interval is narrower than ± this, e.g. 0.01.")
     ] = None,
     kinds: KindsOption = "state,mlp,attn",
     severed: SeveredOption = "mlp",
@@ -187,6 +187,7 @@ def _summary(found: Study) -> str:
     for kind in found.average.effects:
         role, at, aie = found.average.peak(kind)
         lines.append(f"{kind:>19}: AIE {aie} at layer {at}, {role}")
-    if found.n > 1 and found.manifest.settings["plan"]["samples"] > 1:
-        lines.append(str(sample_components(found, next(iter(found.average.effects)))))
+    first = next(iter(found.average.effects))
+    if found.average.peak(first)[2].n > 1 and found.manifest.settings["plan"]["samples"] > 1:
+        lines.append(str(sample_components(found, first)))
     return "\n".join([*lines, str(found.folder / "average.csv")])

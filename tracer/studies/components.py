@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from tracer.effect.estimate import over_facts
 from tracer.errors import SiteError, StudyError
 from tracer.fact import ROLES, check_roles
 from tracer.studies.study import Study
@@ -57,6 +58,8 @@ class Components:
             f"would narrow it."
         )
 
+    __repr__ = __str__  # what a notebook shows
+
 
 def sample_components(study: Study, kind: str, *, role: str | None = None, layer: int | None = None) -> Components:
     """The components at one site; default: where the average effect of `kind` is largest.
@@ -79,7 +82,8 @@ def sample_components(study: Study, kind: str, *, role: str | None = None, layer
     for _, result in study.traces():
         tokens = [n for n, name in enumerate(result.roles) if name == role]
         if tokens:
-            found = result.restored[kind][tokens, layer].mean(0)
+            found = result.restored[kind][tokens, layer]  # NaN at tokens that the other stack reads
+            found = over_facts(found, np.nanmean)
             corrupting = result.settings.direction == "corrupt"
             effects.append(result.clean - found if corrupting else found - result.corrupted_samples)
     return components_of(np.array(effects), kind=kind, role=role, layer=layer)
@@ -91,7 +95,8 @@ def components_of(effects: np.ndarray, *, kind: str = "", role: str = ROLES[2], 
     n_facts, samples = effects.shape if effects.ndim == 2 else (0, 0)
     if n_facts < 2 or samples < 2:
         raise StudyError(
-            f"{n_facts} facts of {samples} samples at the {role}: components need two facts and two samples."
+            f"Traced at the {role}: {n_facts} fact{'' if n_facts == 1 else 's'}, {samples} sample"
+            f"{'' if samples == 1 else 's'} of each. Components need two facts and two samples."
         )
     within = float(effects.var(1, ddof=1).mean())
     between = max(0.0, float(effects.mean(1).var(ddof=1)) - within / samples)

@@ -68,6 +68,8 @@ class PairedTest:
             f"[{self.low[most]:+.3f}, {self.high[most]:+.3f}] at layer {most}"
         )
 
+    __repr__ = __str__  # what a notebook shows
+
 
 def paired_test(
     average: AverageTrace,

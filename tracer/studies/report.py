@@ -15,10 +15,12 @@ import numpy as np
 from plotly.offline import get_plotlyjs
 
 from tracer.effect import TraceResult
+from tracer.effect.estimate import own_layers
 from tracer.errors import FileFormatError, StudyError
 from tracer.fact import ROLES
+from tracer.metric import METRIC_WORDS
 from tracer.plot import COLOURS
-from tracer.plot.labels import METRIC_WORDS, chosen_maps, map_family, map_words, token_labels
+from tracer.plot.labels import chosen_maps, map_family, map_words, token_labels
 from tracer.storage import atomic_path, to_json
 from tracer.studies.study import Study
 from tracer.studies.table import bootstrap
@@ -81,7 +83,7 @@ def report_data(study: Study) -> dict[str, Any]:
             for kind in kinds
         ],
         "roles": list(ROLES),
-        "average": {kind: _average(sign * average.effects[kind]) for kind in kinds},
+        "average": {kind: average_rows(sign * average.effects[kind]) for kind in kinds},
         "facts": [_fact(study, number, trace, kinds, sign) for number, trace in study.traces()],
         "left_out": [
             {"prompt": entry.fact.prompt, "answer": entry.fact.answer, "status": entry.status, "reason": entry.reason}
@@ -107,16 +109,23 @@ def _fact(study: Study, number: int, trace: TraceResult, kinds: Sequence[str], s
     }
 
 
-def _average(effects: np.ndarray) -> dict[str, Any]:
-    """Rows of roles, with their 95 % percentile intervals and numbers of facts; null where no fact has the role."""
+def average_rows(effects: np.ndarray) -> dict[str, Any]:
+    """Rows of roles, with their 95 % percentile intervals and numbers of facts; null where no fact has the role.
+
+    A layer of the stack that does not read the role's tokens is None.
+    """
     rows = []
     for row in range(len(ROLES)):
-        known = effects[:, row][~np.isnan(effects[:, row]).any(1)]
-        if not len(known):
+        layers = own_layers(effects[:, row])
+        known = effects[:, row, layers]
+        known = known[~np.isnan(known).any(1)]
+        if not len(layers):
             rows.append(None)
             continue
-        low, high = bootstrap(known)
-        rows.append({"effect": _whole(known.mean(0)), "low": _whole(low), "high": _whole(high), "n": len(known)})
+        wide = np.full((3, effects.shape[2]), np.nan)
+        wide[:, layers] = known.mean(0), *bootstrap(known)
+        mean, low, high = map(_whole, wide)
+        rows.append({"effect": mean, "low": low, "high": high, "n": len(known)})
     return {"rows": rows}
 
 

@@ -17,7 +17,7 @@ from typing import Any
 from tracer.corrupt import measured_corruption
 from tracer.errors import FactError, FileFormatError, StudyError
 from tracer.fact import Fact, TokenizedFact
-from tracer.model import LanguageModel
+from tracer.model import LanguageModel, check_opened
 from tracer.model.ranks import folder_here
 from tracer.plan import Plan
 from tracer.progress import bar
@@ -56,8 +56,8 @@ def run_study(
         plan: what to trace and how; default `tracer.Plan()`, the paper's settings.
         known_only: leave out facts whose answer is not the model's own prediction; the manifest lists them.
         most: stop after this many facts that can be traced. A later run may ask for more, not for fewer.
-        until_ci: stop at the end of the first round after which the 95 % interval (mean -+ 1.96 SE) at the peak
-            of every map is narrower than +- this, in the metric's unit. Stopping when an interval looks
+        until_ci: stop at the end of the first round after which the 95 % interval (mean ± 1.96 SE) at the peak
+            of every map is narrower than ± this, in the metric's unit. Stopping when an interval looks
             good makes it cover less than 95 %, the more so the smaller the rounds; for a number to report, fix
             `most` beforehand.
         round_size: facts that can be traced in one round; default 50, or what the folder was made with.
@@ -73,6 +73,9 @@ def run_study(
         StudyError: the folder holds another study, or a worker dies on every attempt.
         WorkerError: there can be no such workers, or they cannot work.
     """
+    check_opened(model)
+    if round_size is not None and round_size < 1 or threads is not None and threads < 1:
+        raise StudyError(f"round_size={round_size}, threads={threads}: write 1 or more of each, or None.")
     facts, out = list(facts), folder_here(model, out)
     if not facts or (most is not None and most < 1):
         raise FactError("No facts to study. Try tracer.facts.bundled(), and most=1 or more.")
@@ -134,7 +137,7 @@ class _Run:
         self.until_ci: float | None = stop["until_ci"]
 
     def to_the_end(self) -> None:
-        """Round after round, until the facts or the wish for more of them end."""
+        """Round after round, until the facts run out or enough are traced."""
         remove_half_written(self.folder, self.folder / "facts")
         done = 0
         for facts in self._rounds():
@@ -223,7 +226,7 @@ class _Run:
 
 
 def _narrow(study: Study, until_ci: float) -> bool:
-    """Whether every map's interval at its own peak is narrower than +- `until_ci`."""
+    """Whether every map's interval at its own peak is narrower than ± `until_ci`."""
     if len(study.manifest.numbers("traced")) < 2:
         return False
     peaks = [study.average.peak(kind)[2] for kind in study.average.effects]

@@ -117,6 +117,8 @@ class Study:
         counts = ", ".join(f"{n} {status}" for status, n in self.manifest.counts().items())
         return f"{self.folder}: {len(self.manifest.facts)} facts, {self.manifest.model['name']}; {counts}"
 
+    __repr__ = __str__  # what a notebook shows
+
 
 def saved_average(source: str | Path) -> AverageTrace:
     """The average in a file that `AverageTrace.save` wrote, or that of the study in a folder.

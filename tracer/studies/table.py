@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 
 from tracer.effect import AverageTrace
+from tracer.effect.estimate import own_layers
 from tracer.effect.resample import RESAMPLES, percentile_interval, resampled_means
 from tracer.fact import ROLES
 
@@ -14,18 +15,20 @@ def average_frame(average: AverageTrace, *, resamples: int = RESAMPLES, seed: in
     """One row a map, role and layer that any fact has.
 
     Columns: kind, role, layer, relative_depth (0 the first layer, 1 the last), effect (AIE), standard_error,
-    low and high (effect -+ 1.96 standard errors), bootstrap_low and bootstrap_high (95 % percentile interval
+    low and high (effect ± 1.96 standard errors), bootstrap_low and bootstrap_high (95 % percentile interval
     over resampled facts), resamples, n (facts). Intervals of fewer than two facts are NaN.
     """
     records = []
     for kind, values in average.effects.items():
         for row, role in enumerate(ROLES):
-            known = values[~np.isnan(values[:, row]).any(1), row]
-            if not len(known):
+            layers = own_layers(values[:, row])
+            known = values[:, row, layers]
+            known = known[~np.isnan(known).any(1)]
+            if not len(layers):
                 continue
             low, high = bootstrap(known, resamples=resamples, seed=seed)
             error = average.standard_error[kind][row]
-            for layer, effect in enumerate(known.mean(0)):
+            for at, (layer, effect) in enumerate(zip(layers.tolist(), known.mean(0), strict=True)):
                 records.append(
                     {
                         "kind": kind,
@@ -36,8 +39,8 @@ def average_frame(average: AverageTrace, *, resamples: int = RESAMPLES, seed: in
                         "standard_error": error[layer],
                         "low": effect - 1.96 * error[layer],
                         "high": effect + 1.96 * error[layer],
-                        "bootstrap_low": low[layer],
-                        "bootstrap_high": high[layer],
+                        "bootstrap_low": low[at],
+                        "bootstrap_high": high[at],
                         "resamples": resamples,
                         "n": len(known),
                     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 ATTEMPTS = 3
-GIVEN_UP = f"each of {ATTEMPTS} workers died on it, most likely for want of memory"
+GIVEN_UP = f"each of {ATTEMPTS} workers died on it, most likely out of memory"
 
 
 class Attempts:

@@ -12,6 +12,7 @@ from transformers.utils import logging
 from tracer.anatomy.names import Names
 from tracer.errors import WorkerError
 from tracer.model import LanguageModel, load
+from tracer.model.foreign import foreign_hooks
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,16 @@ class Recipe:
 
     @classmethod
     def of(cls, model: LanguageModel, threads: int) -> Recipe:
-        """The recipe for `model`, which workers load by its name."""
+        """The recipe for `model`, which workers load by its name.
+
+        Raises:
+            WorkerError: it has hooks, which workers would not have.
+        """
+        for path in foreign_hooks(model.torch).values():
+            raise WorkerError(
+                f"The model carries a hook on {path!r}, which workers that load {model.name!r} would not have. "
+                f"Remove it, or write workers=0."
+            )
         return cls(
             model.name,
             str(model.device),

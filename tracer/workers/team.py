@@ -44,7 +44,7 @@ def team_of(
         WorkerError: there can be no such workers.
     """
     if n < 0 or backend not in ("local", "ray"):
-        raise WorkerError(f'There are no {n} workers of {backend!r}. Write workers=2 and backend="local" or "ray".')
+        raise WorkerError(f'workers={n} of {backend!r} cannot work. Write workers=2 and backend="local" or "ray".')
     if n and model.is_sharded:
         raise WorkerError("The processes of torchrun run this model together: write workers=0.")
     if n == 0:
