@@ -23,11 +23,11 @@ import pandas as pd
 
 from editing.comparison import read_comparison, scores_frame
 from editing.comparison.folder import ABOUT
-from editing.comparison.plan import ASKED
+from editing.comparison.plan import ASKED, LAST
 from editing.evaluation.manifest import MANIFEST
 from tracer.storage import atomic_path, to_json
 
-KEPT = (MANIFEST, ASKED, "cases.jsonl", "batches.jsonl", "checkpoints.jsonl", "steps.jsonl")
+KEPT = (MANIFEST, ASKED, "cases.jsonl", "batches.jsonl", "checkpoints.jsonl", "steps.jsonl", "table.csv", LAST)
 ELSEWHERE = "see a run"
 WORDS = ("rule",)  # of diagnostics that are none of the data's
 
@@ -74,8 +74,8 @@ def _kept(folder: Path) -> Iterator[Path]:
 
 
 def _finished(folder: Path) -> list[Path]:
-    """Folders of evaluations, whose tables are written last."""
-    return sorted(table.parent for table in (folder / "runs").glob("*/*/*/table.csv"))
+    """Folders of evaluations whose last file is there."""
+    return sorted(table.parent for table in (folder / "runs").glob(f"*/*/*/{LAST}"))
 
 
 def without_words(path: Path) -> str:

@@ -13,6 +13,7 @@ import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from functools import cached_property
 from typing import Any, ClassVar, Self
 
 from torch import Tensor
@@ -25,7 +26,7 @@ class Attachment(ABC):
 
     Attributes:
         kind: of a subclass, as files name it.
-        branches: whether it acts inside the model, where it may go by where a prompt ends.
+        branches: whether it hooks modules inside the model, so that it may depend on where a prompt ends.
     """
 
     kind: ClassVar[str] = ""
@@ -33,7 +34,7 @@ class Attachment(ABC):
 
     @property
     def store(self) -> str:
-        """What it shares with other attachments of the same name, and takes to where it stands; "": nothing."""
+        """The name of what edits of equal settings share, such as a codebook or a memory; "" where nothing is."""
         return ""
 
     def __init_subclass__(cls, *, kind: str = "", **options: Any) -> None:
@@ -60,8 +61,12 @@ class Attachment(ABC):
     def restored(cls, about: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Self:
         """From what `about` and `tensors` gave."""
 
+    def check_file(self) -> None:  # noqa: B027 - most can be kept
+        """Raises EditFailedError where no file can hold it."""
+
+    @cached_property
     def digest(self) -> str:
-        """sha256 of all that it holds."""
+        """sha256 of all that it holds, which does not change."""
         found = hashlib.sha256(json.dumps([self.kind, self.about()], sort_keys=True).encode())
         for name, tensor in sorted(self.tensors().items()):
             raw = tensor.detach().cpu().double().contiguous().numpy().tobytes()

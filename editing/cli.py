@@ -137,7 +137,7 @@ def edit(
         made.save(save)
         after = complete(opened_model, [request.prompt])[0]
         record = {"before": before, "after": after, "file": str(save), **made.diagnostics[0]}
-        result(record, f"before: {prompt}{before}\nafter:  {prompt}{after}\n{save}", as_json=as_json)
+        result(record, f"before: {request.prompt}{before}\nafter:  {request.prompt}{after}\n{save}", as_json=as_json)
 
 
 @app.command()

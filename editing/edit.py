@@ -17,7 +17,7 @@ from torch import Tensor
 
 from editing.attachment import Attachment
 from editing.change import Change
-from editing.errors import BaseModelError, EditFailedError, EditOrderError
+from editing.errors import BaseModelError, EditFailedError, EditOrderError, RequestError
 from editing.generating import watch_generate
 from editing.request import EditRequest, check_model
 from tracer.model import LanguageModel
@@ -146,7 +146,7 @@ class Edit:
 
     def digest(self) -> str:
         """Of what is attached now; "" where nothing is. Weights speak for themselves."""
-        return "".join(attachment.digest() for attachment in self.attachments) if self._detachers else ""
+        return "".join(attachment.digest for attachment in self.attachments) if self._detachers else ""
 
     def undo(self) -> None:
         """Puts the old weights back, bit for bit, and detaches the rest. An edit that is not applied stays as it is.
@@ -159,7 +159,7 @@ class Edit:
         blocking = self._blocking()
         if blocking:
             raise EditOrderError(
-                f"{len(blocking)} later edit(s) change the same weight and must be undone first, the last one first: "
+                f"{len(blocking)} later edit(s) stand on the same weights and must be undone first, the last first: "
                 f"{'; '.join(edit.title for edit in reversed(blocking))}."
             )
         moved = self._moved()
@@ -187,11 +187,18 @@ class Edit:
         return [edit for edit in others[sharing[-1] + 1 :] if edit._detachers]
 
     def _blocking(self) -> list[Edit]:
-        """Edits applied after this one that change a weight it changed, the first one first."""
+        """Edits applied after this one that must be undone before it, the first one first.
+
+        They change a weight that it changed, or one that such an edit changed.
+        """
         if self.model is None:
             return []
-        later = self.model.edits[self.model.edits.index(self) + 1 :]
-        return [edit for edit in later if edit.before.keys() & self.before.keys()]
+        names, blocking = set(self.before), []
+        for edit in self.model.edits[self.model.edits.index(self) + 1 :]:
+            if names & edit.before.keys():
+                blocking.append(edit)
+                names |= edit.before.keys()
+        return blocking
 
     def __enter__(self) -> Edit:
         if self.model is None:
@@ -203,7 +210,7 @@ class Edit:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for later in reversed(self._blocking()):  # made inside the block on the same weights
+        for later in reversed(self._blocking()):  # made inside the block
             later.undo()
         self.undo()
 
@@ -243,7 +250,13 @@ def _titles(edits: Sequence[Edit]) -> str:
 
 
 def undo_all(edits: Sequence[Edit]) -> None:
-    """Undoes edits of one model in the order that is allowed: the last applied first."""
+    """Undoes edits in the order that is allowed: the last applied first.
+
+    Raises:
+        RequestError: one edit in place of a sequence.
+    """
+    if isinstance(edits, Edit):
+        raise RequestError("undo_all takes a sequence. Write edit.undo(), or undo_all([edit]).")
     models = {id(edit.model): edit.model for edit in edits if edit.model is not None}
     for model in models.values():
         for edit in reversed(model.edits):
@@ -260,7 +273,7 @@ def original_fingerprint(model: LanguageModel) -> str:
 def unedited(model: LanguageModel) -> Iterator[None]:
     """The model as it was before every edit, while the block runs."""
     original: dict[str, Tensor] = {}
-    attached = [edit for edit in model.edits if edit.digest()]
+    attached = [edit for edit in model.edits if edit._detachers]
     for edit in model.edits:
         for name, before in edit.before.items():
             original.setdefault(name, before)

@@ -24,7 +24,13 @@ FORMAT = 3
 
 
 def write_edit(edit: Edit, path: str | Path) -> None:
-    """Writes an edit, atomically."""
+    """Writes an edit, atomically.
+
+    Raises:
+        EditFailedError: no file can hold what is attached.
+    """
+    for attachment in edit.attachments:
+        attachment.check_file()
     tensors = {f"kept/{name}": tensor for name, tensor in edit.kept.items()}
     for number, change in enumerate(edit.changes):
         tensors |= {f"{number}/{name}": tensor for name, tensor in change.tensors().items()}

@@ -28,6 +28,7 @@ from editing.meta_learning.ke import KE
 from editing.meta_learning.learned import Learned
 from editing.meta_learning.mend import MEND
 from editing.meta_learning.trained import untrained
+from editing.numbers import whole
 from editing.request import EditRequest
 from tracer.model import LanguageModel
 
@@ -61,7 +62,7 @@ def editor_named(name: str, model: LanguageModel, layer: int | None = None, /, *
     """
     check_name(name)
     if "layer" in settings:
-        layer = _one_of(layer, settings.pop("layer"))
+        layer = _one_of(layer, whole("layer", settings.pop("layer"), 3))
     try:
         return EDITORS[name](model, layer, **settings)
     except TypeError as error:
@@ -152,8 +153,10 @@ def _last_layer(kind: Callable[..., Editor], model: LanguageModel, layer: int | 
 
 
 def _calibrated(model: LanguageModel, layer: int | None, **settings: Any) -> Editor:
+    if layer is not None and "layers" in settings:
+        raise RequestError(f"layer={layer} and layers={settings['layers']!r}: give one of the two.")
     if layer is not None:
-        settings.setdefault("layers", (layer,))
+        settings["layers"] = (layer,)
     return dataclasses.replace(CaliNet.suited_to(model), **settings)
 
 

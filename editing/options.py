@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 from collections.abc import Sequence
 from typing import Annotated, Any
@@ -9,13 +10,16 @@ from typing import Annotated, Any
 import typer
 
 from editing.editors import EDITORS
-from editing.errors import EvaluationError, RequestError
+from editing.errors import RequestError
 from tracer.plan import MOST_SEED
 
 EditorName = Annotated[str, typer.Option("--editor", help=f"{', '.join(EDITORS)}.")]
 Layer = Annotated[
     int | None,
-    typer.Option(help="The MLP to write to, or the middle of several; not for kn. Default: located by tracing."),
+    typer.Option(
+        help="The MLP to write to, or the middle of several; not for kn. Default: located by tracing, of ft, grace and "
+        "calinet their own."
+    ),
 ]
 Settings = Annotated[
     list[str] | None, typer.Option("--set", help="Another setting of the editor, NAME=VALUE; repeatable.")
@@ -23,7 +27,6 @@ Settings = Annotated[
 Seed = Annotated[
     int, typer.Option(min=0, max=MOST_SEED, help="Of whatever is drawn: random prefixes, texts the model samples.")
 ]
-PYTHONS = {"True": True, "False": False, "None": None}
 
 
 def whole_numbers(listed: str, option: str, what: str = "whole numbers") -> tuple[int, ...]:
@@ -39,21 +42,28 @@ def whole_numbers(listed: str, option: str, what: str = "whole numbers") -> tupl
 
 
 def named_values(given: Sequence[str], option: str = "--set") -> dict[str, Any]:
-    """NAME=VALUE pairs; a value is JSON, or Python's True, False or None, where it can be read so, else text.
+    """NAME=VALUE pairs; a value is JSON, or a literal of Python such as True or (3, 4), where it is one, else text.
 
     Raises:
-        EvaluationError: one without a name or a value.
+        RequestError: one without a name or a value.
     """
     found: dict[str, Any] = {}
     for one in given:
         name, equals, value = one.partition("=")
         if not equals or not name:
-            raise EvaluationError(f"{option} {one!r} says no value. Write {option} {one or 'clamp'}=2.")
+            raise RequestError(f"{option} {one!r} says no value. Write {option} {one or 'clamp'}=2.")
         try:
-            found[name] = PYTHONS[value] if value in PYTHONS else hashable(json.loads(value))
+            found[name] = hashable(json.loads(value))
         except ValueError:
-            found[name] = value
+            found[name] = _python_value(value)
     return found
+
+
+def _python_value(text: str) -> Any:
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
 
 
 def hashable(value: Any) -> Any:

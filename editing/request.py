@@ -123,6 +123,12 @@ def check_model(model: LanguageModel) -> None:
         raise BaseModelError(f"{type(model).__name__} is no model of tracer's. Write model = tracer.load(model) first.")
 
 
+def check_prompts(prompts: Sequence[str]) -> None:
+    """Raises RequestError for one text in place of a sequence: its letters would be taken for prompts."""
+    if isinstance(prompts, str):
+        raise RequestError(f"{prompts!r} is one text, not a sequence of prompts. Write [{prompts!r}].")
+
+
 def check_requests(model: LanguageModel, requests: Sequence[EditRequest]) -> None:
     """Tokenises every request and refuses two different answers to one fact, before anything is written.
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,7 @@ from conftest import FAMILIES, tiny_gpt2
 import tracer
 from editing import (
     FT,
+    MEMIT,
     ROME,
     AlphaEdit,
     BaseModelError,
@@ -23,6 +26,7 @@ from editing import (
 from editing.change import LowRank, Replacement
 from editing.edit import Edit, Written
 from editing.merged import merge, unmerge
+from editing.writing import editable, writing
 from tracer.errors import FileFormatError
 from tracer.storage import read_tensors, write_tensors
 
@@ -174,6 +178,31 @@ def test_stacked_edits_of_one_weight_come_off_last_first(toy_model: tracer.Langu
         first.undo()
     undo_all([first, second])
     assert_same(toy_model, before)
+
+
+def test_a_chain_of_edits_comes_off_with_the_block_it_began_in(toy_model: tracer.LanguageModel) -> None:
+    """The last edit shares no weight with the first, but one with an edit that does."""
+    before = state(toy_model)
+    with ROME(layer=1, **QUICK).apply(toy_model, [REQUEST]) as first:
+        MEMIT(layers=(1, 2), **QUICK).apply(toy_model, [OTHER])
+        ROME(layer=2, **QUICK).apply(toy_model, [REQUEST])
+        with pytest.raises(EditOrderError, match="2 later edit"):
+            first.undo()
+    assert_same(toy_model, before)
+    assert toy_model.edits == []
+
+
+def test_a_model_on_several_devices_is_refused_and_may_remember(toy_model: tracer.LanguageModel, monkeypatch) -> None:
+    places = [torch.nn.Parameter(torch.zeros(1)), SimpleNamespace(device="cuda:1")]
+    monkeypatch.setattr(toy_model.torch, "parameters", lambda *_: iter(places))
+    with pytest.raises(BaseModelError, match=r"lies on cpu, cuda:1; .* device='cuda:1'"), editable(toy_model):
+        pass
+    edit = Edit((REQUEST,), (), {}, "")
+    with pytest.raises(BaseModelError), writing(edit, toy_model):
+        pass
+    assert toy_model.edits == []
+    with writing(edit, toy_model, anywhere=True):
+        assert toy_model.edits == [edit]
 
 
 def test_stacked_edits_of_different_weights_come_off_in_any_order(toy_model: tracer.LanguageModel) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import gzip
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -25,6 +27,7 @@ from editing.evaluation import (
     Questions,
     paired_difference,
     read_benchmark,
+    single,
     single_edits,
     summary,
 )
@@ -51,6 +54,19 @@ ZSRE = {
 def scored(model, editor, cases=(CASE,), **questions) -> list[CaseScores]:
     examination = Examination(model, Questions(**questions))
     return list(single_edits(examination, editor, list(cases), progress=False, verify_every=1))
+
+
+def test_a_run_that_goes_on_makes_the_chunks_of_an_undisturbed_one(toy_model, monkeypatch) -> None:
+    def chunks(cases: Sequence[int]) -> list[list[int]]:
+        seen: list[list[int]] = []
+        monkeypatch.setattr(single, "_chunk", lambda _examination, _editor, some, _seed: seen.append(list(some)) or [])
+        list(single_edits(SimpleNamespace(model=toy_model), None, cases, progress=False))
+        return seen
+
+    whole = chunks(range(250))
+    for done in (0, 1, 50, 99, 100, 104, 107, 249):
+        again = single.begin_of_chunk(done)
+        assert chunks(range(again, 250)) == [chunk for chunk in whole if chunk[-1] >= done]
 
 
 def written(folder: Path, records: list[dict], name: str = "data.json") -> Path:

@@ -115,8 +115,10 @@ def test_the_least_similar_blocks_go_where_the_context_is_short(tokenizer: PreTr
 
 
 def test_the_new_fact_stays_however_short_the_context(tokenizer: PreTrainedTokenizerFast) -> None:
-    tiny = reading_model(tokenizer, context=32)
-    with IKE(reserve=31).apply(tiny, [ROME]):
+    with pytest.raises(EditFailedError, match="new fact and a question take .* reads 32"):
+        IKE(reserve=31).apply(reading_model(tokenizer, context=32), [ROME])
+    tiny = reading_model(tokenizer, context=64)
+    with IKE(reserve=63).apply(tiny, [ROME]):
         assert read(tiny, ROME.prompt).split(BREAK) == [f"{ICE}{ROME.prompt} Rome", f"{ICE}{ROME.prompt}"]
 
 

@@ -21,6 +21,7 @@ from editing.scoring.generation import answers
 from editing.scoring.scores import target_scores
 
 SMALL: dict[str, Any] = {"blocks": 1, "hidden": 16, "condition": 32, "inner": 16, "answer_tokens": 2}
+pytestmark = pytest.mark.filterwarnings("ignore::editing.EditingWarning")  # so little training says little
 QUICK = SMALL | {"rate": 1e-2, "warm_up": 5, "margin": 0.3, "largest": 10.0}
 
 
@@ -190,7 +191,9 @@ def test_who_is_not_trained_says_how(toy_model: tracer.LanguageModel) -> None:
         with pytest.raises(RequestError, match=said):
             KE(**wrong)
     with pytest.raises(RequestError, match="compare no networks"):
-        KE(edit_weight=-1)
+        KE(edit_weight=0, drift_weight=0)
+    with pytest.raises(RequestError, match="edit_weight='a' is no number of 0 or more"):
+        KE(edit_weight="a")  # pyright: ignore[reportArgumentType]
 
 
 def test_answers_of_the_first_round_are_not_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:

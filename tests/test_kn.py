@@ -279,7 +279,10 @@ def test_no_change_is_a_change_of_nothing(toy_model: tracer.LanguageModel) -> No
 
 
 def test_a_saved_edit_of_neurons_is_applied_again_bit_for_bit(toy_model: tracer.LanguageModel, tmp_path) -> None:
-    with KN(**QUICK, others=(OTHER,)).apply(toy_model, [REQUEST]) as edit:
+    with pytest.raises(RequestError, match="these requests name none"):
+        KN(**QUICK, others=(OTHER,)).apply(toy_model, [REQUEST])
+    related = dataclasses.replace(REQUEST, relation="P1")
+    with KN(**QUICK, others=(OTHER,)).apply(toy_model, [related]) as edit:
         edited = state(toy_model)
         edit.save(tmp_path / "edit.safetensors")
     with load_edit(tmp_path / "edit.safetensors").apply(toy_model) as again:

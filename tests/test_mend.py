@@ -21,7 +21,16 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from typer.testing import CliRunner
 
 import tracer
-from editing import MEND, EditRequest, RequestError, TrainingPlan, TrainingRecord, load_edit, plot_training
+from editing import (
+    MEND,
+    EditingWarning,
+    EditRequest,
+    RequestError,
+    TrainingPlan,
+    TrainingRecord,
+    load_edit,
+    plot_training,
+)
 from editing.cli import app
 from editing.editors import editor_named
 from editing.meta_learning import training
@@ -46,6 +55,7 @@ REQUESTS = [
 QUICK: dict[str, Any] = {"blocks": 1, "rank": 64, "rate": 1e-3, "step": 1e-2, "step_rate": 1e-3}
 PLAN = TrainingPlan(steps=24, batch=8, together=8, every=12, held_out=24)
 ANSWERS = (" France", " Germany", " Italy", " Japan")
+pytestmark = pytest.mark.filterwarnings("ignore::editing.EditingWarning")  # so little training says little
 
 
 def small_model() -> tracer.LanguageModel:
@@ -228,6 +238,36 @@ def test_the_first_gradient_reaches_the_widening_matrices() -> None:
     for transform in network.transforms:
         for layer in transform.layers:
             assert layer.widen.grad.abs().max() > 0
+
+
+def test_losses_are_scaled_where_the_model_is_and_in_its_type(toy_model: tracer.LanguageModel, monkeypatch) -> None:
+    editor = with_new_network(MEND(blocks=1, normalise=False), toy_model)
+    seen, real = [], type(editor.trained.network).proposed
+
+    def watched(network, texts, asked, scale):
+        seen.append(scale)
+        return real(network, texts, asked, scale)
+
+    monkeypatch.setattr(type(editor.trained.network), "proposed", watched)
+    editor.each(toy_model, REQUESTS)
+    (scale,) = seen
+    assert scale.device == toy_model.device
+
+
+def test_what_other_editors_take_and_refuse_it_does_too(learned: tuple[tracer.LanguageModel, MEND]) -> None:
+    model, editor = learned
+    with pytest.raises(RequestError, match="seed='abc' is no whole number"):
+        editor.apply(model, REQUESTS, seed="abc")  # pyright: ignore[reportArgumentType]
+    with pytest.raises(RequestError, match="seed=-1 is not from 0"):
+        MEND().fit(model, small_records(4), seed=-1)
+    with pytest.warns(EditingWarning, match="2 of 2 answers stay below probability 0.5.*Train longer"):
+        edit = editor.apply(model, iter(REQUESTS))  # pyright: ignore[reportArgumentType]
+    assert [record["rounds"] for record in edit.diagnostics] == [1, 1]
+    edit.undo()
+    twice = [REQUESTS[0], dataclasses.replace(REQUESTS[0], new=" Paris")]
+    assert len(editor.each(model, twice)) == 2
+    with pytest.raises(RequestError, match="blocks='2' is no whole number"):
+        MEND(blocks="2")  # pyright: ignore[reportArgumentType]
 
 
 def test_an_edit_of_several_is_the_sum_of_single_edits(learned: tuple[tracer.LanguageModel, MEND]) -> None:

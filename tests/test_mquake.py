@@ -236,6 +236,7 @@ def test_cases_in_a_folder_are_kept_a_record_each_and_not_asked_again(model, tmp
     again = evaluate_hops(model, Refuses(), benchmark, tmp_path / "other", progress=False)
     assert {case.diagnostics["not_editable"] for case in again.cases} == {"no subject"}
     assert [case.after["multi_hop"] for case in again.cases] == [0, 0, 0]
+    assert not any("unanswered" in case.after for case in again.cases)
     assert [case.before for case in again.cases] == [case.before for case in first.cases]
     lines = (tmp_path / "run" / "cases.jsonl").read_text("utf-8")
     once_more = evaluate_hops(model, Planted(), benchmark, tmp_path / "run", progress=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from planted import RECORD, Planted, Refuses
 from typer.testing import CliRunner
@@ -18,6 +19,7 @@ from editing.evaluation.base import Base
 from editing.evaluation.choices import read_choices, with_choices
 from editing.evaluation.hops import with_known_hops
 from editing.evaluation.metrics import case_metrics
+from editing.evaluation.plot import plot_single
 from editing.evaluation.portability import recalled
 from editing.scoring.scores import TargetScore
 
@@ -174,9 +176,10 @@ def test_piqa_labels_say_which_answer_is_right(tmp_path: Path) -> None:
     record = {"goal": "boil an egg ", "sol1": " in water", "sol2": "in sand", "label": 1}
     path.write_text("\n".join(json.dumps({**record, "label": label}) for label in (0, 1)), encoding="utf-8")
     assert read_choices(path) == (Ask("boil an egg", "in water", "in sand"), Ask("boil an egg", "in sand", "in water"))
-    path.write_text(json.dumps({**record, "label": 2}), encoding="utf-8")
-    with pytest.raises(EvaluationError, match="record 0"):
-        read_choices(path)
+    for wrong in ({"label": 2}, {"label": "0"}, {"sol1": 3}, {"goal": None}):
+        path.write_text(json.dumps({**record, **wrong}), encoding="utf-8")
+        with pytest.raises(EvaluationError, match="record 0, is not a choice .* label, 0 or 1"):
+            read_choices(path)
 
 
 def test_an_editor_that_changes_nothing_leaves_every_side_effect_and_the_text(toy_model: tracer.LanguageModel) -> None:
@@ -231,5 +234,12 @@ def test_groups_can_be_chosen(tmp_path: Path) -> None:
     benchmark = read_benchmark(path)
     assert [group.name for group in benchmark.only(["one_hop", "rewrite"]).cases[0].groups] == ["rewrite", "one_hop"]
     assert benchmark.slice == "first 1 of 1"
-    with pytest.raises(EvaluationError, match="no prompts two_hop"):
-        benchmark.only(["two_hop"])
+    with pytest.raises(EvaluationError, match=r"no prompts two_hop. It has .*rewrite"):
+        benchmark.only(["rewrite", "two_hop"])
+
+
+def test_scores_of_no_known_family_have_a_figure(tmp_path: Path) -> None:
+    table = pd.DataFrame({"score": ["one_hop_token_acc"] * 2, "when": ["before", "after"], "mean": [0.1, 0.2],
+                          "half_width": [0.1, 0.1], "n": [3, 3]})  # fmt: skip
+    (panel,) = plot_single(table).axes
+    assert [label.get_text() for label in panel.get_xticklabels()] == ["one\nhop"]

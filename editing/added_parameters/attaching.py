@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from editing.attachment import Attachment
 from editing.edit import Edit
-from editing.errors import EditingWarning
 from editing.request import EditRequest, check_requests, listed
 from editing.scoring.scores import target_scores
+from editing.shortfall import warn_unsaid
 from editing.writing import writing
 from tracer.model import LanguageModel
 
@@ -31,7 +30,12 @@ def started(model: LanguageModel, requests: Sequence[EditRequest], settings: Map
 
 
 def attach_and_score(
-    edit: Edit, attachments: Sequence[Attachment], notes: Sequence[Mapping[str, Any]], *, advice: str
+    edit: Edit,
+    attachments: Sequence[Attachment],
+    notes: Sequence[Mapping[str, Any]],
+    *,
+    advice: str,
+    stacklevel: int = 5,
 ) -> None:
     """Attaches to the edit's model and fills in its diagnostics.
 
@@ -40,6 +44,7 @@ def attach_and_score(
         attachments: what it adds.
         notes: what else is known of each request.
         advice: what to try where answers stay improbable.
+        stacklevel: of that warning, so that it points at the user's line.
     """
     assert edit.model is not None
     pairs = [(request.prompt, request.new) for request in edit.requests]
@@ -57,12 +62,4 @@ def attach_and_score(
         }
         for request, old, now, note in zip(edit.requests, before, after, notes, strict=True)
     )
-    unsaid = [record for record in edit.diagnostics if record["probability_written"] < 0.5]
-    if unsaid:
-        first = f"{unsaid[0]['subject']} -> {unsaid[0]['new'].strip()}"
-        warnings.warn(
-            f"{len(unsaid)} of {len(edit.diagnostics)} answers stay below probability 0.5, e.g. {first}: "
-            f"{unsaid[0]['probability_written']:.2f}. {advice}",
-            EditingWarning,
-            stacklevel=5,
-        )
+    warn_unsaid(edit, advice=advice, stacklevel=stacklevel)

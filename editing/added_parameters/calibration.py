@@ -43,12 +43,24 @@ class Calibration:
     unrelated: tuple[float, ...]
 
     def quantiles(self, of: str = "own") -> dict[float, float]:
-        """Quantile -> distance, of "own" or "unrelated"."""
+        """Quantile -> distance, of "own" or "unrelated".
+
+        Raises:
+            RequestError: of something else.
+        """
+        if of not in ("own", "unrelated"):
+            raise RequestError(f'There are no distances {of!r}. Write "own" or "unrelated".')
         distances = torch.tensor(getattr(self, of), dtype=torch.float64)
         return {share: float(distances.quantile(share)) for share in QUANTILES}
 
     def radius(self, spared: float = 0.95) -> float:
-        """The largest radius outside of which this share of the unrelated prompts stays; never quite 0."""
+        """The largest radius outside of which this share of the unrelated prompts stays; never quite 0.
+
+        Raises:
+            RequestError: no share.
+        """
+        if not 0 <= spared <= 1:
+            raise RequestError(f"spared={spared!r} is not from 0 to 1. Write spared=0.95.")
         return max(float(torch.tensor(self.unrelated, dtype=torch.float64).quantile(1 - spared)), LEAST)
 
     def reached(self, radius: float) -> float:
@@ -88,6 +100,8 @@ def calibrate(
     Raises:
         RequestError: no paraphrase or no unrelated prompt.
     """
+    if not isinstance(prompts, Mapping):
+        raise RequestError("prompts holds paraphrases by prompt. Write {prompt: [paraphrase, ...], ...}.")
     paraphrases = [(other, own) for own, others in prompts.items() for other in others]
     if not paraphrases or not unrelated:
         raise RequestError("Distances of both kinds are needed. Give paraphrases and unrelated prompts.")

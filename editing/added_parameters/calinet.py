@@ -136,7 +136,8 @@ class CaliNet:
         with bar(self.steps, "calibrating", show=progress, unit="step") as steps:
             found = fit_branches(model, branches, groups, **options, each_step=steps.update)
         notes = _notes(found, [len(group) for group in prompts], time.perf_counter() - begun)
-        attach_and_score(edit, [branch.detached() for branch in branches], notes, advice="Use more steps or slots.")
+        attached, advice = [branch.detached() for branch in branches], "Use more steps or slots."
+        attach_and_score(edit, attached, notes, advice=advice, stacklevel=4)
         n_parameters = sum(parameter.numel() for branch in branches for parameter in branch.parameters)
         edit.summary = {"slots": len(branches[0].keys), "bytes_added": 4 * n_parameters, "steps": found.steps}
 

@@ -170,8 +170,9 @@ def _of_edits(evaluations: Mapping[Key, Evaluation]) -> pd.DataFrame:
         if evaluation.cases:
             rows.append((editor, 1, _seconds(evaluation.cases), str(evaluation.not_editable)))
         for size, cases in evaluation.batches.items():
-            total = sum(case.seconds for case in cases if case.editable)
-            said = f"{total / size:.3g}, {total:.3g} in all" if total > 0 else ""
+            written = [case.seconds for case in cases if case.editable]
+            total = sum(written)
+            said = f"{total / len(written):.3g}, {total:.3g} in all" if total > 0 else ""
             rows.append((editor, size, said, _not_editable(cases)))
         for point in evaluation.checkpoints:
             rows.append((editor, point.edits, _seconds(point.scores), _not_editable(point.scores)))

@@ -55,8 +55,10 @@ class Benchmark:
             EvaluationError: a group that no case has.
         """
         there = {group.name for case in self.cases for group in case.groups if group.asks}
-        if not groups or set(groups) - there:
-            raise EvaluationError(f"{self.name} has no prompts {', '.join(groups)}. It has {', '.join(sorted(there))}.")
+        missing = [name for name in groups if name not in there]
+        if missing or not groups:
+            said = ", ".join(missing) or "of no kind"
+            raise EvaluationError(f"{self.name} has no prompts {said}. It has {', '.join(sorted(there))}.")
         cases = [
             dataclasses.replace(case, groups=tuple(group for group in case.groups if group.name in groups))
             for case in self.cases

@@ -28,12 +28,15 @@ def read_choices(path: str | Path) -> tuple[Ask, ...]:
     for number, record in enumerate(read_records(path)):
         try:
             answers = [record["sol1"].strip(), record["sol2"].strip()]
-            right, wrong = answers[record["label"]], answers[1 - record["label"]]
-        except (KeyError, TypeError, IndexError) as error:
-            raise EvaluationError(f"{path}, record {number}: no {error}; a choice has goal, sol1, sol2 and label 0 or "
-                                  f"1.") from error  # fmt: skip
-        if right and wrong and right != wrong and record["goal"].strip():
-            found.append(Ask(record["goal"].strip(), right, wrong))
+            goal, label = record["goal"].strip(), (0, 1).index(record["label"])
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise EvaluationError(
+                f"{path}, record {number}, is not a choice ({error}): such has texts goal, sol1 and sol2, and a label, "
+                f"0 or 1."
+            ) from error
+        right, wrong = answers[label], answers[1 - label]
+        if right and wrong and right != wrong and goal:
+            found.append(Ask(goal, right, wrong))
     if not found:
         raise EvaluationError(f"{path} has no question with two answers.")
     return tuple(found)

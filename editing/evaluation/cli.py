@@ -49,6 +49,7 @@ from tracer.console import (
     run_folder,
     show_progress,
 )
+from tracer.options import names
 
 
 def evaluate(
@@ -95,7 +96,7 @@ def evaluate(
         plan = SequentialPlan(checkpoints=points, step=step, factor=factor, stop=stop)
         chosen, references = named_values(settings or []), told_snippets(snippets, writing)
         cases = read_benchmark(data, n=n, evenly=evenly, protocol=benchmark, together=protocol != "single")
-        cases = cases.only(groups.split(",")) if groups else cases
+        cases = cases.only(names(groups)) if groups else cases
         cases = cases.asking(read_choices(choices), choices_a_case) if choices else cases
         where = run_folder(out, f"evaluate {protocol} {editor} {cases.name} {Path(model).name}")
         opened_model = opened(model, device, dtype, decoder_starts)

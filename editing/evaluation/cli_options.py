@@ -12,7 +12,7 @@ from editing.evaluation.fluency import Snippets, read_snippets
 from editing.evaluation.sequential import CHECKPOINTS
 
 ALL_CHECKPOINTS = ",".join(map(str, CHECKPOINTS))
-Evenly = Annotated[bool, typer.Option("--evenly", help="Draw them evenly over the file, not from its start.")]
+Evenly = Annotated[bool, typer.Option("--evenly", help="Every (records // n)th of the file, not its first n.")]
 Sizes = Annotated[str, typer.Option(help="Sizes of batches, comma-separated.")]
 Step = Annotated[int, typer.Option(min=1, help="Edits of a sequence written together.")]
 Checkpoints = Annotated[str, typer.Option(help="Of a sequence, comma-separated.")]

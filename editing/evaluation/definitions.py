@@ -162,7 +162,7 @@ DEFINITIONS: Mapping[str, Definition] = {
     ("multi_hop", "1 if any phrasing is answered with the new answer or an alias, normalised", "multi-hop questions",
      "per cent", MQUAKE),
     ("multi_hop_exact", "as multi_hop, letter by letter", "multi-hop questions", "per cent", MQUAKE),
-    ("unanswered", "share of the questions without any answer", "multi-hop questions", "per cent", HERE),
+    ("unanswered", "share without any answer", "multi-hop questions and their single hops", "per cent", HERE),
     (
         "edit_seconds",
         "median over edits of the wall-clock time of apply, device synchronised, the first 2 left out; with quartiles. "

@@ -100,8 +100,10 @@ def read_snippets(path: str | Path) -> dict[tuple[str, str], list[str]]:
             key = record["relation_id"], record["target_id"]
             found.setdefault(key, []).extend(sample["text"] for sample in record["samples"])
         except (KeyError, TypeError) as error:
-            raise EvaluationError(f"{path}, record {number}: no {error}; snippets have relation_id, target_id and "
-                                  f"samples with a text each.") from error  # fmt: skip
+            raise EvaluationError(
+                f"{path}, record {number}, holds no snippets ({error}): they have relation_id, target_id and samples "
+                f"with a text each."
+            ) from error
     return found
 
 

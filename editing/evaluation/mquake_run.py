@@ -30,6 +30,7 @@ from editing.evaluation.mquake import (
 )
 from editing.evaluation.records import Evaluation, read_cases
 from editing.evaluation.slices import slice_in_words
+from tracer.errors import NumericsError
 from tracer.facts.readers import read_records
 from tracer.model import LanguageModel
 from tracer.progress import bar
@@ -107,8 +108,9 @@ def _scored(model: LanguageModel, editor: Editor, group: Sequence[MultiHop], see
         raise
     except FAILURES as error:
         for case, base in zip(group, multi_hop_before(model, editor, group), strict=True):
-            asked = [name for name in SHARES if name != "instance_wise" or case.hops]
-            yield CaseScores(case.id, _before(base), dict.fromkeys(asked, 0.0), {"not_editable": str(error)})
+            asked = [name for name in SHARES if name != "unanswered" and (name != "instance_wise" or case.hops)]
+            what = "lost" if isinstance(error, NumericsError) else "not_editable"
+            yield CaseScores(case.id, _before(base), dict.fromkeys(asked, 0.0), {what: str(error)})
         return
     yield from map(_case_scores, found)
 

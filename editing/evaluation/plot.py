@@ -20,6 +20,8 @@ FAMILIES = (
     ("reliability_tf_exact", "reliability_gen_exact", "generalization_tf_exact", "generalization_gen_exact"),
 )
 WORDS = ("scores", "token accuracy and locality", "whole answers")
+MODEL_SCORES = ("perplexity_ratio", "relative_change")
+MOST_BARS = 6
 
 
 def plot_single(table: pd.DataFrame, *, title: str = "") -> Figure:
@@ -49,7 +51,7 @@ def plot_curves(table: pd.DataFrame, *, title: str = "") -> Figure:
     over = "size" if "size" in table else "edits"
     after = table.loc[table["when"] == "after"] if "when" in table else table
     panels = _panels(after)
-    model = [name for name in ("perplexity_ratio", "relative_change") if name in set(after["score"])]
+    model = [name for name in MODEL_SCORES if name in set(after["score"])]
     with matplotlib.rc_context(STYLE):
         figure, axes = _figure(len(panels) + bool(model), title)
         for (word, names), panel in zip(panels, axes, strict=False):
@@ -67,10 +69,11 @@ def plot_curves(table: pd.DataFrame, *, title: str = "") -> Figure:
 
 
 def _panels(table: pd.DataFrame) -> list[tuple[str, list[str]]]:
-    """Families of scores that the table has, and which of their members."""
+    """Families of scores that the table has, and which of their members; of other scores alone the first ones."""
     there = set(table["score"])
     chosen = [(word, [name for name in family if name in there]) for word, family in zip(WORDS, FAMILIES, strict=True)]
-    return [(word, names) for word, names in chosen if names]
+    others = [name for name in table["score"].drop_duplicates() if name not in MODEL_SCORES]
+    return [(word, names) for word, names in chosen if names] or [("scores", others[:MOST_BARS])]
 
 
 def _figure(panels: int, title: str) -> tuple[Figure, list[Axes]]:

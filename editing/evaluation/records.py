@@ -66,7 +66,8 @@ class Evaluation:
     @property
     def not_editable(self) -> int:
         """Cases whose request could not be written, in the largest batch or the longest sequence."""
-        cases = self.cases or (self.checkpoints[-1].scores if self.checkpoints else self.batches[max(self.batches)])
+        largest = self.batches[max(self.batches)] if self.batches else ()
+        cases = self.cases or (self.checkpoints[-1].scores if self.checkpoints else largest)
         return sum(not case.editable for case in cases)
 
     def save(self, *, figure: bool = True) -> list[Path]:

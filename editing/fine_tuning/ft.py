@@ -24,11 +24,11 @@ from editing.errors import EditFailedError, EditingWarning, RequestError
 from editing.fine_tuning.descent import Descent, Loss, batch_of, descend
 from editing.fine_tuning.side_by_side import descend_each, most_together
 from editing.fine_tuning.trained_matrix import trained_parameters
-from editing.locate_then_edit.complaints import LARGE_CHANGE, LOST
 from editing.locate_then_edit.presets import known_settings, short_name
 from editing.numbers import check_above_zero, check_not_negative, check_whole, checked_seed
 from editing.request import EditRequest, check_requests, listed
 from editing.scoring.scores import target_scores
+from editing.shortfall import LARGE_CHANGE, LOST, warn_unsaid
 from editing.writing import writing
 from tracer.model import LanguageModel
 from tracer.progress import bar
@@ -248,15 +248,8 @@ class FT:
             warnings.warn(
                 f"{lost:.0%} of the change is lost by rounding. Fine-tune in float32.", EditingWarning, stacklevel=4
             )
-        unsaid = [record for record in edit.diagnostics if record["probability_written"] < 0.5]
-        if unsaid:
-            first = f"{unsaid[0]['subject']} -> {unsaid[0]['new'].strip()}"
-            warnings.warn(
-                f"{len(unsaid)} of {len(edit.diagnostics)} answers stay below probability 0.5, e.g. {first}: "
-                f"{unsaid[0]['probability_written']:.2f}. Use more steps, another layer or a larger radius.",
-                EditingWarning,
-                stacklevel=4,
-            )
+        instead = "another layer or a larger radius" if self.radius else "a higher rate or another layer"
+        warn_unsaid(edit, advice=f"Use more steps, {instead}.", stacklevel=4)
 
 
 def _loss(variant: Variant) -> Loss:

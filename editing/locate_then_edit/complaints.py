@@ -9,9 +9,8 @@ from typing import Any
 
 from editing.edit import Edit
 from editing.errors import EditingWarning
+from editing.shortfall import LARGE_CHANGE, LOST, SAID
 
-LARGE_CHANGE = 0.5  # |D| / |W| above which an edit is likely to harm the model
-LOST = 0.05
 SMALL_DIVISION = 0.3  # where published ROME's changes are three times as large as r-ROME's
 Record = Mapping[str, Any]
 
@@ -35,14 +34,14 @@ COMPLAINTS = (
         "smaller clamp.",
     ),
     Complaint(
-        lambda record: record["probability_written"] < 0.5 <= record["probability_reached"],
+        lambda record: record["probability_written"] < SAID <= record["probability_reached"],
         "the value found reaches probability {probability_reached:.2f}, the edited weights only "
         "{probability_written:.2f} on the bare prompt: its key is far from the mean over contexts, or old keys and "
         'other requests weigh more. Use ROME\'s variant="rome", fewer requests at once, or key statistics from more '
         "varied text.",
     ),
     Complaint(
-        lambda record: record["probability_reached"] < 0.5,
+        lambda record: record["probability_reached"] < SAID,
         "the optimisation reached probability {probability_reached:.2f} only; in {clamped} of {steps} steps the clamp "
         "held it back. Use another layer, more steps or a larger clamp.",
     ),

@@ -20,7 +20,6 @@ from torch import Tensor
 from editing.change import writable
 from editing.edit import Edit
 from editing.errors import EditingWarning, RequestError
-from editing.locate_then_edit.complaints import LARGE_CHANGE, LOST
 from editing.locate_then_edit.integrated_gradients import Rule
 from editing.locate_then_edit.knowledge_neurons import (
     Coarse,
@@ -38,6 +37,7 @@ from editing.locate_then_edit.value_slots import answer_embedding, column, colum
 from editing.numbers import check_flag, check_number, check_share, check_whole, checked_seed, whole
 from editing.request import EditRequest, check_requests, listed
 from editing.scoring.scores import target_scores
+from editing.shortfall import LARGE_CHANGE, LOST, warn_unsaid
 from editing.writing import writing
 from tracer.facts import paraphrases
 from tracer.model import LanguageModel
@@ -89,7 +89,7 @@ class KN:
         check_flag(self, "in_norms")
         object.__setattr__(self, "aim", _checked_aim(self.aim))
         object.__setattr__(self, "ways", _checked_ways(self.ways))
-        if isinstance(self.others, EditRequest) or not all(isinstance(one, EditRequest) for one in self.others):
+        if not isinstance(self.others, Collection) or not all(isinstance(one, EditRequest) for one in self.others):
             raise RequestError(f"others={self.others!r} are no EditRequests. Write others=(request, ...).")
         check_number(self, {"subtract": 1.0, "add": 8.0})
         check_share(self, {"threshold": 0.2, "share": 0.7, "relation_share": 0.1})
@@ -127,11 +127,17 @@ class KN:
         """
         requests, seed = listed(requests), checked_seed(seed)
         check_requests(model, requests)
+        self._check_selections(requests)
         for layer in range(model.n_layers):
             writable(model, model.anatomy.value_weight_name(layer))
         edit = Edit(tuple(requests), (), {"method": "KN", **self._settings(), "seed": seed}, model.fingerprint())
         with writing(edit, model):
             self._write(edit, progress)
+            if self.variant == "update":
+                advice = (
+                    "Use a lower threshold, for more neurons, or another editor: few columns seldom say a new answer."
+                )
+                warn_unsaid(edit, advice=advice, stacklevel=2)
         return edit
 
     def _write(self, edit: Edit, progress: bool | None) -> None:
@@ -159,8 +165,16 @@ class KN:
             _warn(record)
 
     def _relevant_others(self, requests: Sequence[EditRequest]) -> list[EditRequest]:
-        relations = {request.relation for request in requests}
+        relations = {request.relation for request in requests} - {None}
         return [other for other in self.others if other.relation in relations]
+
+    def _check_selections(self, requests: Sequence[EditRequest]) -> None:
+        """Raises RequestError for `others` that no request's relation can use."""
+        if self.others and requests and all(request.relation is None for request in requests):
+            raise RequestError(
+                "others are facts of a request's relation, and these requests name none. Write "
+                'EditRequest(..., relation="P495") for both, or others=().'
+            )
 
     def _prompts(self, request: EditRequest) -> list[str]:
         """The request's own prompt first."""

@@ -29,7 +29,7 @@ from editing.memory.memory import Memory, MemoryEditor
 from editing.memory.record import MemoryRecord
 from editing.memory.retrieval import Index
 from editing.memory.retrievers import check_threshold, least_similarity
-from editing.memory.room import room_after
+from editing.memory.room import check_room, room_after
 from editing.memory.scoped import ScopedFact, ScopedFacts, bundled_facts
 from editing.numbers import check_whole
 from editing.request import EditRequest
@@ -128,6 +128,11 @@ class IKE(MemoryEditor, method="ike"):
             if room is None or room >= self.reserve:
                 return text, dropped
         return text, dropped
+
+    def check_fits(self, model: LanguageModel, record: MemoryRecord) -> None:
+        """Raises EditFailedError where the model's context does not hold the new fact and its own prompt."""
+        text = self.before(model, record, record.prompt)[0]
+        check_room(model, text, least=1, what="The new fact and a question", instead="Use a shorter prompt.")
 
     def check(self, model: LanguageModel, records: Sequence[MemoryRecord]) -> None:
         """Raises EditFailedError for a second fact where all queries get the one."""

@@ -83,6 +83,9 @@ class MemoryEditor(ABC):
     def check(self, model: LanguageModel, records: Sequence[MemoryRecord]) -> None:  # noqa: B027 - most refuse nothing
         """Raises EditFailedError where the editor cannot serve these records together, or not on this model."""
 
+    def check_file(self) -> None:  # noqa: B027 - most can be kept
+        """Raises EditFailedError where no file can hold this editor."""
+
     def settings(self) -> dict[str, Any]:
         """As JSON has them; `restored` makes the editor of them."""
         return dataclasses.asdict(self)
@@ -125,7 +128,7 @@ class MemoryEditor(ABC):
         seconds = (time.perf_counter() - begun) / max(1, len(requests))
         about = [{"subject": record.subject, "new": record.new, **told, "seconds": seconds} for record, told in held]
         edit.diagnostics = tuple(about)
-        with writing(edit, model):
+        with writing(edit, model, anywhere=True):
             edit.attach_all()
         return edit
 
@@ -166,6 +169,10 @@ class Remembered(Attachment, kind="memory"):
     def store(self) -> str:
         """The memory of all edits with these settings."""
         return identity(self.editor)
+
+    def check_file(self) -> None:
+        """Raises EditFailedError where no file can hold the editor."""
+        self.editor.check_file()
 
     def tensors(self) -> dict[str, Tensor]:
         """What the editor has trained."""

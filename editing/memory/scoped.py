@@ -117,7 +117,7 @@ def scoped_facts(records: Sequence[Mapping[str, Any]], *, source: str = "records
     """The same, of records that are read already."""
     try:
         made = [_fact(record) for record in records]
-    except (KeyError, TypeError, AttributeError) as error:
+    except (LookupError, TypeError, AttributeError) as error:
         raise FileFormatError(f"{source} holds a record of no known format: {error}.") from error
     facts = tuple(fact for fact in made if fact is not None)
     if not facts:

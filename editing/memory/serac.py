@@ -134,15 +134,17 @@ class SERAC(MemoryEditor, method="serac"):
         """The classifier's."""
         return {"scale": self.finder().scale, "mix": self.finder().mix}
 
+    def check_file(self) -> None:
+        """Raises EditFailedError where a counterfactual model of its own reads the queries."""
+        if self.counterfactual is not None:
+            raise EditFailedError(
+                f"No file holds {self.counterfactual.name}, which reads this edit's queries. Keep the requests, and "
+                f"apply SERAC(counterfactual=...) to them again."
+            )
+
     @classmethod
     def restored(cls, settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Self:
-        """From what `settings` and `tensors` gave; a counterfactual model of its own is not in there.
-
-        Raises:
-            ValueError: such a model is needed.
-        """
-        if settings["counterfactual"] is not None:
-            raise ValueError(f"its queries were read by {settings['counterfactual']}, which no file holds")
+        """From what `settings` and `tensors` gave."""
         scope = Scope(settings["encoder"], tensors["scale"], tensors["mix"])
         return cls(
             retriever=settings["retriever"],

@@ -61,7 +61,7 @@ def gradient_factors(
         for weight, module in matrices.items():
             hooks.callback(module.register_forward_hook(only_here(tap(weight))).remove)
         losses, _ = texts.scores(smoothing=smoothing)
-        total = losses.sum() if scale is None else (losses * scale).sum()
+        total = losses.sum() if scale is None else (losses * scale.to(losses)).sum()
         deltas = torch.autograd.grad(total, [taps[weight] for weight in matrices])
     return {
         weight: Factors(inputs[weight], by_token(delta, texts.n_rows))

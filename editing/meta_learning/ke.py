@@ -13,7 +13,7 @@ from editing.meta_learning.ke_network import KeNetwork
 from editing.meta_learning.learned import Learned
 from editing.meta_learning.matrices import Sizes
 from editing.meta_learning.objective import Constrained
-from editing.numbers import check_above_zero, check_share, check_whole
+from editing.numbers import check_above_zero, check_number, check_share, check_whole
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +51,7 @@ class KE(Learned):
         super().__post_init__()
         check_whole(self, {"hidden": 256, "condition": 1024, "inner": 128, "answer_tokens": 5, "repeats": 1})
         check_whole(self, {"warm_up": 1000}, least=0)
+        check_number(self, {"largest": 1.0})
         check_above_zero(self, {"rate": 3e-4, "margin": 1e-3, "least_margin": 1e-5})
         check_share(self, {"smoothing": 0.1})
         if self.smoothing == 1:

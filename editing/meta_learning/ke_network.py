@@ -61,7 +61,7 @@ class KeNetwork(Hypernetwork):
         self.embedding_size = embedding_size
         self.largest, self.smoothing, self.answer_tokens = largest, smoothing, answer_tokens
         with torch.random.fork_rng(devices=[]):  # layers draw from the global generator
-            torch.manual_seed(seed)
+            torch.default_generator.manual_seed(seed)  # `torch.manual_seed` would seed every GPU too
             self.reader = nn.LSTM(embedding_size, hidden, batch_first=True, bidirectional=True, dtype=dtype)
             self.project = nn.Linear(2 * hidden, condition, dtype=dtype)
             self.gates = nn.ModuleList(

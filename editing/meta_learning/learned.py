@@ -24,8 +24,10 @@ from editing.meta_learning.records import TrainingRecord, check_disjoint, digest
 from editing.meta_learning.texts import texts_of
 from editing.meta_learning.trained import Trained, read_editor, untrained, write_editor
 from editing.meta_learning.training import Task, train
-from editing.request import EditRequest, check_requests
+from editing.numbers import check_not_negative, check_whole, checked_seed
+from editing.request import EditRequest, check_model, check_requests, listed
 from editing.scoring.scores import Pair, target_scores
+from editing.shortfall import warn_unsaid
 from editing.training.checkpoint import EDITOR, State
 from editing.writing import editable, writing
 from tracer.errors import FileFormatError
@@ -59,7 +61,11 @@ class Learned(ABC):
     def __post_init__(self) -> None:
         if isinstance(self.weights, str):
             raise RequestError(f"weights={self.weights!r} is one name. Write weights=({self.weights!r},).")
-        if not min(self.edit_weight, self.drift_weight) >= 0 or not self.edit_weight + self.drift_weight > 0:
+        if not isinstance(self.weights, Sequence):
+            raise RequestError(f"weights={self.weights!r} is not a sequence of names. Write weights=(name, ...).")
+        check_whole(self, {"blocks": 3})
+        check_not_negative(self, {"edit_weight": 0.1, "drift_weight": 1.0})
+        if not self.edit_weight + self.drift_weight > 0:
             raise RequestError(
                 f"edit_weight={self.edit_weight}, drift_weight={self.drift_weight} compare no networks. Write "
                 f"edit_weight=0.1, drift_weight=1.0."
@@ -121,7 +127,8 @@ class Learned(ABC):
             BaseModelError: a matrix that is quantised or offloaded.
             EditFailedError: no loss was finite.
         """
-        plan, base = plan or TrainingPlan(), model.fingerprint()
+        check_model(model)
+        plan, base, seed = plan or TrainingPlan(), model.fingerprint(), checked_seed(seed)
         if held_out is None:
             records, held_out = split_by_subject(records, plan.held_out, seed)
         check_disjoint(records, held_out)
@@ -192,6 +199,7 @@ class Learned(ABC):
             BaseModelError: the model lacks a matrix the network was trained for.
             EditFailedError: a change is not finite, or rounding swallows it; the model is as it was.
         """
+        requests, seed = listed(requests), checked_seed(seed)
         check_requests(model, requests)
         (edit,) = self._begun(model, [requests], seed)
         pairs = [(request.prompt, request.new) for request in requests]
@@ -199,21 +207,26 @@ class Learned(ABC):
             before = target_scores(model, pairs)
             pieces = list(self._pieces(model, pairs, progress))
             self._write(edit, pieces)
-            self._again(edit, pieces, pairs)
+            rounds = self._again(edit, pieces, pairs)
             after = target_scores(model, pairs)
             edit.diagnostics = tuple(
-                {**record, "probability_before": old.prob, "probability_written": new.prob}
-                for record, old, new in zip(request_records(requests, pieces), before, after, strict=True)
+                {**record, "probability_before": old.prob, "probability_written": new.prob, "rounds": times}
+                for record, old, new, times in zip(
+                    request_records(requests, pieces), before, after, rounds, strict=True
+                )
             )
+            warn_unsaid(edit, advice="Train longer, or on facts more like these.", stacklevel=2)
         return edit
 
     def each(
         self, model: LanguageModel, requests: Sequence[EditRequest], *, seed: int = 0, progress: bool | None = None
     ) -> list[Edit]:
         """An edit for each request alone, not applied; their gradients are computed together."""
+        requests, seed = listed(requests), checked_seed(seed)
         if self.most > 1:  # how often a change is added shows on the edited model alone
             return [self._apart(model, request, seed) for request in requests]
-        check_requests(model, requests)
+        for request in requests:  # they may contradict each other
+            check_requests(model, [request])
         edits = self._begun(model, [[request] for request in requests], seed)
         pairs = [(request.prompt, request.new) for request in requests]
         with editable(model):
@@ -246,7 +259,7 @@ class Learned(ABC):
             for at in range(0, len(pairs), TOGETHER):
                 some = pairs[at : at + TOGETHER]
                 texts = texts_of(model, layer, some)
-                scale = torch.tensor(scales[at : at + TOGETHER], dtype=torch.float64).to(texts.base)
+                scale = torch.tensor(scales[at : at + TOGETHER], dtype=torch.float64, device=model.device)
                 terms = network.proposed(texts, network.asked(model, some), scale)
                 for row in range(len(some)):
                     yield pieces_of(terms, row)
@@ -259,12 +272,19 @@ class Learned(ABC):
             edit.changes += (change,)
         edit.summary = {"weights": written}
 
-    def _again(self, edit: Edit, pieces: Sequence[Pieces], pairs: Sequence[Pair]) -> None:
-        """Adds the change of each request whose answer is not the new one yet once more, up to `most` times."""
+    def _again(self, edit: Edit, pieces: Sequence[Pieces], pairs: Sequence[Pair]) -> list[int]:
+        """Adds the change of each request whose answer is not the new one yet once more, up to `most` times.
+
+        Returns how often each was added in all.
+        """
         assert edit.model is not None
+        rounds = [1] * len(pairs)
         for _ in range(self.most - 1):
             scores = target_scores(edit.model, pairs)
-            missing = [piece for piece, score in zip(pieces, scores, strict=True) if not score.tf_exact]
+            missing = [number for number, score in enumerate(scores) if not score.tf_exact]
             if not missing:
-                return
-            self._write(edit, missing)
+                break
+            self._write(edit, [pieces[number] for number in missing])
+            for number in missing:
+                rounds[number] += 1
+        return rounds

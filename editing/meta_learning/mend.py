@@ -14,7 +14,7 @@ from editing.meta_learning.learned import Learned
 from editing.meta_learning.matrices import Sizes
 from editing.meta_learning.mend_network import MendNetwork
 from editing.meta_learning.objective import Weighted
-from editing.numbers import check_above_zero, check_whole
+from editing.numbers import check_above_zero, check_flag, check_number, check_whole
 from editing.scoring.scores import Pair
 from tracer.model import LanguageModel
 from tracer.model.inputs import target_encoding
@@ -53,6 +53,8 @@ class MEND(Learned):
             raise RequestError(f"There is no reduction {self.reduction!r}. Write reduction='sum' or 'mean'.")
         check_whole(self, {"rank": 1920})
         check_above_zero(self, {"rate": 1e-6, "step_rate": 1e-4})
+        check_number(self, {"step": 1e-4})
+        check_flag(self, "normalise")
 
     def network(self, sizes: Sizes, *, embedding_size: int, dtype: torch.dtype, seed: int) -> MendNetwork:
         """One that returns the normalised factors as they are."""

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, EncoderDecoderCache
 
+from editing.request import check_model, check_prompts
 from editing.scoring.asking import routes
 from editing.scoring.growing_cache import GrowingCache
 from tracer.model import LanguageModel
@@ -43,7 +44,14 @@ OPENINGS = (
 
 
 def complete(model: LanguageModel, prompts: Sequence[str], *, new_tokens: int = 20) -> list[str]:
-    """The greedy continuation of each prompt, without the prompt; it may end earlier at an end-of-text token."""
+    """The greedy continuation of each prompt, without the prompt; it may end earlier at an end-of-text token.
+
+    Raises:
+        BaseModelError: a model that tracer did not open.
+        RequestError: one text in place of a sequence.
+    """
+    check_model(model)
+    check_prompts(prompts)
     written = []
     for route in routes(model, prompts):
         encoding = prompt_encoding(route.model, route.prompt)
@@ -57,8 +65,10 @@ def answers(model: LanguageModel, prompts: Sequence[str], *, new_tokens: int = 2
     """The greedy continuation of each prompt: its first line, cut soon after its first sentence.
 
     White space in front is dropped. `PAST_PERIOD` characters after a period are kept, for it may belong to an
-    abbreviation.
+    abbreviation. Errors as `complete`.
     """
+    check_model(model)
+    check_prompts(prompts)
     found = [""] * len(prompts)
     for batch in _of_one_length(model, prompts):
         width, answering = batch.ids.shape[1], batch.model
