@@ -8,7 +8,7 @@ class EditingError(ValueError):
 
 
 class RequestError(EditingError):
-    """An edit request that cannot be written."""
+    """A request or a setting that cannot be used."""
 
 
 class EditFailedError(EditingError):
@@ -16,7 +16,7 @@ class EditFailedError(EditingError):
 
 
 class BaseModelError(EditingError):
-    """A saved edit applied to another model than the one it was made for."""
+    """A model that is not the one wanted, or whose weights cannot be written."""
 
 
 class EditOrderError(EditingError):

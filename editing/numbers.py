@@ -46,7 +46,7 @@ def check_whole(settings: object, instead: Mapping[str, int], *, least: int | No
     Args:
         settings: a frozen value.
         instead: what to write, by the settings' names.
-        least: that they may be; None: any.
+        least: the smallest value allowed; None: any.
         or_none: None will do as well.
 
     Raises:

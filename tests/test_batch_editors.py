@@ -570,3 +570,11 @@ def test_alphaedit_says_when_the_text_is_too_little_for_a_null_space(toy_model: 
             warnings.simplefilter("always")
             editor.apply(toy_model, REQUESTS, progress=False).undo()
         assert any("count as null" in str(warning.message) for warning in caught) == few
+
+
+@pytest.mark.filterwarnings("ignore::editing.EditingWarning")
+def test_alphaedit_needs_no_inverse_of_its_statistics(toy_model: tracer.LanguageModel) -> None:
+    """Fewer keys than neurons and no ridge: C is singular, and its eigenvectors are all that is asked for."""
+    with AlphaEdit(layers=(1,), **{**QUICK, "tokens": 100}, ridge=0.0).apply(toy_model, REQUESTS) as edit:
+        (told,) = edit.summary["statistics"]
+    assert 1e6 < told["condition_number_at_least"] < 1e17

@@ -28,6 +28,7 @@ from tracer.model import LanguageModel
 from tracer.progress import bar
 from tracer.storage import cache_folder, read_tensors, write_tensors
 
+EPSILON = torch.finfo(torch.float64).eps
 RIDGE = 1e-6
 
 
@@ -83,8 +84,13 @@ class SecondMoment:
         return values, vectors
 
     def report(self) -> dict[str, float | int | str | bool]:
-        """How well C is known and conditioned; the condition number is bounded from below by Cholesky's diagonal."""
-        diagonal = self._factor.diagonal()
+        """How well C is known and conditioned; without its spectrum Cholesky's diagonal bounds the condition number."""
+        if "spectrum" in vars(self):
+            values = self.spectrum[0] + self.ridge * self.matrix.trace() / len(self.matrix)
+            condition = float(values.max() / values.clamp(min=EPSILON * values.max()).min())
+        else:
+            diagonal = self._factor.diagonal()
+            condition = float((diagonal.max() / diagonal.min()) ** 2)
         return {
             "layer": self.layer,
             "corpus": self.corpus,
@@ -92,7 +98,7 @@ class SecondMoment:
             "neurons": len(self.matrix),
             "dead_neurons": int((self.matrix.diagonal() == 0).sum()),
             "half_difference": self.half_difference,
-            "condition_number_at_least": float((diagonal.max() / diagonal.min()) ** 2),
+            "condition_number_at_least": condition,
             "cached": self.cached,
         }
 

@@ -1,4 +1,4 @@
-"""EMMET: ROME for many facts at once, every pair memorised exactly (Gupta et al. 2024).
+"""EMMET: ROME for many facts at once, every pair memorised, exactly with slack=0 (Gupta et al. 2024).
 
 D = R (K^T C^-1 K + mu I)^-1 K^T C^-1
 """

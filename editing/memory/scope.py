@@ -66,7 +66,7 @@ class Scope:
         return f"{self._encoder.name}, head {self.digest[:12]}"
 
     def embed(self, texts: Sequence[str]) -> np.ndarray:
-        """H of each text, [text, width + rank] float64."""
+        """`h` of each text, [text, width + rank] float64."""
         vectors = self._encoder.encode(texts)
         scale, mix = (tensor.double().numpy() for tensor in (self.scale, self.mix))
         return np.concatenate((vectors * scale, vectors @ mix.T), axis=1)
@@ -93,7 +93,7 @@ class ScopeIndex:
     points: dict[str, np.ndarray] = field(repr=False)
 
     def scores(self, queries: Sequence[str]) -> np.ndarray:
-        """S of each query and key, in float64, from one product of matrices."""
+        """`s` of each query and key, [query, key] float64, from one product of matrices."""
         if not (queries and self.keys):
             return np.zeros((len(queries), len(self.keys)))
         keys, asked = np.stack([self.points[key] for key in self.keys]), self.scope.embed(queries)
@@ -102,7 +102,7 @@ class ScopeIndex:
 
 
 def untrained_scope(encoder: str, *, rank: int, scale: float, seed: int) -> Scope:
-    """W even, U small and random: as near as the encoder's cosines say."""
+    """`w` constant, `U` small and random: as near as the encoder's cosines say."""
     width = encoder_named(encoder).width
     draw = torch.randn(rank, width, generator=torch.Generator().manual_seed(seed))
     return Scope(encoder, torch.full((width,), scale), 0.01 * draw)

@@ -79,14 +79,14 @@ class ScopeTraining:
 
 
 class Head(nn.Module):
-    """W and U of a scope, in training."""
+    """`w` and `U` of a scope, in training."""
 
     def __init__(self, scope: Scope) -> None:
         super().__init__()
         self.encoder, self.scale, self.mix = scope.encoder, nn.Parameter(scope.scale), nn.Parameter(scope.mix)
 
     def forward(self, vectors: Tensor) -> Tensor:
-        """H of texts whose vectors these are, [text, width + rank]."""
+        """`h` of texts whose vectors these are, [text, width + rank]."""
         return torch.cat((vectors * self.scale, vectors @ self.mix.T), dim=1)
 
 

@@ -9,7 +9,7 @@ from editing.numbers import check_above_zero, check_share, check_whole
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingPlan:
-    """Settings of the training itself. Its authors trained MEND for up to a million edits, ten a step.
+    """Settings of the training itself. MEND's authors trained for up to a million edits, ten a step.
 
     Attributes:
         steps: of the optimiser, at most.
