@@ -88,7 +88,7 @@ def test_a_counterfact_record_becomes_a_case() -> None:
 
 def test_zsre_teaches_the_true_answer_or_the_false_one_and_says_which(tmp_path: Path) -> None:
     path = written(tmp_path, [ZSRE, {**ZSRE, "alt": None}])
-    taught, surveyed = read_benchmark(path), read_benchmark(path, protocol="zsre-survey")
+    taught, surveyed = read_benchmark(path), read_benchmark(path, benchmark="zsre-survey")
     assert (taught.target, surveyed.target) == ("answers[0]", "alt")
     assert taught.cases[0].request.new == "Illinois Institute of Technology"
     assert surveyed.cases[0].request.new == "Stanford"
@@ -170,9 +170,9 @@ def rewritten(**changes) -> dict:
     ],
 )
 def test_a_file_that_gives_no_cases_is_refused(tmp_path: Path, records: list[dict], said: str) -> None:
-    protocol = "zsre-survey" if "survey" in said else None
+    benchmark = "zsre-survey" if "survey" in said else None
     with pytest.raises(EvaluationError, match=said):
-        read_benchmark(written(tmp_path, records), protocol=protocol)
+        read_benchmark(written(tmp_path, records), benchmark=benchmark)
 
 
 @pytest.mark.parametrize(

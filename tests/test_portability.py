@@ -86,7 +86,7 @@ def test_zsre_portability_follows_the_false_answer_and_needs_no_neighbour(tmp_pa
     assert groups["subject_replace"].asks == (Ask("Who is N.'s father?", "Babur"),)
     assert groups["neighborhood"].asks == ()
     with pytest.raises(EvaluationError, match="does not fit 'zsre'"):
-        cases_of(tmp_path, record, protocol="zsre")
+        cases_of(tmp_path, record, benchmark="zsre")
 
 
 def test_knowedit_kinds_become_groups_whatever_the_type_of_their_answers(tmp_path: Path) -> None:

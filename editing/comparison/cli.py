@@ -121,7 +121,7 @@ def compare(
         reading = Reading(
             n=n,
             evenly=evenly,
-            protocol=benchmark,
+            benchmark=benchmark,
             together=several != ("single",),
             groups=names(groups or ""),
             choices=read_choices(choices) if choices else (),

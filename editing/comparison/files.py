@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from editing.errors import EditingWarning, EvaluationError
-from editing.evaluation.benchmarks import PROTOCOLS, Benchmark, fitting_protocols, read_benchmark
+from editing.evaluation.benchmarks import BENCHMARKS, Benchmark, fitting_benchmarks, read_benchmark
 from editing.evaluation.case import Ask
 from editing.evaluation.mquake_run import HopBenchmark, is_mquake, read_hops
 from tracer.facts.readers import read_records
@@ -21,7 +21,7 @@ class Reading:
     Attributes:
         n: records of each file; None: all.
         evenly: draw them evenly over the file.
-        protocol: of those files that it fits.
+        benchmark: of those files that it fits.
         together: some cases will be edited together.
         groups: kinds of prompts asked; empty: all.
         choices: questions of another task, of which `choices_a_case` are asked with each case.
@@ -30,7 +30,7 @@ class Reading:
 
     n: int | None = None
     evenly: bool = False
-    protocol: str | None = None
+    benchmark: str | None = None
     together: bool = False
     groups: Sequence[str] = ()
     choices: Sequence[Ask] = ()
@@ -41,9 +41,9 @@ class Reading:
         """The cases of one file."""
         if is_mquake(path):
             return read_hops(path, n=self.n, evenly=self.evenly, together=self.hops_together)
-        fits = self.protocol in fitting_protocols(read_records(path))
-        protocol = self.protocol if fits else None
-        one = read_benchmark(path, n=self.n, evenly=self.evenly, protocol=protocol, together=self.together)
+        fits = self.benchmark in fitting_benchmarks(read_records(path))
+        benchmark = self.benchmark if fits else None
+        one = read_benchmark(path, n=self.n, evenly=self.evenly, benchmark=benchmark, together=self.together)
         one = one.only(self.groups) if self.groups else one
         return one.asking(self.choices, self.choices_a_case) if self.choices else one
 
@@ -59,12 +59,10 @@ def read_files(
         not_of_hops: options that were given and say nothing about MQuAKE's cases, as the user wrote them.
 
     Raises:
-        EvaluationError: two files of one name, a protocol that there is not, or options that apply to no file.
+        EvaluationError: two files of one name, a benchmark that there is not, or options that apply to no file.
     """
-    if reading.protocol not in (None, *PROTOCOLS):
-        raise EvaluationError(
-            f"There is no protocol {reading.protocol!r} of files. Choose from {', '.join(PROTOCOLS)}."
-        )
+    if reading.benchmark not in (None, *BENCHMARKS):
+        raise EvaluationError(f"There is no benchmark {reading.benchmark!r}. Choose from {', '.join(BENCHMARKS)}.")
     files: dict[str, Benchmark | HopBenchmark] = {}
     for path in paths:
         name = path.name.split(".json")[0]

@@ -1,4 +1,4 @@
-"""Readers of published benchmarks: CounterFact, its flat form, zsRE in both of its protocols, and KnowEdit.
+"""Readers of published benchmarks: CounterFact, its flat form, zsRE in both of its uses, and KnowEdit.
 
 zsRE records hold true answers and a false one. The protocol of ROME and MEMIT teaches the first true
 answer; that of the surveys writes `alt`, the false one. The benchmark's `target` says which was taken.
@@ -34,7 +34,7 @@ class Benchmark:
     """Cases of one file.
 
     Attributes:
-        name: of the protocol.
+        name: of the benchmark.
         target: the field that the edits write.
         sha256: of the file.
         slice: which of the file's records were read.
@@ -75,7 +75,7 @@ def read_benchmark(
     *,
     n: int | None = None,
     evenly: bool = False,
-    protocol: str | None = None,
+    benchmark: str | None = None,
     together: bool = False,
 ) -> Benchmark:
     """The cases of a CounterFact, flat CounterFact, zsRE or KnowEdit file, also gzipped.
@@ -84,7 +84,7 @@ def read_benchmark(
         path: a JSON array or JSON lines; the format is told by its fields.
         n: how many records; None: all.
         evenly: draw them evenly over the file, not from its beginning (as papers do).
-        protocol: of a zsRE file: "zsre" (ROME and MEMIT: the true answer) or "zsre-survey" (the false one).
+        benchmark: of a zsRE file: "zsre" (ROME and MEMIT: the true answer) or "zsre-survey" (the false one).
         together: the cases will be edited together: a record that edits a fact again is left out, and the next one
             of the file takes its place.
 
@@ -93,7 +93,7 @@ def read_benchmark(
         EvaluationError: another format, a record without a field it needs, or no case left.
     """
     records = read_records(path)
-    name = _protocol(path, records, protocol)
+    name = _benchmark(path, records, benchmark)
     numbers = chosen_numbers(len(records), n, evenly=evenly)
     spare = sorted(set(range(len(records))) - set(numbers)) if together else []
     read, cases, left_out = 0, [], Counter()
@@ -119,24 +119,24 @@ def read_benchmark(
         raise EvaluationError(f"{path} has several records with case_id {', '.join(repeated[:5])}. Give each its own.")
     digest = file_sha256(path)
     said = slice_in_words(len(records), n, read, evenly=evenly)
-    return Benchmark(name, PROTOCOLS[name][0], tuple(cases), digest, said, dict(left_out))
+    return Benchmark(name, BENCHMARKS[name][0], tuple(cases), digest, said, dict(left_out))
 
 
-def _read(path: str | Path, number: int, record: Record, protocol: str) -> Case | str:
+def _read(path: str | Path, number: int, record: Record, benchmark: str) -> Case | str:
     """The case of a record, or why it is none."""
-    with _naming(f"{path}, record {number}", protocol):
-        return PROTOCOLS[protocol][1](record, str(record.get("case_id", number)))
+    with _naming(f"{path}, record {number}", benchmark):
+        return BENCHMARKS[benchmark][1](record, str(record.get("case_id", number)))
 
 
 @contextmanager
-def _naming(where: str, protocol: str) -> Iterator[None]:
-    """Names the record whose fields are not those of the protocol."""
+def _naming(where: str, benchmark: str) -> Iterator[None]:
+    """Names the record whose fields are not those of the benchmark."""
     try:
         yield
     except KeyError as error:
-        raise EvaluationError(f"{where}: no {error} for {protocol}.") from error
+        raise EvaluationError(f"{where}: no {error} for {benchmark}.") from error
     except (RequestError, TypeError, IndexError, ValueError, AttributeError) as error:
-        raise EvaluationError(f"{where} is none of {protocol}: {error}.") from error
+        raise EvaluationError(f"{where} is none of {benchmark}: {error}.") from error
 
 
 def counterfact_cases(records: Sequence[Record]) -> list[Case]:
@@ -189,7 +189,7 @@ def knowedit_case(record: Record, label: str) -> Case | str:
     return dataclasses.replace(case, groups=(*case.groups, *knowedit_groups(record)))
 
 
-PROTOCOLS: Mapping[str, tuple[str, Callable[[Record, str], Case | str]]] = {
+BENCHMARKS: Mapping[str, tuple[str, Callable[[Record, str], Case | str]]] = {
     "counterfact": ("target_new", counterfact_case),
     "counterfact-flat": ("target_new", flat_case),
     "zsre": ("answers[0]", zsre_case),
@@ -224,8 +224,8 @@ def _case(
     return Case(label, request, groups, samples, topic)
 
 
-def fitting_protocols(records: Sequence[Record]) -> list[str]:
-    """The protocols that records with these fields can be read by, the file's own first."""
+def fitting_benchmarks(records: Sequence[Record]) -> list[str]:
+    """The benchmarks that records with these fields can be read by, the file's own first."""
     first = records[0] if records and isinstance(records[0], Mapping) else {}
     fields = set(first)
     whole = isinstance(first.get("requested_rewrite"), Mapping)  # MQuAKE has a list there
@@ -239,13 +239,13 @@ def fitting_protocols(records: Sequence[Record]) -> list[str]:
     ]
 
 
-def _protocol(path: str | Path, records: Sequence[Record], chosen: str | None) -> str:
-    """The protocol asked for if the file's fields fit it, else the one that they tell."""
-    fitting = fitting_protocols(records)
+def _benchmark(path: str | Path, records: Sequence[Record], chosen: str | None) -> str:
+    """The benchmark asked for if the file's fields fit it, else the one that they tell."""
+    fitting = fitting_benchmarks(records)
     if fitting and chosen in (None, *fitting):
         return chosen or fitting[0]
     fields = sorted(records[0]) if records and isinstance(records[0], Mapping) else []
     asked = f"does not fit {chosen!r}" if chosen else "is of no known format"
     raise EvaluationError(
-        f"{path} {asked}: its records have {', '.join(fields) or 'no fields'}. Known protocols: {', '.join(PROTOCOLS)}."
+        f"{path} {asked}: its records have {', '.join(fields) or 'no fields'}. Known: {', '.join(BENCHMARKS)}."
     )

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from editing.editors import check_name, editor_named
-from editing.evaluation.benchmarks import PROTOCOLS, read_benchmark
+from editing.evaluation.benchmarks import BENCHMARKS, read_benchmark
 from editing.evaluation.choices import read_choices
 from editing.evaluation.cli_options import (
     ALL_CHECKPOINTS,
@@ -59,7 +59,7 @@ def evaluate(
     evenly: Evenly = False,
     protocol: Annotated[Any, typer.Option(parser=str, metavar="NAME", help="single, batch or sequential.")] = "single",
     benchmark: Annotated[
-        str | None, typer.Option(help=f"{', '.join(PROTOCOLS)}; default: the file's, and zsre's true answers.")
+        str | None, typer.Option(help=f"{', '.join(BENCHMARKS)}; default: the file's, and zsre's true answers.")
     ] = None,
     layer: Layer = None,
     settings: Settings = None,
@@ -95,7 +95,7 @@ def evaluate(
         points = whole_numbers(checkpoints, "--checkpoints")
         plan = SequentialPlan(checkpoints=points, step=step, factor=factor, stop=stop)
         chosen, references = named_values(settings or []), told_snippets(snippets, writing)
-        cases = read_benchmark(data, n=n, evenly=evenly, protocol=benchmark, together=protocol != "single")
+        cases = read_benchmark(data, n=n, evenly=evenly, benchmark=benchmark, together=protocol != "single")
         cases = cases.only(names(groups)) if groups else cases
         cases = cases.asking(read_choices(choices), choices_a_case) if choices else cases
         where = run_folder(out, f"evaluate {protocol} {editor} {cases.name} {Path(model).name}")

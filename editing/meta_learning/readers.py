@@ -1,6 +1,6 @@
 """Training records of the published files: CounterFact, its flat edition, and zsRE.
 
-A zsRE file teaches its true answers under the protocol "zsre" and the false ones, where it has any, under
+A zsRE file teaches its true answers as benchmark "zsre" and the false ones, where it has any, under
 "zsre-survey". Whatever is scored later must not be trained on: give its file as `without`.
 """
 
@@ -16,21 +16,21 @@ from editing.meta_learning.records import TrainingRecord
 
 
 def training_records(
-    path: str | Path, *, n: int | None = None, protocol: str | None = None, without: Iterable[str | Path] = ()
+    path: str | Path, *, n: int | None = None, benchmark: str | None = None, without: Iterable[str | Path] = ()
 ) -> list[TrainingRecord]:
     """The records of a file that can be trained on.
 
     Args:
         path: a JSON array or JSON lines, also gzipped.
         n: of its records, evenly over the file; None: all.
-        protocol: as for `read_benchmark`; None: the file's own, and the true answers of zsRE.
+        benchmark: as for `read_benchmark`; None: the file's own, and the true answers of zsRE.
         without: files whose subjects are left out; CounterFact's flat training file holds cases of the full one.
 
     Raises:
         FileFormatError: missing, or not JSON.
         RequestError: no record is left.
     """
-    cases = read_benchmark(path, n=n, evenly=True, protocol=protocol).cases
+    cases = read_benchmark(path, n=n, evenly=True, benchmark=benchmark).cases
     subjects, found = subjects_of(without), []
     for case in cases:
         record = _record(case)

@@ -29,7 +29,7 @@ class Job:
     Attributes:
         data: files to train on, one or more.
         n: of the records of each, evenly over it; None: all.
-        protocol: which answers of a zsRE file to teach.
+        benchmark: which answers of a zsRE file to teach.
         without: files whose subjects are left out.
         options: settings of plan and editor that were given, by name.
         open_model: opens the model.
@@ -40,7 +40,7 @@ class Job:
 
     data: tuple[Path, ...]
     n: int | None
-    protocol: str | None
+    benchmark: str | None
     without: tuple[Path, ...]
     options: Mapping[str, Any]
     open_model: Callable[[], LanguageModel]
@@ -74,7 +74,7 @@ def _fit_learned(kind: type[Learned], job: Job) -> TrainingResult:
     job.check_options(kind.method, of_plan | {"blocks", "rate"})
     if len(job.data) != 1:
         raise RequestError(f"{kind.method} trains on one file, and here are {len(job.data)}. Give --data once.")
-    records = training_records(job.data[0], n=job.n, protocol=job.protocol, without=job.without)
+    records = training_records(job.data[0], n=job.n, benchmark=job.benchmark, without=job.without)
     plan = TrainingPlan(**{name: value for name, value in job.options.items() if name in of_plan})
     editor = kind(**{name: value for name, value in job.options.items() if name not in of_plan})
     trained = editor.fit(job.open_model(), records, plan=plan, **job.places).trained
