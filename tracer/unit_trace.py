@@ -13,6 +13,7 @@ import torch
 
 from tracer.corrupt import measured_corruption
 from tracer.effect import Settings, about_measured, measured_from
+from tracer.effect.estimate import sample_effects, sample_error
 from tracer.fact import Fact, TokenizedFact, token_roles
 from tracer.model import LanguageModel
 from tracer.model.tokens import visible
@@ -55,9 +56,11 @@ class UnitTrace:
     @property
     def unit_effect(self) -> np.ndarray:
         """Mean effect over the samples, signed as in `TraceResult.indirect_effect`; [token, unit]."""
-        if self.settings.direction == "corrupt":
-            return self.clean - self.restored.mean(-1)
-        return self.restored.mean(-1) - self.corrupted_samples.mean()
+        return self._sample_effects.mean(-1)
+
+    @property
+    def _sample_effects(self) -> np.ndarray:
+        return sample_effects(self.restored, self.clean, self.corrupted_samples, self.settings.direction)
 
     @property
     def effect(self) -> np.ndarray:
@@ -74,11 +77,8 @@ class UnitTrace:
         return token_roles(len(self.fact.token_ids), self.fact.subject_span)
 
     def to_frame(self) -> pd.DataFrame:
-        """One row a token and unit: token, text, role, layer, head or neuron, effect, standard_error."""
-        effect, n = self.unit_effect, self.restored.shape[-1]
-        base = self.clean if self.settings.direction == "corrupt" else self.corrupted_samples
-        paired = self.restored - base
-        error = paired.std(-1, ddof=1) / np.sqrt(n) if n > 1 else np.full(effect.shape, np.nan)
+        """One row a token and unit: token, text, role, layer, head or neuron, effect, standard_error, n (samples)."""
+        effect, error = self.unit_effect, sample_error(self._sample_effects)
         records = [
             {
                 "token": token,
@@ -88,6 +88,7 @@ class UnitTrace:
                 self.kind: number,
                 "effect": effect[token, column],
                 "standard_error": error[token, column],
+                "n": len(self.corrupted_samples),
             }
             for token in np.flatnonzero(~np.isnan(effect[:, 0]))
             for column, (layer, number) in enumerate(self.units)

@@ -1,4 +1,4 @@
-"""Means over facts or samples, with their errors; NaN where nothing was measured."""
+"""Effects, their means over facts or samples and their errors; NaN where nothing was measured."""
 
 from __future__ import annotations
 
@@ -56,3 +56,21 @@ def nan_error(values: np.ndarray, axis: int) -> np.ndarray:
     n = (~np.isnan(values)).sum(axis)
     spread = np.sqrt(np.nansum((values - np.nanmean(values, axis=axis)) ** 2, axis=axis) / np.maximum(n - 1, 1))
     return np.where(n > 1, spread / np.sqrt(n), np.nan)
+
+
+def sample_effects(values: np.ndarray, clean: float, corrupted: np.ndarray, direction: str) -> np.ndarray:
+    """The effect in each noise sample, [..., sample].
+
+    Args:
+        values: the metric with a site set, [..., sample].
+        clean: the metric, nothing corrupted.
+        corrupted: the metric in each corrupted run, [sample].
+        direction: "restore": what the site gains over its corrupted run; "corrupt": what it takes from the clean one.
+    """
+    return clean - values if direction == "corrupt" else values - corrupted
+
+
+def sample_error(effects: np.ndarray) -> np.ndarray:
+    """Standard error of the mean over samples [..., sample]; NaN for fewer than two."""
+    n = effects.shape[-1]
+    return effects.std(-1, ddof=1) / np.sqrt(n) if n > 1 else np.full(effects.shape[:-1], np.nan)

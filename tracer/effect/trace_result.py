@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from tracer.effect.estimate import over_facts
+from tracer.effect.estimate import over_facts, sample_effects, sample_error
 from tracer.effect.settings import Settings, about_measured, measured_from
 from tracer.errors import SiteError
 from tracer.fact import ROLES, TokenizedFact, token_roles
@@ -60,26 +60,21 @@ class TraceResult:
         What restoring it gains over the corrupted run; in the other direction, what corrupting it takes
         from the clean run.
         """
-        return {kind: self._effect(values) for kind, values in self.restored.items()}
+        return {kind: self.sample_effects(values).mean(-1) for kind, values in self.restored.items()}
 
     @property
     def group_effect(self) -> dict[str, np.ndarray]:
         """IE of each group of tokens restored together, for each map [group, layer]."""
-        return {kind: self._effect(values) for kind, values in self.grouped.items()}
+        return {kind: self.sample_effects(values).mean(-1) for kind, values in self.grouped.items()}
 
-    def _effect(self, values: np.ndarray) -> np.ndarray:
-        if self.settings.direction == "corrupt":
-            return self.clean - values.mean(-1)
-        return values.mean(-1) - self.corrupted
+    def sample_effects(self, values: np.ndarray) -> np.ndarray:
+        """The effect in each sample, of values such as `restored` has, [..., sample]."""
+        return sample_effects(values, self.clean, self.corrupted_samples, self.settings.direction)
 
     @property
     def standard_error(self) -> dict[str, np.ndarray]:
         """Standard error of IE over the noise samples (paired with the corrupted run), [token, layer]."""
-        n = len(self.corrupted_samples)
-        base = self.corrupted_samples if self.settings.direction == "restore" else self.clean
-        paired = {kind: values - base for kind, values in self.restored.items()}
-        return {kind: values.std(-1, ddof=1) / np.sqrt(n) if n > 1 else values.mean(-1) * np.nan
-                for kind, values in paired.items()}  # fmt: skip
+        return {kind: sample_error(self.sample_effects(values)) for kind, values in self.restored.items()}
 
     def __repr__(self) -> str:
         return (
@@ -110,7 +105,7 @@ class TraceResult:
         return np.stack([over_facts(effect[roles == role], np.nanmean) for role in ROLES])
 
     def to_frame(self) -> pd.DataFrame:
-        """One row a site: kind, layer, token, text, role, indirect_effect, standard_error."""
+        """One row a site: kind, layer, token, text, role, indirect_effect, standard_error, n (samples)."""
         errors, roles = self.standard_error, self.roles
         records = [
             {
@@ -121,6 +116,7 @@ class TraceResult:
                 "role": roles[token],
                 "indirect_effect": effect[token, layer],
                 "standard_error": errors[kind][token, layer],
+                "n": len(self.corrupted_samples),
             }
             for kind, effect in self.indirect_effect.items()
             for token in range(effect.shape[0])
@@ -129,12 +125,14 @@ class TraceResult:
         return pd.DataFrame.from_records(records)
 
     def groups_to_frame(self) -> pd.DataFrame:
-        """One row a group and layer of each map: kind, group, layer, indirect_effect."""
-        records = [
-            {"kind": kind, "group": self.groups[group], "layer": layer, "indirect_effect": value}
-            for kind, effect in self.group_effect.items()
-            for (group, layer), value in np.ndenumerate(effect)
-        ]
+        """One row a group and layer of each map: kind, group, layer, indirect_effect, standard_error, n (samples)."""
+        records = []
+        for kind, values in self.grouped.items():
+            effects = self.sample_effects(values)
+            error = sample_error(effects)
+            for (group, layer), effect in np.ndenumerate(effects.mean(-1)):
+                about = {"kind": kind, "group": self.groups[group], "layer": layer, "indirect_effect": effect}
+                records.append(about | {"standard_error": error[group, layer], "n": len(self.corrupted_samples)})
         return pd.DataFrame.from_records(records)
 
     def save(self, path: str | Path) -> None:

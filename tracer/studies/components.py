@@ -83,9 +83,7 @@ def sample_components(study: Study, kind: str, *, role: str | None = None, layer
         tokens = [n for n, name in enumerate(result.roles) if name == role]
         if tokens:
             found = result.restored[kind][tokens, layer]  # NaN at tokens that the other stack reads
-            found = over_facts(found, np.nanmean)
-            corrupting = result.settings.direction == "corrupt"
-            effects.append(result.clean - found if corrupting else found - result.corrupted_samples)
+            effects.append(result.sample_effects(over_facts(found, np.nanmean)))
     return components_of(np.array(effects), kind=kind, role=role, layer=layer)
 
 

@@ -29,9 +29,7 @@ def to_xarray(found: Study | AverageTrace | TraceResult) -> DataArray:
     array = _xarray().DataArray
     if isinstance(found, TraceResult):
         kinds = list(found.restored)
-        corrupting = found.settings.direction == "corrupt"
-        values = np.stack([found.restored[kind] for kind in kinds])
-        values = found.clean - values if corrupting else values - found.corrupted_samples
+        values = found.sample_effects(np.stack([found.restored[kind] for kind in kinds]))
         coordinates = {
             "kind": kinds,
             "token": np.arange(values.shape[1]),
