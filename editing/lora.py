@@ -22,6 +22,7 @@ from editing.change import Change, LowRank, Replacement
 from editing.edit import Edit
 from editing.errors import BaseModelError, EditFailedError, EditingWarning
 from editing.numbers import whole
+from editing.precision import wide_dtype
 from editing.request import check_model
 from tracer.anatomy import is_stored_transposed
 from tracer.model import LanguageModel
@@ -160,7 +161,7 @@ def _bias(edit: Edit, base: LanguageModel, module: str) -> Tensor | None:
 
 def _named(module: str, out: Tensor, into: Tensor, bias: Tensor | None, base: LanguageModel) -> dict[str, Tensor]:
     """The tensors under PEFT's names; in 16 bits they would lose what the weights do not, so in 32."""
-    dtype = torch.float64 if base.torch.get_parameter(f"{module}.weight").dtype == torch.float64 else torch.float32
+    dtype = wide_dtype(base.torch.get_parameter(f"{module}.weight").dtype)
     prefix = f"base_model.model.{module}"
     tensors = {f"{prefix}.lora_A.weight": into, f"{prefix}.lora_B.weight": out}
     tensors |= {} if bias is None else {f"{prefix}.lora_B.bias": bias}

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from editing.edit import original_fingerprint, unedited
 from editing.errors import RequestError
-from editing.locate_then_edit.keys import hooked_until
+from editing.hooked import hooked_until
 from tracer.anatomy.hidden import by_token
 from tracer.facts import bundled, paraphrases, spread_over_relations
 from tracer.model import LanguageModel

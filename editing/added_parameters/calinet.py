@@ -18,10 +18,11 @@ from editing.added_parameters.attaching import attach_and_score, started
 from editing.added_parameters.calinet_branch import CalibrationBranch, Init
 from editing.added_parameters.calinet_keeping import kept_prompts
 from editing.added_parameters.calinet_training import Fit, chunks_of, fit_branches
-from editing.added_parameters.side_branch import check_place, model_activation, wide
+from editing.added_parameters.side_branch import check_place, model_activation
 from editing.edit import Edit
 from editing.errors import RequestError
 from editing.numbers import check_above_zero, check_flag, check_not_negative, check_whole, checked_seed, whole
+from editing.precision import wide
 from editing.request import EditRequest, check_model
 from tracer.facts import paraphrases
 from tracer.model import LanguageModel

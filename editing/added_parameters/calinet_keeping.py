@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from editing.added_parameters.side_branch import wide
+from editing.precision import wide
 from editing.scoring.asking import prompts_end_at
 from editing.scoring.forced_decoder import ForcedDecoder
 from tracer.facts import bundled, spread_over_relations

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from editing.added_parameters.passing import Noted
 from editing.added_parameters.patch import Patch
-from editing.added_parameters.side_branch import wide
+from editing.precision import wide
 from editing.request import EditRequest
 from editing.scoring.asking import prompts_end_at
 from editing.scoring.forced_decoder import ForcedDecoder

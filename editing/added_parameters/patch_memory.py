@@ -14,8 +14,8 @@ from torch import Tensor
 
 from editing.added_parameters.passing import Noted
 from editing.added_parameters.patch_texts import Read, said, written
-from editing.added_parameters.side_branch import wide
 from editing.edit import original_fingerprint, unedited
+from editing.precision import wide
 from editing.scoring.forced_decoder import ForcedDecoder
 from tracer.anatomy.hidden import by_token
 from tracer.model import LanguageModel

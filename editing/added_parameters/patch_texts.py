@@ -12,13 +12,12 @@ from dataclasses import dataclass
 import torch
 
 from editing.added_parameters.last_layer import first_seen
-from editing.scoring.generation import continued, sample_texts
+from editing.scoring.generation import continued, sample_length, sample_texts
 from tracer.facts import bundled, spread_over_relations
 from tracer.model import LanguageModel
 from tracer.model.inputs import prompt_encoding, target_encoding
 from tracer.model.tokens import Encoding, encode
 
-CHUNK = 128  # tokens in one text
 ANSWER = 8  # tokens that a decoder writes
 TOP_K = 50
 
@@ -46,7 +45,7 @@ def said(model: LanguageModel) -> list[Read]:
     for fact in spread_over_relations([fact for fact in bundled() if fact.answer]):
         whole = target_encoding(model, fact.prompt, fact.answer or "")
         # The last token of a decoder's answer predicts nothing that an edit is about.
-        ids = whole.ids[:-1] if whole.n_encoder else whole.ids[: _longest(model)]
+        ids = whole.ids[:-1] if whole.n_encoder else whole.ids[: sample_length(model)]
         found.append(Read(ids, whole.n_encoder, first_seen(whole), fact.subject))
     return found
 
@@ -55,14 +54,9 @@ def written(model: LanguageModel, n_rows: int, seed: int) -> list[Read]:
     """Texts that the model writes by itself, enough for so many rows if it has that much to say."""
     if model.is_encoder_decoder:
         return _answers(model, n_rows, seed)
-    length = _longest(model)
+    length = sample_length(model)
     texts = sample_texts(model, -(-n_rows // (length - 1)), length=length, seed=seed, top_k=TOP_K)
     return [Read(encode(model.tokenizer, text).ids[:length]) for text in texts]
-
-
-def _longest(model: LanguageModel) -> int:
-    """Tokens in one text: CHUNK, or what the model's context holds beside a start token."""
-    return min(CHUNK, (model.context_length or CHUNK + 2) - 2)
 
 
 def _answers(model: LanguageModel, n_rows: int, seed: int) -> list[Read]:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from editing.added_parameters.calibration import queries_at_ends
 from editing.added_parameters.codebook_branch import Replace, replaced_tokens
 from editing.errors import EditFailedError, RequestError
+from editing.precision import wide, wide_dtype
 from editing.request import EditRequest
 from editing.scoring.asking import prompts_end_at
 from tracer.anatomy import is_stored_transposed
@@ -70,8 +71,7 @@ class Trials:
         answers = zip(hidden, self.ends.tolist(), self.labels, strict=True)
         logits = self.model.anatomy.unembed(torch.cat([row[end : end + len(label)] for row, end, label in answers]))
         target = torch.tensor([token for label in self.labels for token in label], device=logits.device)
-        wide = logits if logits.dtype == torch.float64 else logits.float()
-        tokens = nn.functional.cross_entropy(wide, target, reduction="none")
+        tokens = nn.functional.cross_entropy(wide(logits), target, reduction="none")
         return torch.stack([row.mean() for row in tokens.split([len(label) for label in self.labels])])
 
 
@@ -98,7 +98,7 @@ def trials_of(model: LanguageModel, layer: int, requests: Sequence[EditRequest],
     above = upper_blocks(run, layer, first=first, stop=ids.shape[1], lengths=mask.sum(1))
     # Each by itself: a prompt is to give the same query, to the bit, in whatever company it is asked for.
     queries = torch.cat([queries_at_ends(model, layer, [one.ids[: one.n_prompt]]) for one in encodings])
-    queries = queries if model.dtype == torch.float64 else queries.float()
+    queries = queries.to(wide_dtype(model.dtype))
     last = torch.tensor(ends, device=model.device)
     return Trials(model, matrix, above, last - first, replace, queries, tuple(one.target_ids for one in encodings))
 

@@ -11,12 +11,12 @@ from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from transformers.activations import ACT2FN
 
 from editing.added_parameters.passing import Noted
 from editing.attachment import Attachment
+from editing.precision import wide
 from tracer.errors import AnatomyError
 from tracer.model import LanguageModel
 from tracer.sweep.hooks import only_here
@@ -100,8 +100,3 @@ def model_activation(model: LanguageModel) -> str:
 def activation(name: str) -> Callable[[Tensor], Tensor]:
     """The function of this name."""
     return ACT2FN[name]
-
-
-def wide(values: Tensor) -> Tensor:
-    """In float32, or float64 where it is that."""
-    return values if values.dtype == torch.float64 else values.float()

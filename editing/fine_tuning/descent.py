@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from editing.errors import EditFailedError
 from editing.fine_tuning.trained_matrix import TrainedMatrix
+from editing.precision import wide
 from editing.request import EditRequest
 from editing.scoring.forced_decoder import ForcedDecoder
 from tracer.model import LanguageModel
@@ -54,7 +55,7 @@ class Batch:
     def nll(self) -> Tensor:
         """-(1/T) sum_t log p(y_t) of each request, [row]."""
         logits = self.model.anatomy.unembed(self.above.outputs()[self.rows, self.places])
-        logits = logits if logits.dtype == torch.float64 else logits.float()
+        logits = wide(logits)
         each = nn.functional.cross_entropy(logits, self.targets, reduction="none") / self.lengths[self.rows]
         return torch.zeros_like(self.lengths, dtype=each.dtype).index_add(0, self.rows, each)
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from editing.precision import wide
 from tracer.anatomy import is_stored_transposed
 from tracer.model import LanguageModel
 from tracer.sweep.hooks import only_here
@@ -31,7 +32,7 @@ class TrainedMatrix:
     ) -> None:
         self.start = trained_parameters(model, layer)
         self.values = {
-            name: _wide(value).expand(*(() if rows is None else (rows,)), *value.shape).clone().requires_grad_()
+            name: wide(value).expand(*(() if rows is None else (rows,)), *value.shape).clone().requires_grad_()
             for name, value in self.start.items()
         }
         self._matrix, self._each = model.anatomy.value_matrix(layer), rows is not None
@@ -97,7 +98,3 @@ def ball_around(value: Tensor, radius: float) -> tuple[Tensor, Tensor]:
     low, high = ((value.double() + way * radius).to(value.dtype) for way in (-1, 1))
     low = torch.where(value.double() - low.double() > radius, torch.nextafter(low, value), low)
     return low, torch.where(high.double() - value.double() > radius, torch.nextafter(high, value), high)
-
-
-def _wide(value: Tensor) -> Tensor:
-    return value if value.dtype == torch.float64 else value.float()

@@ -13,23 +13,22 @@ from typing import Any
 from torch import Tensor
 
 from editing.errors import CovarianceError
-from editing.scoring.generation import sample_texts
+from editing.scoring.generation import sample_length, sample_texts
 from tracer.model import LanguageModel
 from tracer.model.tokens import encode, right_padded
 from tracer.storage import cache_folder, file_sha256, write_json
 
-CHUNK = 128  # tokens in one text
 BATCH = 16  # texts in one pass
 OWN_TOP_K = 50  # of the text that the model writes itself
 MOST_TURNS = 100
 
 
 def batches_of(model: LanguageModel, texts: Iterator[str], wanted: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Padded batches of texts, cut at CHUNK tokens, until `wanted` tokens were given."""
+    """Padded batches of texts, cut at `sample_length` tokens, until `wanted` tokens were given."""
     sequences: list[tuple[int, ...]] = []
     given = 0
     for text in texts:
-        ids = encode(model.tokenizer, text).ids[: min(_chunk(model), wanted - given)]
+        ids = encode(model.tokenizer, text).ids[: min(sample_length(model), wanted - given)]
         if not ids:
             continue
         given += len(ids)
@@ -50,7 +49,7 @@ def texts_of(
     if corpus is not None:
         yield from _paragraphs(Path(corpus))
         return
-    length = _chunk(model)
+    length = sample_length(model)
     count = -(-wanted // length)
     for turn in range(MOST_TURNS):  # texts may end early, so one turn seldom is enough
         own_seed, name = seed + 1000 * turn, f"{model.fingerprint()[:24]}-{count}x{length}-top{OWN_TOP_K}"
@@ -77,11 +76,6 @@ def _paragraphs(path: Path) -> Iterator[str]:
                     yield line.strip()
     except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
         raise CovarianceError(f"{path} is no text file in UTF-8 ({error}). Give plain or gzipped text.") from error
-
-
-def _chunk(model: LanguageModel) -> int:
-    """Tokens in one text: CHUNK, or what the model's context holds beside a start token."""
-    return min(CHUNK, (model.context_length or CHUNK + 2) - 2)
 
 
 def identity_of(corpus: str | Path | None, seed: int) -> tuple[str, str]:

@@ -19,9 +19,11 @@ from torch import Tensor, nn
 
 from editing.edit import original_fingerprint, unedited
 from editing.errors import CovarianceError
+from editing.hooked import hooked_until
 from editing.locate_then_edit.configuration import configuration
-from editing.locate_then_edit.corpus import CHUNK, batches_of, identity_of, texts_of
-from editing.locate_then_edit.keys import hooked_until
+from editing.locate_then_edit.corpus import batches_of, identity_of, texts_of
+from editing.precision import wide
+from editing.scoring.generation import SAMPLE_LENGTH
 from tracer.anatomy.hidden import by_token
 from tracer.errors import FileFormatError, NumericsError
 from tracer.model import LanguageModel
@@ -137,7 +139,7 @@ def second_moments(
     neurons = _neurons(model, layers[0])
     wanted = tokens or (10 * neurons if corpus is None else max(100_000, 10 * neurons))
     name, digest = identity_of(corpus, seed)
-    of_all = (original_fingerprint(model), configuration(model), digest, wanted, CHUNK, skip_first)
+    of_all = (original_fingerprint(model), configuration(model), digest, wanted, SAMPLE_LENGTH, skip_first)
     paths = {layer: _cache_path(*of_all, layer) for layer in layers}
     found: dict[int, SecondMoment] = {}
     for layer, path in paths.items() if cache else ():
@@ -198,8 +200,8 @@ def _too_little(corpus: str, read: int, wanted: int, least: int) -> str:
     if read < least:
         return f"{corpus} has {read} tokens; these neurons need at least {least}. Give more text, in lines of its own."
     return (
-        f"{corpus} is one text as far as tokens={wanted} reach, and one tells no error. Write tokens={2 * CHUNK} or "
-        f"more, and give text in several lines."
+        f"{corpus} is one text as far as tokens={wanted} reach, and one tells no error. Write "
+        f"tokens={2 * SAMPLE_LENGTH} or more, and give text in several lines."
     )
 
 
@@ -209,7 +211,7 @@ def _accumulate(halves: Sequence[Tensor], real: Tensor) -> Callable[..., None]:
     def hook(_module: nn.Module, inputs: tuple[Tensor, ...], _output: Tensor) -> None:
         for half, total in enumerate(halves):
             keys = by_token(inputs[0], len(real))[half::2][real[half::2]]
-            keys = keys if keys.dtype == torch.float64 else keys.float()
+            keys = wide(keys)
             total.add_((keys.T @ keys).cpu().double())
 
     return hook

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from editing.locate_then_edit.norms import has_norm
+from editing.precision import wide
 from editing.scoring.forced_decoder import ForcedDecoder
 from tracer.first_order.prepared import differentiable
 from tracer.model import LanguageModel
@@ -122,7 +123,7 @@ def _in_decoder(
 def _slope(model: LanguageModel, logits: Tensor, token: int, weights: Tensor, scaled: Tensor) -> Tensor:
     """The integral of dP(token) / dk, [d_mlp], from logits [point, vocab] that depend on `scaled` [point, d_mlp]."""
     model.check_finite(logits)
-    logits = logits if logits.dtype == torch.float64 else logits.float()
+    logits = wide(logits)
     probability = logits.log_softmax(-1)[:, token].exp()
     (gradient,) = torch.autograd.grad((weights.to(probability) * probability).sum(), scaled)
     return gradient.sum(0)

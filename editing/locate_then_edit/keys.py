@@ -6,20 +6,17 @@ Averaged over contexts it is k* (Meng et al. 2022, eq. 3).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from editing.hooked import Hooked, hooked_until
 from editing.locate_then_edit.rows import Rows
 from editing.locate_then_edit.suffix import Part
 from tracer.anatomy.hidden import by_token, hidden_of
 from tracer.model import LanguageModel
-
-Hooked = tuple[nn.Module, Callable[..., None]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,23 +56,3 @@ def read_keys(model: LanguageModel, rows: Rows, layer: int, *, last: int | None 
     with torch.no_grad(), hooked_until(hooks):
         model.torch.base_model(input_ids=rows.ids, attention_mask=rows.attention_mask, use_cache=False)
     return Reading(**found)
-
-
-class _Reached(Exception):
-    """Ends a forward pass once the last hooked module has run."""
-
-
-@contextmanager
-def hooked_until(hooks: Sequence[Hooked]) -> Iterator[None]:
-    """Forward hooks on modules; the pass inside the block stops after the last of them."""
-
-    def stop(*_: object) -> None:
-        raise _Reached
-
-    with ExitStack() as stack:
-        for module, hook in (*hooks, (hooks[-1][0], stop)):
-            stack.callback(module.register_forward_hook(hook).remove)
-        try:
-            yield
-        except _Reached:
-            return

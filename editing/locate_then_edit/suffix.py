@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from editing.locate_then_edit.rows import Rows
 from editing.locate_then_edit.strand import Strand
 from editing.padding import call_tokens
+from editing.precision import wide
 from tracer.model import LanguageModel
 
 Part = Literal["mlp", "attn", "block"]
@@ -92,7 +93,7 @@ class Suffix:
             hidden = self._hidden(strand, deltas[numbers // self.rows.each])
             read.append(hidden[place[place >= 0], self._read_at[place >= 0]])
         found = self.model.anatomy.unembed(torch.cat(read))
-        found = found if found.dtype == torch.float64 else found.float()
+        found = wide(found)
         return found[: len(self.rows.target_rows)], found[len(self.rows.target_rows) :]
 
     def _hidden(self, strand: Strand, deltas: Tensor) -> Tensor:

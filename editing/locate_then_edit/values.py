@@ -20,6 +20,7 @@ from torch import Tensor
 from editing.errors import EditFailedError
 from editing.locate_then_edit.rows import Rows
 from editing.locate_then_edit.suffix import KLPosition, Part, Suffix
+from editing.precision import wide
 from tracer.errors import NumericsError
 from tracer.model import LanguageModel
 
@@ -102,7 +103,7 @@ def optimise_values(
     whole = Suffix(model, layer, rows, parts, essence_at=search.kl_position)
     turns = rows.in_turns(search.contexts_a_step)
     # In 16 bits Adam's own numbers underflow: deltas live in float32 or wider.
-    initial = whole.initial if whole.initial.dtype == torch.float64 else whole.initial.float()
+    initial = wide(whole.initial)
     if not torch.isfinite(initial).all():
         raise NumericsError(
             f'Layer {layer} of {model.name} puts out NaN or infinity in {model.dtype}. Load it with dtype="float32".'

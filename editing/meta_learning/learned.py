@@ -25,6 +25,7 @@ from editing.meta_learning.texts import texts_of
 from editing.meta_learning.trained import Trained, read_editor, untrained, write_editor
 from editing.meta_learning.training import Task, train
 from editing.numbers import check_not_negative, check_whole, checked_seed
+from editing.precision import wide_dtype
 from editing.request import EditRequest, check_model, check_requests, listed
 from editing.scoring.scores import Pair, target_scores
 from editing.shortfall import warn_unsaid
@@ -155,7 +156,7 @@ class Learned(ABC):
 
     def _new_network(self, model: LanguageModel, seed: int) -> Hypernetwork:
         lowest_layer(model, self.weights)  # says so where a weight is in no block
-        dtype = torch.float64 if model.dtype == torch.float64 else torch.float32
+        dtype = wide_dtype(model.dtype)
         found = sizes(model, self.weights)
         network = self.network(found, embedding_size=model.anatomy.embedding_size, dtype=dtype, seed=seed)
         return network.to(model.device)

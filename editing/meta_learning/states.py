@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
+from editing.hooked import PassEnded, ending_early
 from tracer.model import LanguageModel
 from tracer.model.tokens import right_padded
 from tracer.sweep.hooks import only_here
@@ -83,22 +84,17 @@ def _batches(rows: Iterable[Ids]) -> Iterator[list[Ids]]:
         yield batch
 
 
-class _Reached(Exception):  # noqa: N818 - no error: it ends a pass early
-    pass
-
-
 def _entering(model: LanguageModel, block: nn.Module, ids: Tensor, mask: Tensor) -> Tensor:
     kept: list[Tensor] = []
 
     def keep(_block: nn.Module, args: tuple, kwargs: dict) -> None:
         kept.append(args[0] if args else kwargs["hidden_states"])
-        raise _Reached
+        raise PassEnded
 
     handle = block.register_forward_pre_hook(only_here(keep), with_kwargs=True)
     try:
-        model.torch.base_model(input_ids=ids, attention_mask=mask, use_cache=False)
-    except _Reached:
-        pass
+        with ending_early():
+            model.torch.base_model(input_ids=ids, attention_mask=mask, use_cache=False)
     finally:
         handle.remove()
     return kept[0]

@@ -20,6 +20,7 @@ from torch.nn import functional
 
 from editing.meta_learning.divergence import divergence
 from editing.meta_learning.states import Ids, Read, blocks_on, states_entering
+from editing.precision import wide
 from editing.scoring.forced_decoder import ForcedDecoder
 from tracer.model import LanguageModel
 from tracer.model.inputs import target_encoding
@@ -75,7 +76,7 @@ class Texts:
 
     def _logits(self, outputs: Tensor, rows: Tensor, places: Tensor) -> Tensor:
         logits = self.model.anatomy.unembed(outputs[rows, places])
-        return logits if logits.dtype == torch.float64 else logits.float()
+        return wide(logits)
 
     def _means(self, each: Tensor, rows: Tensor) -> Tensor:
         return each.new_zeros(self.n_rows).index_add(0, rows, each) / rows.bincount(minlength=self.n_rows)

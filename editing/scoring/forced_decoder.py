@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutput
 
+from editing.precision import wide
 from tracer.anatomy.hidden import hidden_of
 from tracer.model import LanguageModel
 from tracer.model.tokens import TargetEncoding, right_padded
@@ -107,7 +108,7 @@ def forced_log_probs(model: LanguageModel, encodings: Mapping[Pair, TargetEncodi
             stop = len(row.ids) - 1 - row.n_encoder
             own = logits[stop - len(row.target_ids) : stop]
             model.check_finite(own)
-            yield pair, (own if own.dtype == torch.float64 else own.float()).log_softmax(-1)
+            yield pair, wide(own).log_softmax(-1)
 
 
 def _batches(encodings: Mapping[Pair, TargetEncoding]) -> Iterator[list[Pair]]:

@@ -21,6 +21,7 @@ from tracer.model.inputs import prompt_encoding
 from tracer.model.tokens import encode
 from tracer.progress import bar
 
+SAMPLE_LENGTH = 128  # tokens of a text that the model writes itself
 PAST_PERIOD = 24  # characters of an answer that are kept after its first period
 # First words of sampled texts, in turn: ordinary prose, rather than whatever follows a bare start token.
 OPENINGS = (
@@ -156,6 +157,11 @@ def _first_line(model: LanguageModel, ids: list[int]) -> tuple[str, bool]:
     period = text.find(". ")
     stop = period + PAST_PERIOD if period >= 0 else len(text) + 1
     return text[:stop], bool(line_break) or len(text) >= stop or model.tokenizer.eos_token_id in ids
+
+
+def sample_length(model: LanguageModel) -> int:
+    """Tokens of one sampled text: SAMPLE_LENGTH, or what the model's context holds beside a start token."""
+    return min(SAMPLE_LENGTH, (model.context_length or SAMPLE_LENGTH + 2) - 2)
 
 
 def sample_texts(

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from editing.padding import call_tokens, least_padding
+from editing.precision import wide
 from editing.scoring.asking import goes_by_prompt_ends, prompts_end_at, routes
 from editing.scoring.forced_decoder import forced_log_probs
 from editing.scoring.prefix import Ids, Prefix, begin_alike, common_length, read_once
@@ -223,7 +224,7 @@ def _log_probs(
         row, token = [row for row, _ in some], [token - read for _, token in some]
         logits = hidden[row, token] if whole is not None else model.anatomy.logits(hidden[row, token])
         model.check_finite(logits)
-        yield some, (logits if logits.dtype == torch.float64 else logits.float()).log_softmax(-1)
+        yield some, wide(logits).log_softmax(-1)
 
 
 def _wrapped(model: LanguageModel) -> bool:
