@@ -87,7 +87,7 @@ def test_what_could_not_be_written_is_counted_in_every_table(tmp_path: Path) -> 
     tables = [one.cells for one in shown_tables(found, scores_frame(found)) if one.title.endswith("edits: scores")]
     assert [table.loc[table["editor"] == "a", "not editable"].to_list() for table in tables] == [["2"]] * 3
     (batch,) = (one.cells for one in shown_tables(found, scores_frame(found)) if "batch edits: scores" in one.title)
-    assert batch.loc[batch["editor"] == "a", "edit_seconds"].to_list() == ["0.25, 1 in all"]
+    assert batch.loc[batch["editor"] == "a", "edit_seconds"].to_list() == ["0.5, 1 in all"]
 
 
 def test_each_way_of_asking_for_several_hops_has_an_unedited_model_of_its_own(tmp_path: Path) -> None:

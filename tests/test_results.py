@@ -27,7 +27,7 @@ def test_a_packed_comparison_is_read_again_and_holds_no_word_of_the_data(tmp_pat
     folder = tmp_path / "here" / "tiny"
     before = planted_comparison(folder, {"rome": single}, points={"rome": points})
     for table in folder.glob("runs/*/*/*"):
-        (table / "table.csv").touch()
+        (table / "table.tex").touch()
     steps = [{"edits": 1, "reason": "", "diagnostics": [told | {"rule": "covered"}]}]
     steps += [{"edits": 2, "reason": "'Lyon' is asked to become both", "diagnostics": []}]
     where = folder / "runs/counterfact/sequential/rome/steps.jsonl"
@@ -52,11 +52,11 @@ def test_a_packed_comparison_is_read_again_and_holds_no_word_of_the_data(tmp_pat
 def test_unfinished_evaluations_are_left_out(tmp_path) -> None:
     folder = tmp_path / "tiny"
     planted_comparison(folder, {name: [scores(0, {"ES": 1.0})] for name in ("rome", "memit")})
-    (folder / "runs/counterfact/single/rome/table.csv").touch()
+    (folder / "runs/counterfact/single/rome/table.tex").touch()
     with tarfile.open(fileobj=io.BytesIO(packed([folder]))) as tar:
         names = tar.getnames()
     assert names == ["tiny/comparison.json"] + [
-        f"tiny/runs/counterfact/single/rome/{name}" for name in ("manifest.json", "cases.jsonl")
+        f"tiny/runs/counterfact/single/rome/{name}" for name in ("manifest.json", "cases.jsonl", "table.tex")
     ]
     assert set(finished_scores(folder)["editor"]) == {"rome"}
 

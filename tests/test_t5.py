@@ -309,6 +309,7 @@ def test_attributions_add_up_to_what_the_layer_does(trained: tracer.LanguageMode
         probability(trained, one, [(0, 3)], factor=0.0)
 
 
+@pytest.mark.filterwarnings("ignore::editing.EditingWarning")
 def test_kn_writes_decoder_columns_and_undoes(trained: tracer.LanguageModel) -> None:
     before = {name: value.clone() for name, value in trained.torch.state_dict().items()}
     editor = KN(ways={FACT.prompt: [WAYS[1].format("Paris")]}, add=0.5, subtract=0.5)

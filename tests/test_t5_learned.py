@@ -59,6 +59,7 @@ def labelled_loss(model: tracer.LanguageModel, request: EditRequest) -> torch.Te
     return model.torch(input_ids=read, decoder_input_ids=written, labels=labels).loss
 
 
+@pytest.mark.filterwarnings("ignore::editing.EditingWarning")
 def test_without_norms_an_untrained_edit_is_one_gradient_step_in_both_stacks(random_t5: tracer.LanguageModel) -> None:
     """The shorter request is padded in both stacks."""
     requests = [
