@@ -578,3 +578,17 @@ def test_alphaedit_needs_no_inverse_of_its_statistics(toy_model: tracer.Language
     with AlphaEdit(layers=(1,), **{**QUICK, "tokens": 100}, ridge=0.0).apply(toy_model, REQUESTS) as edit:
         (told,) = edit.summary["statistics"]
     assert 1e6 < told["condition_number_at_least"] < 1e17
+
+
+def test_emmet_says_which_requests_have_nearly_one_key(toy_model: tracer.LanguageModel) -> None:
+    """In a causal model a subject at the beginning has one key, whatever follows it."""
+    said = [
+        dataclasses.replace(REQUESTS[0], prompt=f"The Space Needle {rest}", subject_at=None)
+        for rest in ("is in", "lies in")
+    ]
+    for requests, alike in ((said, True), (REQUESTS, False)):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            EMMET(layer=1, **{**QUICK, "context_plan": ()}).apply(toy_model, requests, progress=False).undo()
+        told = [str(one.message) for one in caught if "nearly the key" in str(one.message)]
+        assert len(told) == alike and all("2 of 2 requests have" in text for text in told)

@@ -5,16 +5,19 @@ D = R (K^T C^-1 K + mu I)^-1 K^T C^-1
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from editing.edit import Edit
+from editing.errors import EditingWarning
 from editing.locate_then_edit.contexts import MEMIT_OPENINGS, MEMIT_PLAN
 from editing.locate_then_edit.settings import LocateThenEdit
-from editing.locate_then_edit.solve import Factors, exact_update
+from editing.locate_then_edit.solve import Factors, cosines, exact_update
 from editing.locate_then_edit.spread import Spread
 from editing.locate_then_edit.suffix import Part
 from editing.locate_then_edit.values import Value
@@ -22,6 +25,8 @@ from editing.numbers import check_not_negative, check_whole
 from editing.request import EditRequest
 from editing.stopwatch import timed
 from tracer.model import LanguageModel
+
+ALIKE = 0.9  # cosine of two keys above which both are hardly answered exactly; of different subjects it is below 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +73,27 @@ class EMMET(LocateThenEdit):
         slack = self.slack if len(requests) > 1 else 0.0
 
         def solve(_layer: int, keys: Tensor, residuals: Tensor) -> Factors:
+            warn_of_alike(requests, cosines(moment, keys))
             return exact_update(moment, keys, residuals, slack)
 
         Spread((self.layer,), "mlp", float, solve).write(edit, requests, values, self.prefixes(model, seed))
         edit.summary = {**edit.summary, "statistics": [moment.report()]}
+
+
+def warn_of_alike(requests: Sequence[EditRequest], cosines: Tensor) -> None:
+    """Says where requests, such as wordings of one fact, have keys so alike that answering each takes a large change.
+
+    Args:
+        requests: n of them.
+        cosines: of their keys, [n, n].
+    """
+    nearest, other = cosines.clone().fill_diagonal_(0).max(1)
+    alike = torch.nonzero(nearest > ALIKE).flatten().tolist()
+    if alike:
+        one, two = requests[alike[0]].prompt, requests[int(other[alike[0]])].prompt
+        warnings.warn(
+            f"{len(alike)} of {len(requests)} requests have nearly the key of another, e.g. {one!r} and {two!r}. EMMET "
+            f"answers each exactly, which takes a large change. Write one wording of a fact, or use MEMIT.",
+            EditingWarning,
+            stacklevel=2,
+        )

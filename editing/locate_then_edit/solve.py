@@ -30,6 +30,13 @@ def ridge_update(moment: SecondMoment, keys: Tensor, residuals: Tensor, strength
     return torch.cholesky_solve(residuals.T, _cholesky(inner)).T, solved
 
 
+def cosines(moment: SecondMoment, keys: Tensor) -> Tensor:
+    """Between keys [d_mlp, n] in the geometry of C^-1, [n, n]."""
+    inner = keys.T @ moment.solve(keys)
+    lengths = inner.diagonal().sqrt()
+    return inner / lengths / lengths[:, None]
+
+
 def exact_update(moment: SecondMoment, keys: Tensor, residuals: Tensor, slack: float) -> Factors:
     """EMMET's: answers every key with its residual, old keys disturbed least.
 
