@@ -18,7 +18,7 @@ def check_one_device(model: LanguageModel) -> None:
     if len(devices) > 1:
         raise BaseModelError(
             f"{model.name} lies on {', '.join(devices)}; this editor looks for its change on one. Load the model with "
-            f"device={devices[-1]!r}. The edit, once saved, can be applied to a model on several."
+            f"device={devices[-1]!r}. A saved change of weights is written where each weight lies."
         )
 
 

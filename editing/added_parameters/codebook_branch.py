@@ -133,6 +133,7 @@ class CodebookBranch:
 
     def _hook(self, model: LanguageModel, rows: Noted, padding: Padding) -> Callable[..., Tensor | None]:
         def hook(_matrix: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
+            """The output, with a key's value where the query at a prompt's end lies in its radius."""
             entering, leaving = by_token(inputs[0], rows.value), by_token(output, rows.value)
             ends = prompt_ends(model.torch, entering.shape[0], entering.shape[1], padding.mask).to(entering.device)
             each = torch.arange(len(entering), device=entering.device)

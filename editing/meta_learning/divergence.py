@@ -22,6 +22,7 @@ def divergence(before: Tensor, now: Tensor) -> Tensor:
 class _Divergence(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, before: Tensor, now: Tensor) -> Tensor:
+        """KL(p_before || p_now) of each row of logits [row, vocab], ROWS at a time; [row]."""
         found, apart = now.new_empty(len(now)), torch.empty_like(now) if ctx.needs_input_grad[1] else None
         for begin in range(0, len(now), ROWS):
             some = slice(begin, begin + ROWS)

@@ -48,6 +48,8 @@ def gradient_factors(
     taps: dict[str, Tensor] = {}
 
     def tap(weight: str) -> Callable[..., Tensor]:
+        """A hook that keeps what enters the matrix, and adds a zero whose gradient is that of its output."""
+
         def hook(_module: nn.Module, arguments: tuple[Tensor, ...], output: Tensor) -> Tensor:
             if weight in taps:
                 raise BaseModelError(f"{weight} is used twice in a pass: its gradient is not that of one use.")

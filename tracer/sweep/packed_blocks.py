@@ -47,6 +47,7 @@ class PackedBlocks:
         keys, values, mask = self._context(layer, packing, draws)
 
         def block(hidden: Tensor, which: Tensor) -> Tensor:
+            """Its output, [row, pair, d_model]."""
             return self.recorded.run_block(
                 layer,
                 hidden,
@@ -65,6 +66,7 @@ class PackedBlocks:
         keys, values, mask = self._context(layer, packing, draws)
 
         def block(hidden: Tensor, which: Tensor) -> Tensor:
+            """Its output where the answer is read, [row, last, d_model]."""
             own = self.recorded.keys_and_values(layer, hidden, positions=packing.computed)
             whole = [torch.cat((prefix[which], mine), dim=-2) for prefix, mine in zip((keys, values), own, strict=True)]
             return self.recorded.run_block(
