@@ -43,7 +43,7 @@ from tracer.console import (
     run_folder,
     show_progress,
 )
-from tracer.model import LanguageModel
+from tracer.model import DEFAULT_MODEL, LanguageModel
 
 app = typer.Typer(
     help="Change a fact in a language model, and prove what changed.",
@@ -76,7 +76,7 @@ def locate_then_edit(
     samples: Samples = 10,
     window: Window = 10,
     seed: Seed = 0,
-    model: Model = "gemma-3-270m",
+    model: Model = DEFAULT_MODEL,
     device: Device = None,
     dtype: Dtype = "float32",
     out: Out = None,
@@ -117,7 +117,7 @@ def edit(
     settings: Settings = None,
     save: Annotated[Path, typer.Option(help="Where the edit is kept.")] = Path("edit.safetensors"),
     seed: Seed = 0,
-    model: Model = "gemma-3-270m",
+    model: Model = DEFAULT_MODEL,
     device: Device = None,
     dtype: Dtype = "float32",
     as_json: AsJson = False,
@@ -145,7 +145,7 @@ def apply(
     path: EditFile,
     ask: Asked = None,
     folder: Annotated[Path | None, typer.Option("--merge", help="Write the edited model to this new folder.")] = None,
-    model: Model = "gemma-3-270m",
+    model: Model = DEFAULT_MODEL,
     device: Device = None,
     dtype: Dtype = "float32",
     as_json: AsJson = False,

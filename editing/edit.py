@@ -75,6 +75,17 @@ class Edit:
     before: dict[str, Tensor] = field(default_factory=dict, repr=False)
     _detachers: list[Callable[[], None]] = field(default_factory=list, repr=False)
 
+    @property
+    def applied_to(self) -> LanguageModel:
+        """The model it is applied to.
+
+        Raises:
+            EditFailedError: it is not applied.
+        """
+        if self.model is None:
+            raise EditFailedError("This edit is not applied. Write edit.apply(model) first.")
+        return self.model
+
     def apply(self, model: LanguageModel) -> Edit:
         """Adds the changes to `model`'s weights, and attaches the rest.
 
@@ -114,9 +125,8 @@ class Edit:
         Raises:
             EditFailedError: the change is not finite, or rounding leaves the weight as it was.
         """
-        assert self.model is not None
-        delta = change.delta(self.model)
-        parameter = self.model.torch.get_parameter(change.weight)
+        delta = change.delta(self.applied_to)
+        parameter = self.applied_to.torch.get_parameter(change.weight)
         if not torch.isfinite(delta).all():
             raise EditFailedError(f"The change of {change.weight} is NaN or infinite. Nothing was written.")
         before = self.before.setdefault(change.weight, parameter.detach().clone())
@@ -133,11 +143,10 @@ class Edit:
 
     def attach_all(self) -> None:
         """Puts the attachments on the model."""
-        assert self.model is not None
         if self.attachments:
-            self._detachers.append(watch_generate(self.model))
+            self._detachers.append(watch_generate(self.applied_to))
         for attachment in self.attachments:
-            self._detachers.append(attachment.attach(self.model))
+            self._detachers.append(attachment.attach(self.applied_to))
 
     def detach_all(self) -> None:
         """Takes them off, the last one first."""

@@ -77,45 +77,48 @@ def _one_of(layer: int | None, setting: Any) -> Any:
     return setting
 
 
+def _refuse(layer: int | None, why: str) -> None:
+    """RequestError where a layer is given to an editor that takes none."""
+    if layer is not None:
+        raise RequestError(f"{why}: leave layer={layer} out.")
+
+
 def check_name(name: str) -> None:
     """Raises RequestError where there is no editor of this name."""
     if name not in EDITORS:
         raise RequestError(f"There is no editor {name!r}. Choose from {', '.join(EDITORS)}.")
 
 
-def _one_layer(kind: Callable[..., Editor], model: LanguageModel, layer: int | None, **settings: Any) -> Editor:
+def _make_at_layer(kind: Callable[..., Editor], model: LanguageModel, layer: int | None, **settings: Any) -> Editor:
     if layer is None:
         raise RequestError("Which layer? Give one (--layer 3); `tracer locate` or `editing check-layers` find it.")
     model.anatomy.check_layer(layer)
     return kind(layer=layer, **settings)
 
 
-def _several_layers(kind: Callable[..., Editor], model: LanguageModel, layer: int | None, **settings: Any) -> Editor:
+def _make_around_layer(kind: Callable[..., Editor], model: LanguageModel, layer: int | None, **settings: Any) -> Editor:
     if "layers" in settings:
-        if layer is not None:
-            raise RequestError(f"layer={layer} and layers={settings['layers']!r}: give one of the two.")
+        _refuse(layer, f"layers={settings['layers']!r} are given")
         return kind(**settings)
-    return _one_layer(
+    return _make_at_layer(
         lambda layer, **others: kind(layers=layers_around(layer, model.n_layers), **others), model, layer, **settings
     )
 
 
-def _fine_tuned(variant: Variant, model: LanguageModel, layer: int | None, **settings: Any) -> Editor:
-    return _suited(partial(FT.suited_to, variant=variant), model, layer, **settings)
+def _make_ft(variant: Variant, model: LanguageModel, layer: int | None, **settings: Any) -> Editor:
+    return _at_suited_layer(partial(FT.suited_to, variant=variant), model, layer, **settings)
 
 
-def _neurons(_model: LanguageModel, layer: int | None, **settings: Any) -> Editor:
-    if layer is not None:
-        raise RequestError("KN finds its neurons in all layers: leave the layer out.")
+def _make_kn(_model: LanguageModel, layer: int | None, **settings: Any) -> Editor:
+    _refuse(layer, "KN finds its neurons in all layers")
     return KN(**settings)
 
 
-def _learned(kind: type[Learned], _model: LanguageModel, layer: int | None, **settings: Any) -> Editor:
+def _make_learned(kind: type[Learned], _model: LanguageModel, layer: int | None, **settings: Any) -> Editor:
     checkpoint = settings.pop("checkpoint", None)
     if checkpoint is None:
         raise RequestError(untrained(kind.method))
-    if layer is not None:
-        raise RequestError(f"{kind.method} changes the matrices it was trained for: leave the layer out.")
+    _refuse(layer, f"{kind.method} changes the matrices it was trained for")
     return dataclasses.replace(_trained(kind, checkpoint, settings), **settings)
 
 
@@ -134,49 +137,48 @@ def _trained(kind: type[Learned], checkpoint: str, settings: Mapping[str, Any]) 
     return found
 
 
-def _suited(kind: Callable[..., Any], model: LanguageModel, layer: int | None, **settings: Any) -> Editor:
+def _at_suited_layer(kind: Callable[..., Any], model: LanguageModel, layer: int | None, **settings: Any) -> Editor:
     suited = kind(model)
     return dataclasses.replace(suited, layer=suited.layer if layer is None else layer, **settings)
 
 
-def _coded(model: LanguageModel, layer: int | None, **settings: Any) -> Editor:
+def _make_grace(model: LanguageModel, layer: int | None, **settings: Any) -> Editor:
     """GRACE; its radius is measured where none is given."""
     if "radius" in settings:
         return GRACE(layer=GRACE.usual_layer(model) if layer is None else layer, **settings)
     return dataclasses.replace(GRACE.suited_to(model, layer), **settings)
 
 
-def _last_layer(kind: Callable[..., Editor], model: LanguageModel, layer: int | None, **settings: Any) -> Editor:
-    if layer not in (None, model.n_layers - 1):
-        raise RequestError(f"T-Patcher writes beside the last MLP, layer {model.n_layers - 1}: leave the layer out.")
+def _make_t_patcher(kind: Callable[..., Editor], model: LanguageModel, layer: int | None, **settings: Any) -> Editor:
+    last = model.n_layers - 1
+    _refuse(None if layer == last else layer, f"T-Patcher writes beside the last MLP, layer {last}")
     return kind(**settings)
 
 
-def _calibrated(model: LanguageModel, layer: int | None, **settings: Any) -> Editor:
-    if layer is not None and "layers" in settings:
-        raise RequestError(f"layer={layer} and layers={settings['layers']!r}: give one of the two.")
+def _make_calinet(model: LanguageModel, layer: int | None, **settings: Any) -> Editor:
+    if "layers" in settings:
+        _refuse(layer, f"layers={settings['layers']!r} are given")
     if layer is not None:
         settings["layers"] = (layer,)
     return dataclasses.replace(CaliNet.suited_to(model), **settings)
 
 
-def _remembering(kind: type[MemoryEditor], _model: LanguageModel, layer: int | None, **settings: Any) -> Editor:
-    if layer is not None:
-        raise RequestError(f"{kind.__name__} keeps its edits in a memory, not in a layer: leave the layer out.")
+def _make_memory(kind: type[MemoryEditor], _model: LanguageModel, layer: int | None, **settings: Any) -> Editor:
+    _refuse(layer, f"{kind.__name__} keeps its edits in a memory, not in a layer")
     return kind(**settings)
 
 
-def _showing(model: LanguageModel, layer: int | None, **settings: Any) -> Editor:
+def _make_ike(model: LanguageModel, layer: int | None, **settings: Any) -> Editor:
     """IKE; its demonstrations from a file, if one is named."""
     if "demonstrations" in settings:
         settings["demonstrations"] = read_scoped_facts(settings["demonstrations"])
-    return _remembering(IKE, model, layer, **settings)
+    return _make_memory(IKE, model, layer, **settings)
 
 
-def _scoping(model: LanguageModel, layer: int | None, **settings: Any) -> Editor:
+def _make_serac(model: LanguageModel, layer: int | None, **settings: Any) -> Editor:
     """SERAC; its scope classifier from a training, or trained on the bundled facts now, which takes seconds."""
     checkpoint = settings.pop("checkpoint", None)
-    made = _remembering(SERAC, model, layer, **settings)
+    made = _make_memory(SERAC, model, layer, **settings)
     assert isinstance(made, SERAC)
     if checkpoint is None:
         return made if made.scope else made.fit(model)
@@ -185,31 +187,31 @@ def _scoping(model: LanguageModel, layer: int | None, **settings: Any) -> Editor
 
 FAMILIES: Mapping[str, Mapping[str, Callable[..., Editor]]] = {
     "locate then edit": {
-        "r-rome": partial(_one_layer, partial(ROME, variant="r-rome")),
-        "rome": partial(_one_layer, partial(ROME, variant="rome")),
-        "p-rome": partial(_one_layer, partial(ROME, variant="p-rome")),
-        "memit": partial(_several_layers, MEMIT),
-        "pmet": partial(_several_layers, PMET),
-        "emmet": partial(_one_layer, EMMET),
-        "alphaedit": partial(_several_layers, AlphaEdit),
-        "kn": _neurons,
+        "r-rome": partial(_make_at_layer, partial(ROME, variant="r-rome")),
+        "rome": partial(_make_at_layer, partial(ROME, variant="rome")),
+        "p-rome": partial(_make_at_layer, partial(ROME, variant="p-rome")),
+        "memit": partial(_make_around_layer, MEMIT),
+        "pmet": partial(_make_around_layer, PMET),
+        "emmet": partial(_make_at_layer, EMMET),
+        "alphaedit": partial(_make_around_layer, AlphaEdit),
+        "kn": _make_kn,
     },
     "fine tuning": {
-        "ft": partial(_fine_tuned, "FT"),
-        "ft-l": partial(_fine_tuned, "FT-L"),
-        "ft-m": partial(_fine_tuned, "FT-M"),
+        "ft": partial(_make_ft, "FT"),
+        "ft-l": partial(_make_ft, "FT-L"),
+        "ft-m": partial(_make_ft, "FT-M"),
     },
-    "meta learning": {"mend": partial(_learned, MEND), "ke": partial(_learned, KE)},
+    "meta learning": {"mend": partial(_make_learned, MEND), "ke": partial(_make_learned, KE)},
     "added parameters": {
-        "grace": _coded,
-        "t-patcher": partial(_last_layer, TPatcher),
-        "calinet": _calibrated,
+        "grace": _make_grace,
+        "t-patcher": partial(_make_t_patcher, TPatcher),
+        "calinet": _make_calinet,
     },
     "memory": {
-        "ike": _showing,
-        "memprompt": partial(_remembering, MemPrompt),
-        "mello": partial(_remembering, MeLLo),
-        "serac": _scoping,
+        "ike": _make_ike,
+        "memprompt": partial(_make_memory, MemPrompt),
+        "mello": partial(_make_memory, MeLLo),
+        "serac": _make_serac,
     },
 }
 EDITORS: Mapping[str, Callable[..., Editor]] = {
@@ -219,13 +221,13 @@ EDITORS: Mapping[str, Callable[..., Editor]] = {
 
 def needs_layer(name: str) -> bool:
     """Whether an editor cannot be made without a layer: others find their own."""
-    return getattr(EDITORS[name], "func", None) in (_one_layer, _several_layers)
+    return getattr(EDITORS[name], "func", None) in (_make_at_layer, _make_around_layer)
 
 
 def check_located(name: str, settings: Mapping[str, Any]) -> None:
     """Raises RequestError where an editor with these settings does not write to the layer that tracing locates."""
     check_name(name)
-    if getattr(EDITORS[name], "func", None) not in (_one_layer, _several_layers, _fine_tuned):
+    if getattr(EDITORS[name], "func", None) not in (_make_at_layer, _make_around_layer, _make_ft):
         raise RequestError(
             f"{name} does not write to the layer that tracing locates. Write `editing edit --editor {name}`."
         )

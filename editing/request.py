@@ -14,6 +14,8 @@ from tracer.fact import Fact
 from tracer.facts.bundled import filled
 from tracer.model import LanguageModel
 
+ENCODER_DECODERS_TOO = "FT (FT-L, FT-M), KN, MEND, KE, CaliNet, T-Patcher, IKE and SERAC"
+
 
 @dataclass(frozen=True)
 class EditRequest:
@@ -121,6 +123,11 @@ def check_model(model: LanguageModel) -> None:
     """Raises BaseModelError for a model that tracer did not open."""
     if not isinstance(model, LanguageModel):
         raise BaseModelError(f"{type(model).__name__} is no model of tracer's. Write model = tracer.load(model) first.")
+
+
+def check_decoder_only(model: LanguageModel, method: str) -> None:
+    """Raises AnatomyError for an encoder-decoder, which this method cannot edit."""
+    model.check_decoder_only(method, instead=f"the editors {ENCODER_DECODERS_TOO}")
 
 
 def check_prompts(prompts: Sequence[str]) -> None:

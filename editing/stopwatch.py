@@ -25,10 +25,9 @@ def now(model: LanguageModel) -> float:
 @contextmanager
 def timed(edit: Edit, step: Step) -> Iterator[None]:
     """Adds the block's seconds to `edit.summary["seconds"]`."""
-    assert edit.model is not None
-    begun = now(edit.model)
+    begun = now(edit.applied_to)
     yield
-    add_seconds(edit, step, now(edit.model) - begun)
+    add_seconds(edit, step, now(edit.applied_to) - begun)
 
 
 def add_seconds(edit: Edit, step: Step, seconds: float) -> None:

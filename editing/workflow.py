@@ -13,6 +13,7 @@ import pandas as pd
 import tracer
 from editing.edit import Edit
 from editing.editors import Editor
+from editing.evaluation.bundled import MOST_NEIGHBOURS, MOST_PARAPHRASES
 from editing.locate_then_edit.rome import ROME
 from editing.located import average_to_locate
 from editing.request import EditRequest, check_requests
@@ -30,8 +31,6 @@ from tracer.progress import bar
 from tracer.storage import write_json
 
 PromptKind = Literal["edited", "paraphrase", "neighbour"]
-MOST_PARAPHRASES = 4
-MOST_NEIGHBOURS = 5
 
 
 @dataclass(frozen=True)

@@ -444,7 +444,7 @@ def test_settings_of_an_editor_are_given_by_name(toy_model: tracer.LanguageModel
         ("memory", 1, {}, "There is no editor 'memory'"),
         ("r-rome", 1, {"depth": 3}, "r-rome cannot be made with depth=3"),
         ("memit", None, {}, "Which layer"),
-        ("kn", 1, {}, "leave the layer out"),
+        ("kn", 1, {}, "leave layer=1 out"),
     ],
 )
 def test_an_editor_that_cannot_be_made_says_why(toy_model, name, layer, settings, said) -> None:

@@ -38,7 +38,7 @@ def test_a_setting_without_a_value_is_a_bad_request() -> None:
 
 
 def test_a_layer_is_told_once_and_is_a_number(toy_model: tracer.LanguageModel) -> None:
-    with pytest.raises(RequestError, match="give one of the two"):
+    with pytest.raises(RequestError, match="layers=.* are given: leave layer=. out"):
         editor_named("calinet", toy_model, 1, layers=(2,))
     with pytest.raises(RequestError, match="layer='abc' is no whole number"):
         editor_named("rome", toy_model, layer="abc")

@@ -15,12 +15,12 @@ from editing import EditRequest
 from editing.cli import app
 from editing.errors import EvaluationError
 from editing.evaluation import Ask, Case, CaseScores, Examination, Group, Questions, read_benchmark, single_edits
-from editing.evaluation.base import Base
 from editing.evaluation.choices import read_choices, with_choices
 from editing.evaluation.hops import with_known_hops
 from editing.evaluation.metrics import case_metrics
 from editing.evaluation.plot import plot_single
 from editing.evaluation.portability import recalled
+from editing.evaluation.unedited import UneditedModel
 from editing.scoring.scores import TargetScore
 
 HOP = {"Recalled Relation": "(French, spoken in, Paris)", "New Question": "Where do people speak as Angela Merkel did "
@@ -138,7 +138,7 @@ def test_a_recalled_relation_becomes_the_second_hop(relation: str, new: str, hop
 
 
 def test_the_filter_keeps_exactly_the_questions_whose_hop_the_model_answers(tmp_path: Path) -> None:
-    class Knows(Base):
+    class Knows(UneditedModel):
         def __init__(self) -> None:
             pass
 

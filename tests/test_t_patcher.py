@@ -410,7 +410,7 @@ def test_what_cannot_be_patched_is_refused_and_leaves_nothing(toy_model: tracer.
     nameless = tracer.load(FAMILIES["OPT"].build(), tokenizer=make_tokenizer(bos=False), names=names, check=False)
     with pytest.raises(AnatomyError, match="where it begins is not known.*mlp_entrance="):
         QUICK.apply(nameless, [REQUEST])
-    with pytest.raises(RequestError, match="leave the layer out"):
+    with pytest.raises(RequestError, match="leave layer=1 out"):
         editor_named("t-patcher", toy_model, 1)
     assert editor_named("t-patcher", toy_model, LAST, most=2) == TPatcher(most=2)
     for wrong, said in (

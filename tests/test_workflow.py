@@ -200,7 +200,7 @@ def test_an_editor_that_needs_no_layer_edits_by_command(folder: Path) -> None:
         (["edit", "--set", "layer=1", "--layer", "2", "--model", "MODEL"], "Layer 2 or 1? Give one of the two"),
         (
             ["edit", "--editor", "memit", "--set", "layers=[1]", "--layer", "2", "--model", "MODEL"],
-            "give one of the two",
+            "leave layer=2 out",
         ),
         (["edit", "--set", "model=1", "--layer", "1", "--model", "MODEL"], "rome cannot be made with model=1"),
         (["edit", "--set", "identity=maybe", "--layer", "1", "--model", "MODEL"], "identity='maybe' is neither"),

@@ -32,6 +32,7 @@ from tracer.console import (
 from tracer.effect import AverageTrace, TraceResult
 from tracer.facts import bundled, read_facts, spread_over_relations
 from tracer.metric import METRIC_WORDS
+from tracer.model import DEFAULT_MODEL
 from tracer.options import (
     Answer,
     CorruptionOption,
@@ -67,7 +68,7 @@ def tokens(
     subject: Subject,
     subject_at: SubjectAt = None,
     answer: Answer = None,
-    model: Model = "gemma-3-270m",
+    model: Model = DEFAULT_MODEL,
     decoder_starts: DecoderStarts = None,
     as_json: AsJson = False,
 ) -> None:
@@ -96,7 +97,7 @@ def trace(
     direction: DirectionOption = "restore",
     whole_answer: WholeAnswer = False,
     engine: EngineOption = "sweep",
-    model: Model = "gemma-3-270m",
+    model: Model = DEFAULT_MODEL,
     device: Device = None,
     dtype: Dtype = "float32",
     decoder_starts: DecoderStarts = None,
@@ -157,7 +158,7 @@ def average(
     metric: MetricOption = "probability",
     direction: DirectionOption = "restore",
     whole_answer: WholeAnswer = False,
-    model: Model = "gemma-3-270m",
+    model: Model = DEFAULT_MODEL,
     device: Device = None,
     dtype: Dtype = "float32",
     decoder_starts: DecoderStarts = None,
@@ -210,7 +211,7 @@ def locate(
     role: Annotated[str, typer.Option(help="The token to look at.")] = "last subject token",
     n: Annotated[int, typer.Option(min=1, help="Facts to trace, if none are given.")] = 24,
     window: Annotated[int | None, typer.Option(min=1, help="Default: as 10 are to 48 layers.")] = None,
-    model: Model = "gemma-3-270m",
+    model: Model = DEFAULT_MODEL,
     device: Device = None,
     dtype: Dtype = "float32",
     decoder_starts: DecoderStarts = None,

@@ -21,7 +21,7 @@ class Severed:
     """A sub-layer held at its corrupted values, in some layers and at some tokens.
 
     Attributes:
-        path: "mlp" or "attn".
+        path: the sub-layer, "mlp" or "attn"; of an encoder-decoder's decoder also "cross".
         layers: in which it is held; None: in all.
         tokens: where it is held: "subject", a role, or positions; None: at the restored token alone,
             as in the paper (Meng et al. 2022, sec. 2.2).

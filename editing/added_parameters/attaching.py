@@ -46,12 +46,11 @@ def attach_and_score(
         advice: what to try where answers stay improbable.
         stacklevel: of that warning, so that it points at the user's line.
     """
-    assert edit.model is not None
-    pairs = [(request.prompt, request.new) for request in edit.requests]
-    before = target_scores(edit.model, pairs)
+    model, pairs = edit.applied_to, [(request.prompt, request.new) for request in edit.requests]
+    before = target_scores(model, pairs)
     edit.attachments = tuple(attachments)
     edit.attach_all()
-    after = target_scores(edit.model, pairs)
+    after = target_scores(model, pairs)
     edit.diagnostics = tuple(
         {
             "subject": request.subject,

@@ -7,7 +7,6 @@ undo the edit and apply the others again. A later call adds a branch of its own 
 from __future__ import annotations
 
 import dataclasses
-import time
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
@@ -24,6 +23,7 @@ from editing.errors import RequestError
 from editing.numbers import check_above_zero, check_flag, check_not_negative, check_whole, checked_seed, whole
 from editing.precision import wide
 from editing.request import EditRequest, check_model
+from editing.stopwatch import now
 from tracer.facts import paraphrases
 from tracer.model import LanguageModel
 from tracer.progress import bar
@@ -122,8 +122,8 @@ class CaliNet:
         return [CalibrationBranch.new(layer, act, like, self.slots or wanted, **options) for layer in self.layers]
 
     def _write(self, edit: Edit, seed: int, progress: bool | None) -> None:
-        model, begun = edit.model, time.perf_counter()
-        assert model is not None
+        model = edit.applied_to
+        begun = now(model)
         prompts = [self._prompts(request) for request in edit.requests]
         every = [one for group in prompts for one in group]
         steps_over = [every[begin : begin + self.batch] for begin in range(0, len(every), self.batch)]
@@ -136,7 +136,7 @@ class CaliNet:
             options["weight"] = self.keep_weight
         with bar(self.steps, "calibrating", show=progress, unit="step") as steps:
             found = fit_branches(model, branches, groups, **options, each_step=steps.update)
-        notes = _notes(found, [len(group) for group in prompts], time.perf_counter() - begun)
+        notes = _notes(found, [len(group) for group in prompts], now(model) - begun)
         attached, advice = [branch.detached() for branch in branches], "Use more steps or slots."
         attach_and_score(edit, attached, notes, advice=advice, stacklevel=4)
         n_parameters = sum(parameter.numel() for branch in branches for parameter in branch.parameters)

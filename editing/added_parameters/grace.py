@@ -7,7 +7,6 @@ Edits that are attached at the same layer with the same settings share one codeb
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
@@ -24,7 +23,8 @@ from editing.added_parameters.side_by_side import Company, SideBySide, in_groups
 from editing.edit import Edit
 from editing.errors import RequestError
 from editing.numbers import check_above_zero, check_not_negative, check_whole
-from editing.request import EditRequest
+from editing.request import EditRequest, check_decoder_only
+from editing.stopwatch import now
 from tracer.model import LanguageModel
 
 Init = Literal["cold", "warm"]
@@ -83,7 +83,7 @@ class GRACE(SideBySide["_Learnt"]):
             SiteError: the model has no such layer.
             AnatomyError: an encoder-decoder, or MLPs without a value matrix.
         """
-        model.check_decoder_only("GRACE")
+        check_decoder_only(model, "GRACE")
         at = cls.usual_layer(model) if layer is None else layer
         model.anatomy.value_matrix(at)
         return cls(layer=at, radius=calibrated_on_bundled_facts(model, at).radius())
@@ -119,7 +119,7 @@ class GRACE(SideBySide["_Learnt"]):
         return self._together(model, requests, seed, progress)
 
     def _check_place(self, model: LanguageModel) -> None:
-        model.check_decoder_only(self.method)
+        check_decoder_only(model, self.method)
         model.anatomy.value_matrix(self.layer)
 
     def _learnt(
@@ -148,7 +148,7 @@ class GRACE(SideBySide["_Learnt"]):
         self, model: LanguageModel, book: Codebook, group: Sequence[tuple[EditRequest, int]], *, alone: bool
     ) -> list[_Learnt]:
         """Learns the first requests, up to one whose value begins with that of another one here."""
-        begun = time.perf_counter()
+        begun = now(model)
         requests = [request for request, _ in group]
         trials = trials_of(model, self.layer, requests, self.replace)
         self._check_reach(model, trials, requests)
@@ -157,7 +157,7 @@ class GRACE(SideBySide["_Learnt"]):
             trials = trials_of(model, self.layer, requests[: len(placings)], self.replace)
         options = {"rate": self.rate, "steps": self.steps, "stop_below": self.stop_below}
         values = trained_values(trials, torch.stack(starts), **options)
-        share = (time.perf_counter() - begun) / len(values)
+        share = (now(model) - begun) / len(values)
         parts = zip(trials.queries.cpu(), trials.labels, values, placings, strict=True)
         return [
             _Learnt(Record(query, value.value.cpu(), label), placing, value.losses, share)
@@ -195,8 +195,7 @@ class GRACE(SideBySide["_Learnt"]):
         return torch.rand(len(present), generator=torch.Generator().manual_seed(seed)).to(present)
 
     def _finish(self, edit: Edit, learnt: Sequence[_Learnt]) -> None:
-        model, records = edit.model, [one.record for one in learnt]
-        assert model is not None
+        model, records = edit.applied_to, [one.record for one in learnt]
         n_before = len(codebook_at(model, self.place))
         advice = 'Use more steps, another layer, or init="warm".'
         attach_and_score(edit, [Journal(self.place, records)], [one.note for one in learnt], advice=advice)

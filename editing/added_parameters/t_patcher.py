@@ -8,7 +8,6 @@ depend on a neuron (`last_layer`).
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
@@ -27,6 +26,7 @@ from editing.edit import Edit
 from editing.errors import EditFailedError, RequestError
 from editing.numbers import check_above_zero, check_not_negative, check_whole
 from editing.request import EditRequest
+from editing.stopwatch import now
 from tracer.model import LanguageModel
 
 Act = Literal["relu", "model"]
@@ -125,7 +125,7 @@ class TPatcher(SideBySide["_Found"]):
 
         A neuron that does not fire adds exactly nothing, so that until then none of them matters to the others.
         """
-        begun = time.perf_counter()
+        begun = now(model)
         states = [last_layer(model, task.request).with_patches(earlier) for task in tasks]
         seen = [patch.seen for patch in (*attached_patches(model), *earlier)]
         trainings = []
@@ -143,7 +143,7 @@ class TPatcher(SideBySide["_Found"]):
         count = 1
         while count < len(tasks) and (alone or not _any_fires(made[:count], states[count])):
             count += 1
-        share = (time.perf_counter() - begun) / count
+        share = (now(model) - begun) / count
         return [_Found(patches, {**note, "seconds": share}) for patches, note in made[:count]]
 
     def _training(self, task: _Task, state: LastLayer, seen: Sequence[Tensor]) -> Training | None:

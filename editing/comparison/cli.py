@@ -56,6 +56,7 @@ from tracer.console import (
     run_folder,
     show_progress,
 )
+from tracer.model import DEFAULT_MODEL
 from tracer.options import names
 
 # Options about cases of one edit, and of how such edits are made.
@@ -105,7 +106,7 @@ def compare(
     workers: Workers = 0,
     backend: Backend = "local",
     threads: Threads = None,
-    model: Model = "gemma-3-270m",
+    model: Model = DEFAULT_MODEL,
     device: Device = None,
     dtype: Dtype = "float32",
     decoder_starts: DecoderStarts = None,

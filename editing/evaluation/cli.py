@@ -49,6 +49,7 @@ from tracer.console import (
     run_folder,
     show_progress,
 )
+from tracer.model import DEFAULT_MODEL
 from tracer.options import names
 
 
@@ -79,7 +80,7 @@ def evaluate(
     writing: Writing = False,
     snippets: SnippetsOption = None,
     seed: Seed = 0,
-    model: Model = "gemma-3-270m",
+    model: Model = DEFAULT_MODEL,
     device: Device = None,
     dtype: Dtype = "float32",
     decoder_starts: DecoderStarts = None,

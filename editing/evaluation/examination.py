@@ -13,10 +13,10 @@ import numpy as np
 from editing.errors import EvaluationError
 from editing.evaluation import metrics
 from editing.evaluation.alarms import PASSAGES, CollapseAlarm, GeneralText
-from editing.evaluation.base import Base
 from editing.evaluation.case import Case
 from editing.evaluation.fluency import Snippets, TfIdf, consistency, fluency
 from editing.evaluation.metrics import GENERAL_TEXT, MOST_RATIO, case_metrics
+from editing.evaluation.unedited import UneditedModel
 from editing.scoring.distributions import MAX_BYTES, Moved
 from editing.scoring.generation import answers, seeded_samples
 from editing.scoring.scores import target_scores
@@ -62,7 +62,7 @@ class Examination:
         max_bytes: int = MAX_BYTES,
     ) -> None:
         self.model, self.questions = model, questions or Questions()
-        self.base = Base(model, folder, max_bytes=max_bytes)
+        self.unedited = UneditedModel(model, folder, max_bytes=max_bytes)
         snippets = self.questions.snippets
         self._alarm = CollapseAlarm(model, passages=PASSAGES[: self.questions.text]) if self.questions.text else None
         self._weights = TfIdf.fitted([text for texts in snippets.values() for text in texts]) if snippets else None
@@ -85,8 +85,8 @@ class Examination:
         """The metrics of the unedited model. Call it before the edit: it is what `after` compares with."""
         pairs = [pair for case in cases for pair in case.pairs]
         staying = [pair for case in cases for pair in case.staying] if self.questions.kl else []
-        scores = self.base.ask(pairs, keep=staying)
-        texts = self.base.texts(_changing(cases)) if self.questions.free else None
+        scores = self.unedited.ask(pairs, keep=staying)
+        texts = self.unedited.texts(_changing(cases)) if self.questions.free else None
         as_before = dict.fromkeys(GENERAL_TEXT, 0.0) | {"perplexity_ratio": 1.0} if self._alarm else {}
         return [case_metrics(case, scores, texts=texts) | as_before | self._writing(case) for case in cases]
 
@@ -94,13 +94,13 @@ class Examination:
         """The metrics of the model as it is now, compared with what it said in `before`."""
         pairs, text = list(dict.fromkeys(pair for case in cases for pair in case.pairs)), self._alarm
         read = list(dict.fromkeys([*pairs, *(text.pairs if text else ())]))
-        kept = [self.base.distributions] if self.questions.kl else []
+        kept = [self.unedited.distributions] if self.questions.kl else []
         moved = Moved(*kept, *([text.distributions] if text else []))
         scores = dict(zip(read, target_scores(self.model, read, visit=moved), strict=True))
         prompts = list(dict.fromkeys(_changing(cases))) if self.questions.free else []
         texts = dict(zip(prompts, answers(self.model, prompts), strict=True)) if self.questions.free else None
         divergences = {pair: float(np.mean(values)) for pair, values in moved.values.items()}
-        told: Mapping[str, Any] = {"base": self.base.scores(pairs), "divergences": divergences, "texts": texts}
+        told: Mapping[str, Any] = {"base": self.unedited.scores(pairs), "divergences": divergences, "texts": texts}
         now = _general(text.judged(scores, moved)) if text else {}
         return [case_metrics(case, scores, **told) | now | self._writing(case) for case in cases]
 
@@ -114,7 +114,7 @@ class Examination:
 
     def forget(self) -> None:
         """Drops the distributions of cases that are done."""
-        self.base.distributions.forget()
+        self.unedited.distributions.forget()
 
     def _writing(self, case: Case) -> dict[str, float]:
         """Fluency and consistency of one case."""

@@ -9,12 +9,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-from editing.evaluation.base import Base
 from editing.evaluation.case import Ask, Case, Group
 from editing.evaluation.matches import gen_contains
+from editing.evaluation.unedited import UneditedModel
 
 
-def with_known_hops(base: Base, cases: Sequence[Case]) -> tuple[list[Case], int, int]:
+def with_known_hops(base: UneditedModel, cases: Sequence[Case]) -> tuple[list[Case], int, int]:
     """The cases with a group NAME_known of the questions that pass, how many passed, and how many there are.
 
     A question passes where the unedited model's own words after the hop's prompt contain its answer.

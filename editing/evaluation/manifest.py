@@ -46,7 +46,7 @@ def manifest(
     about = {
         "kind": "evaluation",
         "format": 1,
-        "model": model_record(model, examination.base.fingerprint),
+        "model": model_record(model, examination.unedited.fingerprint),
         "editor": editor_record(editor),
         "data": {
             "benchmark": benchmark.name,

@@ -15,7 +15,6 @@ from typing import Any
 
 from editing.editors import Editor
 from editing.errors import EvaluationError
-from editing.evaluation.base import Base
 from editing.evaluation.case import CaseScores
 from editing.evaluation.lines import Lines
 from editing.evaluation.making import FAILURES, OF_NO_CASE
@@ -30,6 +29,7 @@ from editing.evaluation.mquake import (
 )
 from editing.evaluation.records import Evaluation, read_cases
 from editing.evaluation.slices import slice_in_words
+from editing.evaluation.unedited import UneditedModel
 from tracer.errors import NumericsError
 from tracer.facts.readers import read_records
 from tracer.model import LanguageModel
@@ -129,7 +129,7 @@ def _manifest(model: LanguageModel, editor: Editor, benchmark: HopBenchmark, see
     about = {
         "kind": "evaluation",
         "format": 1,
-        "model": model_record(model, Base(model).fingerprint),
+        "model": model_record(model, UneditedModel(model).fingerprint),
         "editor": editor_record(editor),
         "data": {
             "benchmark": benchmark.name,

@@ -72,7 +72,7 @@ def evaluate(
     conflicts = [f"case {case.id} {reason}" for case, reason in left_out]
     known_hops: Sequence[int] = ()
     if questions.known_hops:
-        cases, *known_hops = with_known_hops(examination.base, cases)
+        cases, *known_hops = with_known_hops(examination.unedited, cases)
     examination.check_lengths(cases)
     if protocol == "batch":
         check_batches(cases, sizes)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import time
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -29,6 +28,7 @@ from editing.numbers import check_above_zero, check_not_negative, check_whole, c
 from editing.request import EditRequest, check_requests, listed
 from editing.scoring.scores import target_scores
 from editing.shortfall import LARGE_CHANGE, LOST, warn_unsaid
+from editing.stopwatch import now
 from editing.writing import writing
 from tracer.model import LanguageModel
 from tracer.progress import bar
@@ -156,10 +156,10 @@ class FT:
         found, most = [], most_together(model, self.layer)
         with bar(len(requests) * self.steps, "fine-tuning", show=progress, unit="step") as steps:
             for at in range(0, len(requests), most):
-                group, begun = requests[at : at + most], time.perf_counter()
+                group, begun = requests[at : at + most], now(model)
                 batch, update = batch_of(model, self.layer, group, self.loss), partial(steps.update, len(group))
                 some = descend_each(model, self.layer, batch, **self._options, each_step=update)
-                share = (time.perf_counter() - begun) / len(group)
+                share = (now(model) - begun) / len(group)
                 found += [dataclasses.replace(one, seconds=share) for one in some]
         edits, base = [], model.fingerprint()
         for request, descent in zip(requests, found, strict=True):
@@ -182,17 +182,17 @@ class FT:
         return {"rate": self.rate, "steps": self.steps, "radius": self.radius}
 
     def _descent(self, model: LanguageModel, requests: Sequence[EditRequest], progress: bool | None) -> Descent:
-        begun = time.perf_counter()
+        begun = now(model)
         groups = [requests[at : at + self.batch] for at in range(0, len(requests), self.batch)]
         batches = [batch_of(model, self.layer, group, self.loss) for group in groups]
         with bar(len(batches) * self.steps, "fine-tuning", show=progress, unit="step") as steps:
             found = descend(model, self.layer, batches, **self._options, each_step=steps.update)
-        return dataclasses.replace(found, seconds=time.perf_counter() - begun)
+        return dataclasses.replace(found, seconds=now(model) - begun)
 
     def _write(self, edit: Edit, found: Descent) -> None:
         """Writes what a descent found; changes and records go to `edit`."""
-        model, requests, begun = edit.model, edit.requests, time.perf_counter()
-        assert model is not None
+        model, requests = edit.applied_to, edit.requests
+        begun = now(model)
         self._check_kept(model, found)
         pairs = [(request.prompt, request.new) for request in requests]
         before = target_scores(model, pairs)
@@ -207,7 +207,7 @@ class FT:
             "clamped": found.clamped,
             "relative_change": relative[0],  # the weight's; the bias may have been zero
             "lost_by_rounding": found.lost_by_rounding,
-            "seconds": found.seconds + time.perf_counter() - begun,
+            "seconds": found.seconds + now(model) - begun,
         }
         edit.diagnostics = tuple(
             {

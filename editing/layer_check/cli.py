@@ -16,6 +16,7 @@ from editing.options import EditorName, Seed, Settings, named_values, whole_numb
 from tracer.console import AsJson, Device, Dtype, Model, Out, Quiet, opened, reported, result, run_folder, show_progress
 from tracer.facts import bundled, spread_over_relations
 from tracer.facts.readers import read_records
+from tracer.model import DEFAULT_MODEL
 from tracer.site import proportional_window
 from tracer.storage import write_json
 from tracer.studies.study import saved_average
@@ -35,7 +36,7 @@ def check_layers(
     editor: EditorName = "r-rome",
     settings: Settings = None,
     seed: Seed = 0,
-    model: Model = "gemma-3-270m",
+    model: Model = DEFAULT_MODEL,
     device: Device = None,
     dtype: Dtype = "float32",
     out: Out = None,

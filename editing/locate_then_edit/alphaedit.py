@@ -10,7 +10,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -48,6 +48,8 @@ class AlphaEdit(MEMIT):
 
     threshold: float | None = None
 
+    published_strength: ClassVar[float] = 10.0
+
     def __post_init__(self) -> None:
         super().__post_init__()
         check_above_zero(self, {"threshold": 2e-2}, or_none=True)
@@ -56,8 +58,7 @@ class AlphaEdit(MEMIT):
         self, edit: Edit, requests: Sequence[EditRequest], values: Sequence[Value], *, seed: int, progress: bool | None
     ) -> None:
         """All requests, layer after layer; then their keys on the final weights are kept for later edits."""
-        model = edit.model
-        assert model is not None
+        model = edit.applied_to
         with timed(edit, "statistics"):
             moments = self.statistics(model, seed, progress)
         prefixes = self.prefixes(model, seed)

@@ -66,8 +66,7 @@ class EMMET(LocateThenEdit):
         self, edit: Edit, requests: Sequence[EditRequest], values: Sequence[Value], *, seed: int, progress: bool | None
     ) -> None:
         """All requests at once."""
-        model = edit.model
-        assert model is not None
+        model = edit.applied_to
         with timed(edit, "statistics"):
             moment = self.statistics(model, seed, progress)[self.layer]
         slack = self.slack if len(requests) > 1 else 0.0

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -22,6 +21,7 @@ from editing.locate_then_edit.rows import batched_rows
 from editing.locate_then_edit.suffix import Part
 from editing.locate_then_edit.values import Search, Value, optimise_values
 from editing.request import EditRequest
+from editing.stopwatch import now
 from tracer.errors import FileFormatError
 from tracer.model import LanguageModel
 from tracer.model.tokens import joined
@@ -86,9 +86,9 @@ def _optimised(
     most = min(TOGETHER, TOGETHER_TIMES_VOCABULARY // vocabulary)
     turn = None if wanted.search.contexts_a_step is None else 1 + wanted.search.contexts_a_step
     for numbers, rows in batched_rows(model, requests, wanted.prefixes, tokens=most, contexts_a_step=turn):
-        begun, update = time.perf_counter(), partial(steps.update, len(numbers))
+        begun, update = now(model), partial(steps.update, len(numbers))
         values = optimise_values(model, wanted.layer, rows, wanted.search, parts=wanted.parts, each_step=update)
-        share = (time.perf_counter() - begun) / len(numbers)
+        share = (now(model) - begun) / len(numbers)
         for number, value in zip(numbers, values, strict=True):
             yield number, dataclasses.replace(value, seconds=share)
 

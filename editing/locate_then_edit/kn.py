@@ -9,7 +9,6 @@ Source: Dai et al. 2022 (arXiv:2104.08696), sec. 5.
 from __future__ import annotations
 
 import dataclasses
-import time
 import warnings
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -38,6 +37,7 @@ from editing.numbers import check_flag, check_number, check_share, check_whole, 
 from editing.request import EditRequest, check_requests, listed
 from editing.scoring.scores import target_scores
 from editing.shortfall import LARGE_CHANGE, LOST, warn_unsaid
+from editing.stopwatch import now
 from editing.writing import writing
 from tracer.facts import paraphrases
 from tracer.model import LanguageModel
@@ -142,25 +142,24 @@ class KN:
 
     def _write(self, edit: Edit, progress: bool | None) -> None:
         """All attributions, then request by request its columns; norms are those before any write."""
-        model, facts = edit.model, [*edit.requests, *self._relevant_others(edit.requests)]
-        assert model is not None
+        model, facts = edit.applied_to, [*edit.requests, *self._relevant_others(edit.requests)]
         asked = [questions(model, self._prompts(fact), fact.true) for fact in facts]
         found, seconds = [], []
         answer_tokens = sum(len(question.answer_ids) for each in asked for question in each)
         with bar(answer_tokens * model.n_layers, "attributing", show=progress, unit="layer") as steps:
             options: dict[str, Any] = {"threshold": self.threshold, "nodes": self.nodes, "rule": self.rule}
             for each in asked:
-                begun = time.perf_counter()
+                begun = now(model)
                 found.append(coarse_neurons(model, each, **options, each_layer=steps.update))
-                seconds.append(time.perf_counter() - begun)
+                seconds.append(now(model) - begun)
         chosen, share = self._chosen(edit.requests, facts, found)
         sizes = {neuron: column(model, neuron).norm() for neuron in frozenset().union(*chosen)}
         for n, request in enumerate(edit.requests):
-            begun = time.perf_counter()
+            begun = now(model)
             record = {"prompts": len(asked[n]), "share": share, "coarse": [len(each) for each in found[n].neurons]}
             record["neurons"] = [(*neuron, found[n].attribution[neuron]) for neuron in sorted(chosen[n])]
             record |= self._write_one(edit, request, asked[n][0], chosen[n], sizes)
-            record["seconds"] = seconds[n] + time.perf_counter() - begun
+            record["seconds"] = seconds[n] + now(model) - begun
             edit.diagnostics += (record,)
             _warn(record)
 
@@ -208,8 +207,7 @@ class KN:
         neurons: Collection[Neuron],
         sizes: Mapping[Neuron, Tensor],
     ) -> dict[str, Any]:
-        model = edit.model
-        assert model is not None
+        model = edit.applied_to
         pair = [(request.prompt, request.new)]
         before = (target_scores(model, pair)[0].prob, probability(model, question))
         new = target_encoding(model, request.prompt, request.new).target_ids

@@ -47,12 +47,13 @@ class MEMIT(LocateThenEdit):
     context_plan: tuple[tuple[int, int], ...] = MEMIT_PLAN
 
     published_clamp: ClassVar[float] = 0.75
+    published_strength: ClassVar[float] = 15_000.0
     openings: ClassVar[tuple[str, ...] | None] = MEMIT_OPENINGS
 
     def __post_init__(self) -> None:
         super().__post_init__()
         object.__setattr__(self, "layers", checked_layers(self.layers))
-        check_above_zero(self, {"strength": 15_000.0}, or_none=True)
+        check_above_zero(self, {"strength": self.published_strength}, or_none=True)
 
     def written(self) -> tuple[int, ...]:
         """All of `layers`."""
@@ -66,8 +67,7 @@ class MEMIT(LocateThenEdit):
         self, edit: Edit, requests: Sequence[EditRequest], values: Sequence[Value], *, seed: int, progress: bool | None
     ) -> None:
         """All requests, layer after layer."""
-        model = edit.model
-        assert model is not None
+        model = edit.applied_to
         with timed(edit, "statistics"):
             moments = self.statistics(model, seed, progress)
 

@@ -74,8 +74,7 @@ class ROME(LocateThenEdit):
         self, edit: Edit, requests: Sequence[EditRequest], values: Sequence[Value], *, seed: int, progress: bool | None
     ) -> None:
         """One request's key, direction and rank-one change."""
-        (request,), (value,), model = requests, values, edit.model
-        assert model is not None
+        (request,), (value,), model = requests, values, edit.applied_to
         with timed(edit, "statistics"):
             moment = None if self.identity else self.statistics(model, seed, progress)[self.layer]
         with timed(edit, "keys"):

@@ -27,7 +27,7 @@ from editing.locate_then_edit.presets import PRESETS, known_settings, short_name
 from editing.locate_then_edit.suffix import KLPosition, Part
 from editing.locate_then_edit.values import Search, Value
 from editing.numbers import check_above_zero, check_flag, check_not_negative, check_whole, checked_seed
-from editing.request import EditRequest, check_requests, listed
+from editing.request import EditRequest, check_decoder_only, check_requests, listed
 from editing.stopwatch import add_seconds
 from editing.writing import editable, writing
 from tracer.model import LanguageModel
@@ -190,7 +190,7 @@ class LocateThenEdit(ABC):
     def check(self, model: LanguageModel, requests: Sequence[EditRequest]) -> None:
         """Raises the named error of whatever `apply` cannot write, before anything runs."""
         check_requests(model, requests)
-        model.check_decoder_only(type(self).__name__)
+        check_decoder_only(model, type(self).__name__)
         for layer in self.written():
             writable(model, model.anatomy.value_weight_name(layer))
 

@@ -58,8 +58,7 @@ class Spread:
         self, edit: Edit, requests: Sequence[EditRequest], values: Sequence[Value], prefixes: Sequence[str]
     ) -> None:
         """Writes all requests into every layer; changes, records and summary go to `edit`."""
-        model = edit.model
-        assert model is not None
+        model = edit.applied_to
         wanted = torch.stack([value.wanted for value in values])
         last, written, gaps = self.layers[-1], [], []
         for number, layer in enumerate(self.layers):

@@ -26,6 +26,7 @@ from editing.memory.memory import Memory, MemoryEditor, memory_of
 from editing.memory.record import MemoryRecord
 from editing.memory.room import check_room
 from editing.numbers import check_whole
+from editing.request import check_decoder_only
 from editing.scoring.asking import Route
 from tracer.model import LanguageModel
 
@@ -145,7 +146,7 @@ class MeLLo(MemoryEditor, method="mello"):
 
     def check(self, model: LanguageModel, records: Sequence[MemoryRecord]) -> None:
         """Raises AnatomyError for an encoder-decoder: its reasoning is a text that the model continues."""
-        model.check_decoder_only("MeLLo")
+        check_decoder_only(model, "MeLLo")
 
     def key(self, record: MemoryRecord) -> str:
         """The whole fact: a subquestion may be like its answer too."""
@@ -163,7 +164,7 @@ class MeLLo(MemoryEditor, method="mello"):
         def retrieve(subquestion: str) -> str | None:
             return memory.nearest([subquestion])[0][0].text if memory else None
 
-        model.check_decoder_only("MeLLo")
+        check_decoder_only(model, "MeLLo")
         options, found = {"examples": self.examples, "max_rounds": self.max_rounds}, list[Reasoned]()
         writer = HopWriter(model, self.examples, (FACT, NEXT_EXAMPLE), new_tokens=self.new_tokens, spare=ANSWER)
         for begin in range(0, len(questions), TOGETHER):

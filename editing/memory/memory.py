@@ -12,7 +12,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
@@ -29,6 +28,7 @@ from editing.memory.retrievers import DEFAULT, retriever_named
 from editing.numbers import checked_seed
 from editing.request import EditRequest, check_requests, listed
 from editing.scoring.asking import Route, come_last
+from editing.stopwatch import now
 from editing.writing import writing
 from tracer.model import LanguageModel
 from tracer.model.inputs import without_gap
@@ -115,8 +115,9 @@ class MemoryEditor(ABC):
             EditFailedError: the editor cannot serve these records beside those in the memory, or the model's context
                 does not hold what is read for one.
         """
-        begun, requests, seed = time.perf_counter(), listed(requests), checked_seed(seed)
+        requests, seed = listed(requests), checked_seed(seed)
         check_requests(model, requests)
+        begun = now(model)
         held = self.remembered(model, requests, seed)
         for record, _ in held:
             self.check_fits(model, record)
@@ -125,7 +126,7 @@ class MemoryEditor(ABC):
         made_by = {"method": self.method, **self.settings(), "seed": seed}
         attachments = (attachment,) if requests else ()
         edit = Edit(tuple(requests), (), made_by, model.fingerprint(), summary=summary, attachments=attachments)
-        seconds = (time.perf_counter() - begun) / max(1, len(requests))
+        seconds = (now(model) - begun) / max(1, len(requests))
         about = [{"subject": record.subject, "new": record.new, **told, "seconds": seconds} for record, told in held]
         edit.diagnostics = tuple(about)
         with writing(edit, model, anywhere=True):

@@ -22,6 +22,7 @@ from editing.memory.retrievers import check_threshold, least_similarity
 from editing.memory.room import check_room
 from editing.memory.scoped import ScopedFacts
 from editing.memory.threshold import best_threshold
+from editing.request import check_decoder_only
 from editing.scoring.asking import Route
 from tracer.model import LanguageModel
 
@@ -75,7 +76,7 @@ class MemPrompt(MemoryEditor, method="memprompt"):
 
     def check(self, model: LanguageModel, records: Sequence[MemoryRecord]) -> None:
         """Raises AnatomyError for an encoder-decoder: the task prompt is a text to be continued."""
-        model.check_decoder_only("MemPrompt")
+        check_decoder_only(model, "MemPrompt")
 
     def routes(self, model: LanguageModel, memory: Memory, prompts: Sequence[str]) -> list[Route | None]:
         """The correction of the nearest key beside each query that is like it."""

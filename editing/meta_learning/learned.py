@@ -278,10 +278,9 @@ class Learned(ABC):
 
         Returns how often each was added in all.
         """
-        assert edit.model is not None
         rounds = [1] * len(pairs)
         for _ in range(self.most - 1):
-            scores = target_scores(edit.model, pairs)
+            scores = target_scores(edit.applied_to, pairs)
             missing = [number for number, score in enumerate(scores) if not score.tf_exact]
             if not missing:
                 break

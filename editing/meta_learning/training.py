@@ -7,7 +7,6 @@ which was killed goes on to the same network, bit for bit, as one that was not.
 from __future__ import annotations
 
 import itertools
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -27,6 +26,7 @@ from editing.meta_learning.records import TrainingRecord
 from editing.meta_learning.shelf import Drawn, Shelf
 from editing.meta_learning.states import Ids, states_entering
 from editing.meta_learning.texts import rows_of
+from editing.stopwatch import now
 from editing.training.checkpoint import State, check_same_training, resume, save_state
 from editing.training.result import TrainingResult
 from tracer.model import LanguageModel
@@ -95,12 +95,12 @@ def train(task: Task, state: State, *, folder: Path | None, progress: bool | Non
     with bar(plan.steps, "training", show=progress, unit="step") as shown:
         shown.update(state.step)
         while state.step < plan.steps and not _early(plan, state):
-            begun = time.perf_counter()
+            begun = now(model)
             record = _step(task, state, shelves)
             state.curve.append(record)
             if state.step % plan.every == 0 or state.step == plan.steps:
                 _validate(task, state, held_out, folder)
-            state.seconds += time.perf_counter() - begun
+            state.seconds += now(model) - begun
             if folder is not None and state.curve[-1] is not record:
                 save_state(folder, state)
             shown.set_postfix(loss=f"{record['loss']:.3f}", refresh=False)

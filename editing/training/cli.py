@@ -13,6 +13,7 @@ from editing.training.plot import plot_training
 from editing.training.result import TrainingResult
 from editing.training.trainers import TRAINERS, Job
 from tracer.console import AsJson, DecoderStarts, Device, Dtype, Model, Quiet, opened, reported, result, show_progress
+from tracer.model import DEFAULT_MODEL
 
 
 def train(
@@ -42,7 +43,7 @@ def train(
     rate: Annotated[float | None, typer.Option(help="Of the optimiser.")] = None,
     retriever: Annotated[str | None, typer.Option(help="Whose vectors the scope is learned over; serac.")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Of first values, split and order.")] = 0,
-    model: Model = "gemma-3-270m",
+    model: Model = DEFAULT_MODEL,
     device: Device = None,
     dtype: Dtype = "float32",
     decoder_starts: DecoderStarts = None,

@@ -57,7 +57,7 @@ EMBEDDED = {
         licence="Apache-2.0",
     ),
 }
-DEFAULT = "gemma-3-270m"
+DEFAULT_MODEL = "gemma-3-270m"
 
 
 def embedded_folder(name: str) -> Path:

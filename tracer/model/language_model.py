@@ -208,13 +208,12 @@ class LanguageModel:
                 f"without tensor_parallel; tracer.trace, trace_heads, trace_neurons and attribute work with it."
             )
 
-    def check_decoder_only(self, wanted: str) -> None:
-        """Raises AnatomyError for an encoder-decoder, which `wanted` (what a user called) cannot take."""
+    def check_decoder_only(self, wanted: str, *, instead: str = "tracer.trace, tracer.average, tracer.locate") -> None:
+        """Raises AnatomyError for an encoder-decoder: `wanted`, what a user called, cannot take it; `instead` can."""
         if self.is_encoder_decoder:
             raise AnatomyError(
-                f"{wanted} works on decoder-only models, and {self.name} is an encoder-decoder. What works on it: "
-                f"tracer.trace, tracer.average, tracer.locate, and the editors FT (FT-L, FT-M), KN, MEND, KE, CaliNet, "
-                f"T-Patcher, IKE and SERAC."
+                f"{wanted} works on decoder-only models, and {self.name} is an encoder-decoder. "
+                f"What works on it: {instead}."
             )
 
     def warn_of_readers(self) -> None:

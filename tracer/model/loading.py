@@ -17,7 +17,7 @@ from tracer.anatomy.hidden import hidden_of
 from tracer.anatomy.names import Names
 from tracer.anatomy.parts import check_parts
 from tracer.errors import AnatomyError, ModelSourceError, NumericsError, TracerError, TracerWarning
-from tracer.model.embedded import DEFAULT
+from tracer.model.embedded import DEFAULT_MODEL
 from tracer.model.language_model import LanguageModel
 from tracer.model.parallel import is_out_of_memory
 from tracer.model.remote import remote_model
@@ -25,7 +25,7 @@ from tracer.model.source import from_pretrained, loaded_model
 
 
 def load(
-    source: str | Path | PreTrainedModel = DEFAULT,
+    source: str | Path | PreTrainedModel = DEFAULT_MODEL,
     *,
     tokenizer: PreTrainedTokenizerBase | None = None,
     device: str | torch.device | None = None,

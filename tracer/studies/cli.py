@@ -27,6 +27,7 @@ from tracer.console import (
     show_progress,
 )
 from tracer.facts import bundled, read_facts, spread_over_relations
+from tracer.model import DEFAULT_MODEL
 from tracer.options import (
     CorruptionOption,
     DirectionOption,
@@ -77,7 +78,7 @@ def study(
     workers: Workers = 0,
     backend: Backend = "local",
     threads: Threads = None,
-    model: Model = "gemma-3-270m",
+    model: Model = DEFAULT_MODEL,
     device: Device = None,
     dtype: Dtype = "float32",
     decoder_starts: DecoderStarts = None,

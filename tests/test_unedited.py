@@ -11,8 +11,8 @@ from planted import Planted
 import tracer
 from editing import EditRequest
 from editing.errors import EvaluationError
-from editing.evaluation.base import Base
 from editing.evaluation.lines import Lines
+from editing.evaluation.unedited import UneditedModel
 from editing.scoring.scores import Pair, TargetScore
 
 PAIRS: list[Pair] = [(f"The capital of {name} is", "Rome") for name in ("Italy", "Spain", "France", "Japan")]
@@ -27,39 +27,39 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Pair, ...]]:
         together.append(tuple(pairs))
         return [TargetScore(float(len(pairs)), (1,), (2,)) for _ in pairs]
 
-    monkeypatch.setattr("editing.evaluation.base.target_scores", scores)
+    monkeypatch.setattr("editing.evaluation.unedited.target_scores", scores)
     return together
 
 
 def test_a_score_does_not_depend_on_what_was_asked_before(toy_model: tracer.LanguageModel, asked: list) -> None:
-    base = Base(toy_model)
+    base = UneditedModel(toy_model)
     base.ask(PAIRS[:2])
-    assert base.ask(PAIRS) == Base(toy_model).ask(PAIRS)
+    assert base.ask(PAIRS) == UneditedModel(toy_model).ask(PAIRS)
     assert [score.nll_sum for score in base.scores(PAIRS).values()] == [4.0] * 4
 
 
 def test_what_is_kept_for_kl_is_asked_apart(toy_model: tracer.LanguageModel, asked: list) -> None:
     for keep in (PAIRS[1:2], PAIRS[:1]):
-        Base(toy_model).ask(PAIRS[:3], keep=keep)
+        UneditedModel(toy_model).ask(PAIRS[:3], keep=keep)
         assert asked[-1] == tuple(keep) and set(asked[-2]) == {*PAIRS[:3]} - {*keep}
 
 
 def test_a_folder_is_asked_again_only_for_what_was_cut_off(
     toy_model: tracer.LanguageModel, asked: list, tmp_path: Path
 ) -> None:
-    first = Base(toy_model, tmp_path)
+    first = UneditedModel(toy_model, tmp_path)
     known, cut = first.ask(PAIRS[:2]), first.ask(PAIRS[2:])
     path = tmp_path / "base_scores.jsonl"
     path.write_bytes(path.read_bytes()[:-9])
     asked.clear()
-    again = Base(toy_model, tmp_path)
+    again = UneditedModel(toy_model, tmp_path)
     assert again.ask(PAIRS[:2]) == known and asked == []
     assert again.ask(PAIRS[2:]) == cut and asked == [tuple(PAIRS[2:])]
-    assert Base(toy_model, tmp_path).ask(PAIRS[2:]) == cut and len(asked) == 1
+    assert UneditedModel(toy_model, tmp_path).ask(PAIRS[2:]) == cut and len(asked) == 1
 
 
 def test_an_edited_model_is_not_asked_and_what_was_never_asked_is_not_known(toy_model: tracer.LanguageModel) -> None:
-    base = Base(toy_model)
+    base = UneditedModel(toy_model)
     known = base.ask(PAIRS[:1])
     with Planted().apply(toy_model, [EditRequest("Rome is", "Rome", "old")]):
         assert base.ask(PAIRS[:1]) == known

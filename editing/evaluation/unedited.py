@@ -19,7 +19,7 @@ from editing.scoring.scores import Pair, TargetScore, target_scores
 from tracer.model import LanguageModel
 
 
-class Base:
+class UneditedModel:
     """A model before its edits.
 
     Attributes:
