@@ -16,8 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import NullLocator
 
-from editing.comparison.plot import FAMILIES as HUES
-from editing.comparison.plot import MARKS, ratio_ticks
+from editing.comparison.plot import HUES, MARKS, ratio_ticks
 from editing.editors import FAMILIES
 from tracer.plot import STYLE, NotebookFigure
 

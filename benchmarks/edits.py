@@ -25,8 +25,8 @@ import tracer
 from editing import MEMIT, ROME, EditRequest, layers_around
 from editing.evaluation.benchmarks import read_benchmark
 from editing.locate_then_edit.covariance import second_moments
+from editing.locate_then_edit.editor import LocateThenEdit, editable
 from editing.locate_then_edit.rows import Rows, request_rows
-from editing.locate_then_edit.settings import LocateThenEdit, editable
 from editing.locate_then_edit.suffix import Part
 from editing.locate_then_edit.values import Search, Value
 from tracer.anatomy.hidden import by_token, hidden_of, with_hidden

@@ -26,12 +26,12 @@ from editing.locate_then_edit.pmet import PMET
 from editing.locate_then_edit.rome import ROME
 from editing.lora import to_peft
 from editing.memory import IKE, SERAC, MeLLo, MemPrompt
-from editing.merged import merge, unmerge
 from editing.meta_learning.ke import KE
 from editing.meta_learning.mend import MEND
 from editing.meta_learning.plan import TrainingPlan
 from editing.meta_learning.readers import training_records
 from editing.meta_learning.records import TrainingRecord
+from editing.model_folder import merge, unmerge
 from editing.request import EditRequest
 from editing.scoring.generation import complete
 from editing.training.plot import plot_training

@@ -24,7 +24,7 @@ class Change(Protocol):
 
     @property
     def weight(self) -> str:
-        """The parameter's name."""
+        """The changed parameter's name in the model."""
         ...
 
     def delta(self, model: LanguageModel) -> Tensor:
@@ -59,7 +59,7 @@ class LowRank:
         return _fitting(change, parameter, self.weight)
 
     def tensors(self) -> dict[str, Tensor]:
-        """Both factors."""
+        """Both factors by name, for a file."""
         return {"out": self.out, "into": self.into}
 
 
@@ -82,7 +82,7 @@ class Replacement:
         return _fitting(values, parameter, self.weight) - parameter.detach().double()
 
     def tensors(self) -> dict[str, Tensor]:
-        """The values."""
+        """The new values by name, for a file."""
         return {"values": self.values}
 
 

@@ -17,8 +17,8 @@ from editing.editors import check_located, check_name, editor_named
 from editing.errors import RequestError
 from editing.evaluation.cli import evaluate
 from editing.layer_check.cli import check_layers
-from editing.located import layer_for
-from editing.merged import merge, unmerge
+from editing.located_layer import layer_for
+from editing.model_folder import merge, unmerge
 from editing.options import EditorName, Layer, Seed, Settings, named_values
 from editing.request import EditRequest
 from editing.scoring.generation import complete

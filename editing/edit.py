@@ -235,7 +235,7 @@ class Edit:
 
     def merge(self, folder: str | Path) -> Path:
         """Writes the edited model into a new folder, as `editing.merge`."""
-        from editing.merged import merge  # which builds on this module
+        from editing.model_folder import merge  # which builds on this module
 
         return merge(self, folder)
 

@@ -28,8 +28,8 @@ from editing.meta_learning.ke import KE
 from editing.meta_learning.learned import Learned
 from editing.meta_learning.mend import MEND
 from editing.meta_learning.trained import untrained
-from editing.numbers import whole
 from editing.request import EditRequest
+from editing.setting_checks import whole
 from tracer.model import LanguageModel
 
 
@@ -44,7 +44,7 @@ class Editor(Protocol):
     def apply(
         self, model: LanguageModel, requests: Sequence[EditRequest], *, seed: int = 0, progress: bool | None = None
     ) -> Edit:
-        """Writes the requests."""
+        """Writes the requests into the model, which stays edited until the edit is undone."""
         ...
 
 

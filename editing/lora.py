@@ -21,11 +21,11 @@ from torch import Tensor
 from editing.change import Change, LowRank, Replacement
 from editing.edit import Edit
 from editing.errors import BaseModelError, EditFailedError, EditingWarning
-from editing.numbers import whole
-from editing.precision import wide_dtype
 from editing.request import check_model
+from editing.setting_checks import whole
 from tracer.anatomy import is_stored_transposed
 from tracer.model import LanguageModel
+from tracer.precision import wide_dtype
 from tracer.storage import atomic_folder, write_json, write_tensors
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -111,7 +111,7 @@ def _factors(edit: Edit, base: LanguageModel, module: str, rank: int | None) -> 
     if rank is None:
         raise EditFailedError(
             f"{edit.editor.get('method')} replaces {module} as a whole, which no adapter of low rank does exactly. "
-            f"Write to_peft(edit, folder, rank=16) for the nearest one, or use editing.merged.merge."
+            f"Write to_peft(edit, folder, rank=16) for the nearest one, or use editing.model_folder.merge."
         )
     u, singular, vh = torch.linalg.svd(_dense(edit, base, module, changes), full_matrices=False)
     return _truncated(u, singular, vh, rank)

@@ -29,7 +29,7 @@ Seed = Annotated[
 ]
 
 
-def whole_numbers(listed: str, option: str, what: str = "whole numbers") -> tuple[int, ...]:
+def listed_numbers(listed: str, option: str, what: str = "whole numbers") -> tuple[int, ...]:
     """The numbers in a comma-separated option.
 
     Raises:

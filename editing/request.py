@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from editing.errors import BaseModelError, RequestError
-from editing.numbers import whole
 from editing.published import counterfact
+from editing.setting_checks import whole
 from tracer.errors import FactError
 from tracer.fact import Fact
 from tracer.facts.bundled import filled
@@ -72,11 +72,6 @@ class EditRequest:
     def fact(self) -> Fact:
         """The prompt as a fact whose answer is the new one."""
         return Fact(self.prompt, self.subject, self.new, self.relation, self.subject_at)
-
-    @property
-    def subject_end(self) -> int:
-        """The character of the prompt at which the subject ends."""
-        return self.fact.character_span[1]
 
     @property
     def fact_names(self) -> tuple[FactName, ...]:

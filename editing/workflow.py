@@ -15,7 +15,7 @@ from editing.edit import Edit
 from editing.editors import Editor
 from editing.evaluation.bundled import MOST_NEIGHBOURS, MOST_PARAPHRASES
 from editing.locate_then_edit.rome import ROME
-from editing.located import average_to_locate
+from editing.located_layer import average_to_locate
 from editing.request import EditRequest, check_requests
 from editing.scoring.generation import complete
 from editing.scoring.scores import target_scores

@@ -13,10 +13,11 @@ import tracer
 from editing import BaseModelError, EditFailedError, EditRequest, load_edit, unedited
 from editing.attachment import Attachment
 from editing.edit import Edit
-from editing.merged import merge
-from editing.scoring.asking import Route, come_last, prompt_ends, prompts_end_at, routes
+from editing.model_folder import merge
+from editing.scoring.asking import Route, come_last, routes
 from editing.scoring.generation import answers, complete, seeded_samples
 from editing.scoring.scores import target_scores
+from tracer.model.prompt_ends import prompt_ends, prompts_end_at
 
 PROMPT = "The capital of France is"
 REQUESTS = (EditRequest("The capital of {} is", "France", " Rome"),)

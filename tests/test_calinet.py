@@ -29,10 +29,10 @@ from editing.added_parameters.calinet_branch import CalibrationBranch
 from editing.added_parameters.calinet_keeping import kept_prompts
 from editing.added_parameters.calinet_training import chunks_of, fit_branches
 from editing.editors import editor_named
-from editing.scoring.asking import prompts_end_at
 from editing.scoring.generation import continued
 from editing.scoring.scores import target_scores
 from tracer.facts import bundled, spread_over_relations, templates
+from tracer.model.prompt_ends import prompts_end_at
 from tracer.model.tokens import encode
 
 QUICK = CaliNet(layers=(2,), steps=4)

@@ -12,8 +12,9 @@ from families import FAMILIES
 
 import tracer
 from tracer.errors import AnatomyError, FileFormatError, SiteError
-from tracer.first_order.edges import Edge, EdgeScores, Input, Node, attribute_edges, path_patch
-from tracer.first_order.heads import FAMILIES as WITH_HEADS
+from tracer.first_order.edge_scores import Edge, EdgeScores, Input, Node
+from tracer.first_order.edges import attribute_edges, path_patch
+from tracer.first_order.heads import HEAD_NAMES as WITH_HEADS
 
 FACT = tracer.TokenizedFact(tuple(toys.IDS[0].tolist()), (1, 6), answer_ids=(5,))
 NOISE = tracer.GaussianNoise(3.0, 0.1)

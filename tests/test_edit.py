@@ -25,7 +25,7 @@ from editing import (
 )
 from editing.change import LowRank, Replacement
 from editing.edit import Edit, Written
-from editing.merged import merge, unmerge
+from editing.model_folder import merge, unmerge
 from editing.writing import editable, writing
 from tracer.errors import FileFormatError
 from tracer.storage import read_tensors, write_tensors

@@ -14,7 +14,7 @@ import tracer
 from editing.edit import Edit
 from editing.errors import EditFailedError, EvaluationError
 from editing.evaluation.efficiency import latency_ratio, measure_efficiency
-from editing.peak import PeakMemory
+from editing.peak_memory import PeakMemory
 
 REQUESTS = [case.request for case in simple_cases(5)]
 

@@ -102,7 +102,7 @@ def test_zsre_teaches_the_true_answer_or_the_false_one_and_says_which(tmp_path: 
 def test_the_last_occurrence_of_a_subject_is_edited(tmp_path: Path) -> None:
     record = {**ZSRE, "src": "Watts Humphrey asks: where was Watts Humphrey born?"}
     (case,) = read_benchmark(written(tmp_path, [record])).cases
-    assert case.request.subject_end == len("Watts Humphrey asks: where was Watts Humphrey")
+    assert case.request.fact.character_span[1] == len("Watts Humphrey asks: where was Watts Humphrey")
 
 
 def test_a_flat_record_becomes_a_case(tmp_path: Path) -> None:

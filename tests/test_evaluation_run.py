@@ -110,11 +110,11 @@ def test_a_folder_whose_run_could_not_begin_takes_the_mended_one(toy_model, data
 def test_without_a_layer_and_without_a_fact_that_the_model_knows_a_layer_is_asked_for(
     data: Path, model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("editing.located.located_layer", lambda *_, **__: None)
+    monkeypatch.setattr("editing.located_layer.located_layer", lambda *_, **__: None)
     words = ["evaluate", "--data", data, "--model", model_folder, "--out", tmp_path / "out", "--editor", "memit"]
     told = CliRunner().invoke(app, list(map(str, words)))
     assert told.exit_code == 2 and "Which layer" in told.output
-    monkeypatch.setattr("editing.located.located_layer", lambda *_, **__: 1)
+    monkeypatch.setattr("editing.located_layer.located_layer", lambda *_, **__: 1)
     settings = ["--set", "steps=2", "--set", "context_plan=[]", "--set", "tokens=200", "--no-free", "--text", "0"]
     told = CliRunner().invoke(app, [*map(str, words), *settings, "--n", "1"])
     assert told.exit_code == 0, told.output

@@ -13,7 +13,7 @@ from test_families import DENSE
 
 import tracer
 from editing import EditFailedError, EditingWarning, EditRequest, RequestError, load_edit
-from editing.fine_tuning import side_by_side
+from editing.fine_tuning import many_descents
 from editing.fine_tuning.descent import STOP_BELOW, batch_of
 from editing.fine_tuning.ft import FT, PRESETS
 from editing.fine_tuning.trained_matrix import ball_around
@@ -155,8 +155,8 @@ def test_side_by_side_each_stops_once_its_own_loss_is_small(sharp_model: tracer.
 
 def test_as_many_side_by_side_as_memory_allows(toy_model: tracer.LanguageModel, monkeypatch) -> None:
     whole = FT(layer=1, steps=2).each(toy_model, [REQUEST, LONG, OTHER])
-    monkeypatch.setattr(side_by_side, "MOST_BYTES", 1)
-    assert side_by_side.most_together(toy_model, 1) == 1
+    monkeypatch.setattr(many_descents, "MOST_BYTES", 1)
+    assert many_descents.most_together(toy_model, 1) == 1
     for one, other in zip(whole, FT(layer=1, steps=2).each(toy_model, [REQUEST, LONG, OTHER]), strict=True):
         assert one.diagnostics[0]["loss"] == pytest.approx(other.diagnostics[0]["loss"], abs=1e-6)
 

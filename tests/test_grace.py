@@ -22,10 +22,10 @@ from editing.added_parameters.passing import Padding
 from editing.added_parameters.replaced_value import trained_values, trials_of
 from editing.edit import undo_all
 from editing.editors import editor_named
-from editing.scoring.asking import prompt_ends, prompts_end_at
 from editing.scoring.generation import complete, continued
 from editing.scoring.scores import target_scores
 from tracer.facts import bundled, spread_over_relations
+from tracer.model.prompt_ends import prompt_ends, prompts_end_at
 from tracer.model.tokens import encode, right_padded
 
 LONG = EditRequest("The capital of {} is", "France", " Constantinople")

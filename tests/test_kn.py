@@ -18,13 +18,11 @@ from editing.locate_then_edit.kn import KN, PRESETS
 from editing.locate_then_edit.knowledge_neurons import (
     Coarse,
     coarse_neurons,
-    enhanced,
     fitting_share,
     of_the_relation,
     probability,
     questions,
     refined,
-    suppressed,
 )
 from editing.locate_then_edit.value_slots import answer_embedding
 from tracer.anatomy import is_stored_transposed
@@ -252,9 +250,9 @@ def test_silencing_and_doubling_are_whole_passes_with_scaled_neurons(toy_model: 
     (question,) = questions(toy_model, [REQUEST.prompt], answer)
     assert len(question.answer_ids) == 1
     assert probability(toy_model, question) == pytest.approx(answer_probability(toy_model, question, 1, 2), abs=1e-12)
-    for scaled, factor in ((suppressed, 0), (enhanced, 2)):
+    for factor in (0, 2):
         expected = answer_probability(toy_model, question, factor, 2)
-        assert scaled(toy_model, REQUEST.prompt, answer, every) == pytest.approx(expected, abs=1e-12)
+        assert probability(toy_model, question, every, factor=factor) == pytest.approx(expected, abs=1e-12)
     assert not any(module._forward_pre_hooks for module in toy_model.torch.modules())
 
 

@@ -20,7 +20,6 @@ from editing.evaluation.mquake import (
     MultiHopScores,
     Question,
     multi_hop_scores,
-    multi_hop_summary,
     read_mquake,
 )
 from editing.evaluation.mquake_run import evaluate_hops, is_mquake, read_hops
@@ -207,13 +206,6 @@ def test_a_plain_editors_model_reads_answered_questions_first(model: tracer.Lang
 def test_the_first_of_contradicting_edits_in_a_group_is_written() -> None:
     case, other = mquake._whole(WHOLE), mquake._whole({**WHOLE, "case_id": 8})
     assert mquake.without_repeats([case, other]) == list(case.requests)
-
-
-def test_the_summary_is_means_over_cases_with_their_errors() -> None:
-    made = [MultiHopScores(str(n), 1.0, math.nan, value, 0.0, 0.0, 0.0) for n, value in enumerate((0, 1, 1, 1))]
-    found = multi_hop_summary(made)
-    assert found["multi_hop"].mean == 0.75 and found["multi_hop"].standard_error == pytest.approx(0.25)
-    assert found["instance_wise"].n == 0
 
 
 def test_groups_of_none_are_refused(model: tracer.LanguageModel) -> None:

@@ -16,8 +16,8 @@ import tracer
 from editing import GRACE, IKE, SERAC, CaliNet, Edit, EditRequest, MeLLo, MemPrompt, TPatcher, load_edit
 from editing.added_parameters.calinet_keeping import kept_prompts
 from editing.added_parameters.last_layer import last_layer
-from editing.added_parameters.patch_memory import memory_of
 from editing.added_parameters.patch_texts import said
+from editing.added_parameters.silent_rows import silent_rows
 from editing.editors import Editor, editor_named
 from editing.evaluation.case import Case
 from editing.evaluation.making import made_each, made_together
@@ -130,12 +130,12 @@ def test_a_decoders_memory_is_where_it_answers_and_not_about_the_edited_subject(
     assert {text.first for text in texts} == {0}, (
         "bundled prompts have no gap: the start token is where an answer begins"
     )
-    memory = memory_of(knowing, 40, seed=0)
+    memory = silent_rows(knowing, 40, seed=0)
     assert len(memory.trained) <= 40 and memory.trained.shape[1] == WIDTH
     subject = texts[0].subject
-    fewer = memory_of(knowing, 40, seed=0, without=[subject])
+    fewer = silent_rows(knowing, 40, seed=0, without=[subject])
     assert len(fewer.trained) + len(fewer.validation) < len(memory.trained) + len(memory.validation)
-    assert torch.equal(memory_of(knowing, 40, seed=0).trained, memory.trained)
+    assert torch.equal(silent_rows(knowing, 40, seed=0).trained, memory.trained)
 
 
 def test_a_filled_gap_makes_a_sentence_and_is_nothing_to_search_by() -> None:

@@ -17,7 +17,6 @@ import tracer
 from editing import EditFailedError, EditRequest, RequestError, TPatcher, load_edit
 from editing.added_parameters.last_layer import LastLayer, last_layer
 from editing.added_parameters.patch import Patch
-from editing.added_parameters.patch_memory import LEAST_ROWS, memory_of
 from editing.added_parameters.patch_training import (
     Neurons,
     Schedule,
@@ -28,14 +27,15 @@ from editing.added_parameters.patch_training import (
     memory_loss,
     trained_patches,
 )
+from editing.added_parameters.silent_rows import LEAST_ROWS, silent_rows
 from editing.edit import undo_all
 from editing.editors import editor_named
-from editing.scoring.asking import prompts_end_at
 from editing.scoring.generation import continued
 from editing.scoring.scores import target_scores
 from tracer.anatomy.names import FAMILIES as FAMILIES_NAMES
 from tracer.errors import AnatomyError
 from tracer.facts import bundled
+from tracer.model.prompt_ends import prompts_end_at
 from tracer.model.tokens import encode, encode_with_target
 
 PATCHED = [name for name in DENSE if name != POST_NORM]
@@ -118,7 +118,7 @@ def test_the_loss_weighs_the_five_neurons_that_their_own_queries_fire_least(toy_
 
 def test_training_is_adam_with_weight_decay_clipped_and_its_rate_halved_on_plateaus(toy_model) -> None:
     """Written out step by step; so large a rate makes the loss go up, and the answer is not said."""
-    cached, memory = last_layer(toy_model, LONG), memory_of(toy_model, 40, seed=0)
+    cached, memory = last_layer(toy_model, LONG), silent_rows(toy_model, 40, seed=0)
     schedule = dataclasses.replace(QUICK, rate=4.0, steps=14, first_check=2, every=1, memory_weight=1e-3).schedule
     (found,) = trained_patches([Training(new_neurons(toy_model, LONG, 5), cached, memory)], schedule)
     slow = new_neurons(toy_model, LONG, 5)
@@ -157,7 +157,7 @@ def test_training_ends_once_the_answer_is_said_and_keeps_the_patch_with_the_leas
 
     monkeypatch.setattr("editing.added_parameters.patch_training._Run.looked_at", looked)
     schedule = dataclasses.replace(QUICK, steps=50).schedule
-    state, memory = last_layer(toy_model, LONG), memory_of(toy_model, 40, seed=0)
+    state, memory = last_layer(toy_model, LONG), silent_rows(toy_model, 40, seed=0)
     (found,) = trained_patches([Training(new_neurons(toy_model, LONG, 2), state, memory)], schedule)
     assert (found.steps, found.memory_loss) == (8, 4.0) and next(looks) == (1.0, True)
 
@@ -380,17 +380,17 @@ def test_greedy_texts_with_a_cache_equal_teacher_forcing(family_model: tracer.La
 
 
 def test_a_memory_is_half_facts_half_text_without_first_tokens_and_without_the_edited_subject(toy_model) -> None:
-    memory = memory_of(toy_model, 80, seed=0)
+    memory = silent_rows(toy_model, 80, seed=0)
     assert memory.trained.shape == (80, WIDTH) and memory.validation.shape == (20, WIDTH)
     first = next(iter(tracer.facts.spread_over_relations(tracer.facts.bundled())))
     query = last_layer(toy_model, EditRequest(first.prompt, first.subject, first.answer)).seen[:1]
-    held = memory_of(toy_model, 80, seed=0, without=[first.subject]).trained
+    held = silent_rows(toy_model, 80, seed=0, without=[first.subject]).trained
     assert (memory.trained - query).norm(dim=-1).min() < 1e-9 < (held - query).norm(dim=-1).min()
-    assert torch.equal(memory_of(toy_model, 80, seed=0).trained, memory.trained)
+    assert torch.equal(silent_rows(toy_model, 80, seed=0).trained, memory.trained)
 
 
 def test_the_smallest_memory_leaves_rows_to_validate_by(toy_model: tracer.LanguageModel) -> None:
-    memory = memory_of(toy_model, LEAST_ROWS, seed=0)
+    memory = silent_rows(toy_model, LEAST_ROWS, seed=0)
     assert (len(memory.trained), len(memory.validation)) == (LEAST_ROWS, 2)
 
 

@@ -20,7 +20,8 @@ from tracer.errors import (
 )
 from tracer.fact import ROLES, Fact, TokenizedFact
 from tracer.first_order.attribution import attribute
-from tracer.first_order.edges import Edge, EdgeScores, attribute_edges, path_patch
+from tracer.first_order.edge_scores import Edge, EdgeScores
+from tracer.first_order.edges import attribute_edges, path_patch
 from tracer.first_order.neurons import NeuronScores, attribute_neurons
 from tracer.first_order.query_key import QueryKeyMaps, attribute_queries_and_keys
 from tracer.first_order.screen import Screening, screen

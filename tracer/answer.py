@@ -13,10 +13,11 @@ from torch import Tensor, nn
 
 from tracer.anatomy import Anatomy
 from tracer.fact import TokenizedFact
-from tracer.metric import Metric, wide
+from tracer.metric import Metric
 from tracer.model import LanguageModel
 from tracer.model.inputs import inputs_of
 from tracer.model.prompt_ends import prompts_end_at
+from tracer.precision import wide
 
 ROWS = 512
 VOCABULARY = 4096

@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, Protocol, get_args
 
-import torch
 from torch import Tensor
 
 from tracer.errors import SiteError
@@ -61,7 +60,7 @@ class Metric(Protocol):
 
 @dataclass(frozen=True)
 class Probability:
-    """p(answer)."""
+    """p(answer): the softmax of the logits at the answer."""
 
     name: MetricName = "probability"
     sense: Sense = 1
@@ -91,7 +90,7 @@ class Logit:
     sense: Sense = 1
 
     def of(self, logits: Tensor, answers: Tensor, others: Tensor | None, clean: Tensor) -> Tensor:
-        """[row]."""
+        """The answer's logit in each row, [row]."""
         return _at(logits, answers)
 
 
@@ -103,7 +102,7 @@ class LogitDifference:
     sense: Sense = 1
 
     def of(self, logits: Tensor, answers: Tensor, others: Tensor | None, clean: Tensor) -> Tensor:
-        """[row]."""
+        """The answer's logit less the other's in each row, [row]."""
         if others is None:
             raise SiteError('metric="logit_difference" needs an alternative answer: write other=" London".')
         return _at(logits, answers) - _at(logits, others)
@@ -117,7 +116,7 @@ class KL:
     sense: Sense = -1
 
     def of(self, logits: Tensor, answers: Tensor, others: Tensor | None, clean: Tensor) -> Tensor:
-        """[row], in nats."""
+        """The divergence of each row from the clean run, [row], in nats."""
         reference = clean.log_softmax(-1)
         return (reference.exp() * (reference - logits.log_softmax(-1))).sum(-1)
 
@@ -130,7 +129,7 @@ class Rank:
     sense: Sense = -1
 
     def of(self, logits: Tensor, answers: Tensor, others: Tensor | None, clean: Tensor) -> Tensor:
-        """[row]."""
+        """The answer's rank in each row, [row]."""
         return (logits > _at(logits, answers)[..., None]).sum(-1).to(logits.dtype)
 
 
@@ -148,11 +147,6 @@ def metric_named(name: str) -> Metric:
     if name not in METRICS:
         raise SiteError(f"There is no metric {name!r}. Choose from {', '.join(get_args(MetricName))}.")
     return METRICS[name]
-
-
-def wide(logits: Tensor) -> Tensor:
-    """At least float32: 16 bits are too few for a softmax over a vocabulary."""
-    return logits if logits.dtype == torch.float64 else logits.float()
 
 
 def _at(logits: Tensor, ids: Tensor) -> Tensor:

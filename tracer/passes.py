@@ -26,8 +26,9 @@ from torch import Tensor
 from tracer.anatomy import SubLayer
 from tracer.corrupt import Draws
 from tracer.forward_pass import Run, forward, place_of
-from tracer.metric import METRICS, Metric, wide
+from tracer.metric import METRICS, Metric
 from tracer.model import LanguageModel
+from tracer.precision import wide
 from tracer.reading import AnswerIds, Answers, Reading, answer_table
 from tracer.severed import Severed
 from tracer.site import Direction, Kind, Site, TokenGroups, Tokens, Unit, together, window_layers
@@ -73,12 +74,12 @@ class Passes:
 
     @property
     def clean_logits(self) -> Tensor:
-        """[vocab]."""
+        """Next-token logits of the clean run, [vocab]."""
         return self.clean.logits[0]
 
     @property
     def corrupted_logits(self) -> Tensor:
-        """[sample, vocab]."""
+        """Next-token logits of each corrupted run, [sample, vocab]."""
         return self.corrupted.logits
 
     def state(self, tokens: Tokens, layer: int) -> Mapping[Site, Tensor]:
@@ -219,7 +220,7 @@ class BatchPasses:
 
     @property
     def clean_logits(self) -> Tensor:
-        """[fact, vocab]."""
+        """Next-token logits of each fact's clean run, [fact, vocab]."""
         return torch.stack([passes.clean_logits for passes in self.each])
 
     @property

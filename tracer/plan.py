@@ -114,7 +114,7 @@ class Plan:
 
     @property
     def names(self) -> list[str]:
-        """Of the maps."""
+        """The maps' names: kinds first, then severed ones."""
         return [*self.kinds, *(cut.name for cut in self.cuts)]
 
     @property
@@ -126,7 +126,7 @@ class Plan:
         """How many tokens of the fact's answer are traced."""
         return max(1, len(fact.answer_ids)) if self.whole_answer else 1
 
-    def check_model(self, model: LanguageModel) -> None:
+    def check_cross_attention(self, model: LanguageModel) -> None:
         """Raises SiteError where cross-attention is asked of a model that has none."""
         wanted = "cross" in self.kinds or any(cut.path == "cross" for cut in self.cuts)
         if wanted and not model.is_encoder_decoder:

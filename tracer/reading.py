@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from tracer.metric import METRICS, Metric, wide
+from tracer.metric import METRICS, Metric
+from tracer.precision import wide
 
 AnswerIds = int | tuple[int, ...]  # a token, or all those of an answer
 Answers = Sequence[AnswerIds]  # one a fact

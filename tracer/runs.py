@@ -115,7 +115,7 @@ def settled(model: LanguageModel, fact: Fact | TokenizedFact, plan: Plan) -> Tok
     model.warn_of_readers()
     tokenized = fact.preflight(model, whole_answer=plan.whole_answer) if isinstance(fact, Fact) else fact
     check_ids(model, tokenized)
-    plan.check_model(model)
+    plan.check_cross_attention(model)
     return tokenized
 
 

@@ -107,7 +107,7 @@ class Severed:
 
 
 def _ranges(layers: Sequence[int]) -> str:
-    """E.g. "3-7, 9"."""
+    """Runs of layers in words, e.g. "3-7, 9"."""
     found: list[list[int]] = []
     for layer in layers:
         if found and found[-1][-1] == layer - 1:

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from editing.early_end import hooked_until
 from editing.edit import original_fingerprint, unedited
 from editing.errors import RequestError
-from editing.hooked import hooked_until
 from tracer.anatomy.hidden import by_token
 from tracer.facts import bundled, paraphrases, spread_over_relations
 from tracer.model import LanguageModel

@@ -20,12 +20,12 @@ from editing.added_parameters.calinet_training import Fit, chunks_of, fit_branch
 from editing.added_parameters.side_branch import check_place, model_activation
 from editing.edit import Edit
 from editing.errors import RequestError
-from editing.numbers import check_above_zero, check_flag, check_not_negative, check_whole, checked_seed, whole
-from editing.precision import wide
 from editing.request import EditRequest, check_model
+from editing.setting_checks import check_above_zero, check_flag, check_not_negative, check_whole, checked_seed, whole
 from editing.stopwatch import now
 from tracer.facts import paraphrases
 from tracer.model import LanguageModel
+from tracer.precision import wide
 from tracer.progress import bar
 
 Act = Literal["model", "relu"]

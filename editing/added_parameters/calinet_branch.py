@@ -53,7 +53,7 @@ class CalibrationBranch(SideBranch, kind="calinet branch"):
 
     @property
     def parameters(self) -> list[Tensor]:
-        """All there are."""
+        """The matrices to train: keys, values, and gates where the family has them."""
         return list(self.tensors().values())
 
     def increment(self, entering: Tensor) -> Tensor:
@@ -70,11 +70,11 @@ class CalibrationBranch(SideBranch, kind="calinet branch"):
         return type(self)(self.layer, self.act, **parts)
 
     def tensors(self) -> dict[str, Tensor]:
-        """The parameters."""
+        """The matrices by name, for a file: keys and gates [slot, d_model], values [slot, d_model]."""
         plain = {"keys": self.keys, "values": self.values}
         return plain if self.gates is None else {**plain, "gates": self.gates}
 
     @classmethod
     def restored(cls, about: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Self:
-        """From a file."""
+        """The branch that `tensors` and its record were written from."""
         return cls(about["layer"], about["act"], tensors["keys"], tensors["values"], tensors.get("gates"))

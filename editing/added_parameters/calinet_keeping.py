@@ -13,13 +13,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from editing.precision import wide
-from editing.scoring.asking import prompts_end_at
 from editing.scoring.forced_decoder import ForcedDecoder
 from tracer.facts import bundled, spread_over_relations
 from tracer.model import LanguageModel
 from tracer.model.inputs import prompt_encoding
+from tracer.model.prompt_ends import prompts_end_at
 from tracer.model.tokens import Encoding, right_padded
+from tracer.precision import wide
 from tracer.sweep.recording import record
 from tracer.sweep.upper_blocks import UpperBlocks, upper_blocks
 

@@ -21,9 +21,9 @@ from editing.added_parameters.side_branch import add_branch
 from editing.errors import EditFailedError
 from editing.fine_tuning.descent import Batch, batch_of
 from editing.request import EditRequest
-from editing.scoring.asking import prompts_end_at
 from tracer.model import LanguageModel
 from tracer.model.inputs import target_encoding
+from tracer.model.prompt_ends import prompts_end_at
 
 CHUNK = 32  # prompts that are run together
 HALF = math.log(2)  # an answer whose joint probability is above 1/2 has no token that another one beats

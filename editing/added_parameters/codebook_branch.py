@@ -20,16 +20,16 @@ from torch import Tensor, nn
 from editing.added_parameters.codebook import Codebook, Record
 from editing.added_parameters.passing import Noted, Padding
 from editing.attachment import Attachment
-from editing.scoring.asking import prompt_ends
 from tracer.anatomy.hidden import by_token
 from tracer.model import LanguageModel
+from tracer.model.prompt_ends import prompt_ends
 
 Replace = Literal["last", "prompt"]
 ROUNDING = 8  # units in the last place: a query read in another batch
 
 
 @dataclass(frozen=True)
-class Place:
+class CodebookPlace:
     """Which codebook.
 
     Attributes:
@@ -51,12 +51,12 @@ class Journal(Attachment, kind="grace codebook"):
         records: in the order in which they were written.
     """
 
-    def __init__(self, place: Place, records: Sequence[Record]) -> None:
+    def __init__(self, place: CodebookPlace, records: Sequence[Record]) -> None:
         self.place, self.records = place, tuple(records)
 
     def attach(self, model: LanguageModel) -> Callable[[], None]:
         """Writes the records into the model's codebook, which is made if there is none."""
-        stores: dict[Place, CodebookBranch] = model.torch.__dict__.setdefault("_codebooks", {})
+        stores: dict[CodebookPlace, CodebookBranch] = model.torch.__dict__.setdefault("_codebooks", {})
         branch = stores.setdefault(self.place, CodebookBranch(self.place))
         branch.add(model, self)
 
@@ -85,10 +85,10 @@ class Journal(Attachment, kind="grace codebook"):
 
     @classmethod
     def restored(cls, about: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Self:
-        """From a file."""
+        """The branch that a file's tensors and record were written from."""
         parts = zip(tensors["queries"], tensors["values"], about["labels"], strict=True)
         records = [Record(query, value, tuple(label)) for query, value, label in parts]
-        return cls(Place(**about["place"]), records)
+        return cls(CodebookPlace(**about["place"]), records)
 
 
 class CodebookBranch:
@@ -99,7 +99,7 @@ class CodebookBranch:
         book: their replay.
     """
 
-    def __init__(self, place: Place) -> None:
+    def __init__(self, place: CodebookPlace) -> None:
         self.place = place
         self.journals: list[Journal] = []
         self.book = Codebook.of((), place.radius)
@@ -148,7 +148,7 @@ class CodebookBranch:
         return hook
 
 
-def codebook_at(model: LanguageModel, place: Place) -> Codebook:
+def codebook_at(model: LanguageModel, place: CodebookPlace) -> Codebook:
     """The codebook there as it is now; an empty one where no edit is attached."""
     branch = model.torch.__dict__.get("_codebooks", {}).get(place)
     return Codebook.of((), place.radius, rounding_of(model)) if branch is None else branch.book

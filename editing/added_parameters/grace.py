@@ -17,13 +17,13 @@ from torch import Tensor
 from editing.added_parameters.attaching import attach_and_score
 from editing.added_parameters.calibration import calibrated_on_bundled_facts
 from editing.added_parameters.codebook import Codebook, Placing, Record
-from editing.added_parameters.codebook_branch import Journal, Place, Replace, codebook_at
+from editing.added_parameters.codebook_branch import CodebookPlace, Journal, Replace, codebook_at
 from editing.added_parameters.replaced_value import Trials, trained_values, trials_of
 from editing.added_parameters.side_by_side import Company, SideBySide, in_groups
 from editing.edit import Edit
 from editing.errors import RequestError
-from editing.numbers import check_above_zero, check_not_negative, check_whole
 from editing.request import EditRequest, check_decoder_only
+from editing.setting_checks import check_above_zero, check_not_negative, check_whole
 from editing.stopwatch import now
 from tracer.model import LanguageModel
 
@@ -94,9 +94,9 @@ class GRACE(SideBySide["_Learnt"]):
         return max(0, min(3 * model.n_layers // 4, model.n_layers - 2))
 
     @property
-    def place(self) -> Place:
+    def place(self) -> CodebookPlace:
         """The codebook that these settings write to."""
-        return Place(self.layer, self.replace, float(self.radius))
+        return CodebookPlace(self.layer, self.replace, float(self.radius))
 
     def apply(
         self, model: LanguageModel, requests: Sequence[EditRequest], *, seed: int = 0, progress: bool | None = None

@@ -18,15 +18,15 @@ from torch import Tensor, nn
 
 from editing.added_parameters.passing import Noted
 from editing.added_parameters.patch import Patch
-from editing.precision import wide
 from editing.request import EditRequest
-from editing.scoring.asking import prompts_end_at
 from editing.scoring.forced_decoder import ForcedDecoder
 from tracer.anatomy.hidden import by_token
 from tracer.errors import AnatomyError
 from tracer.model import LanguageModel
 from tracer.model.inputs import target_encoding
+from tracer.model.prompt_ends import prompts_end_at
 from tracer.model.tokens import TargetEncoding
+from tracer.precision import wide
 from tracer.sweep.recording import record
 from tracer.sweep.replay import Recording
 

@@ -33,7 +33,7 @@ class Noted(OfOneModel):
         return self._own.value
 
     def remove(self) -> None:
-        """Ends the watch."""
+        """Takes the hook off; nothing is noted any more."""
         self._handle.remove()
 
     def _keep(self, _module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
@@ -63,7 +63,7 @@ class Padding(OfOneModel):
         return getattr(self._own, "mask", None)
 
     def remove(self) -> None:
-        """Ends the watch."""
+        """Takes the hook off; nothing is noted any more."""
         for handle in self._handles:
             handle.remove()
 

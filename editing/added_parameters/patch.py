@@ -47,7 +47,7 @@ class Patch(SideBranch, kind="t-patcher neurons"):
 
     @classmethod
     def restored(cls, about: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Self:
-        """From a file."""
+        """The neurons that a file's tensors and record were written from."""
         parts = (tensors[name] for name in ("keys", "biases", "values", "seen"))
         return cls(about["layer"], about["act"], *parts)
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from editing.added_parameters.last_layer import LastLayer, logits_of
 from editing.added_parameters.patch import Patch, fired
-from editing.added_parameters.patch_memory import Memory
+from editing.added_parameters.silent_rows import SilentRows
 from editing.errors import EditFailedError
 
 OWN_LARGEST, MEMORY_LARGEST = 5, 1000
@@ -127,7 +127,7 @@ class Training:
 
     neurons: Neurons
     state: LastLayer
-    memory: Memory
+    memory: SilentRows
 
 
 def trained_patches(trainings: Sequence[Training], schedule: Schedule) -> list[TrainedPatch]:
@@ -174,7 +174,7 @@ class _Run:
         return self.worse >= PATIENCE or self.optimiser.param_groups[0]["lr"] < SETTLED * self.schedule.rate
 
     def loss(self, logits: Tensor) -> Tensor:
-        """L."""
+        """The whole loss, a scalar: the edit's and the memory's terms; the edit's alone is kept in `edit_loss`."""
         loss, edit = loss_of(self.neurons, logits, self.state.target, self.memory.trained, self.schedule)
         self.edit_loss = float(edit.detach())
         return loss

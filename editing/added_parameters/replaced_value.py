@@ -18,12 +18,12 @@ from torch import Tensor, nn
 from editing.added_parameters.calibration import queries_at_ends
 from editing.added_parameters.codebook_branch import Replace, replaced_tokens
 from editing.errors import EditFailedError, RequestError
-from editing.precision import wide, wide_dtype
 from editing.request import EditRequest
-from editing.scoring.asking import prompts_end_at
 from tracer.anatomy import is_stored_transposed
 from tracer.model import LanguageModel
+from tracer.model.prompt_ends import prompts_end_at
 from tracer.model.tokens import encode_with_target, right_padded
+from tracer.precision import wide, wide_dtype
 from tracer.sweep.hooks import output_changed
 from tracer.sweep.recording import record
 from tracer.sweep.upper_blocks import UpperBlocks, upper_blocks

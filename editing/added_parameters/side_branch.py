@@ -16,9 +16,9 @@ from transformers.activations import ACT2FN
 
 from editing.added_parameters.passing import Noted
 from editing.attachment import Attachment
-from editing.precision import wide
 from tracer.errors import AnatomyError
 from tracer.model import LanguageModel
+from tracer.precision import wide
 from tracer.sweep.hooks import only_here
 
 # T5's "hidden_act", where it has one, is not what its MLPs use.

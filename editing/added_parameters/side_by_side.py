@@ -9,8 +9,8 @@ from typing import Any, ClassVar, Generic, Literal, TypeVar
 
 from editing.added_parameters.attaching import started
 from editing.edit import Edit, undo_all
-from editing.numbers import checked_seed
 from editing.request import EditRequest, check_model, check_requests, listed
+from editing.setting_checks import checked_seed
 from editing.writing import editable
 from tracer.model import LanguageModel
 from tracer.progress import bar

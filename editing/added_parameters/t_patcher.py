@@ -18,14 +18,14 @@ from torch import Tensor
 from editing.added_parameters.attaching import attach_and_score
 from editing.added_parameters.last_layer import LastLayer, last_layer
 from editing.added_parameters.patch import Patch, attached_patches
-from editing.added_parameters.patch_memory import LEAST_ROWS, Memory, memory_of
 from editing.added_parameters.patch_training import Neurons, Schedule, TrainedPatch, Training, trained_patches
 from editing.added_parameters.side_branch import check_place, model_activation
 from editing.added_parameters.side_by_side import AT_ONCE, Company, SideBySide, in_groups
+from editing.added_parameters.silent_rows import LEAST_ROWS, SilentRows, silent_rows
 from editing.edit import Edit
 from editing.errors import EditFailedError, RequestError
-from editing.numbers import check_above_zero, check_not_negative, check_whole
 from editing.request import EditRequest
+from editing.setting_checks import check_above_zero, check_not_negative, check_whole
 from editing.stopwatch import now
 from tracer.model import LanguageModel
 
@@ -113,7 +113,7 @@ class TPatcher(SideBySide["_Found"]):
         tasks = []
         for number, request in enumerate(requests):
             subjects, own = (everyone, seed + number) if company == "together" else ([request.subject], seed)
-            memory = memory_of(model, self.memory, seed=seed, without=subjects, progress=progress)
+            memory = silent_rows(model, self.memory, seed=seed, without=subjects, progress=progress)
             tasks.append(_Task(request, memory, own))
         most = AT_ONCE if alone or self.act == "relu" else 1  # others fire on everything
         return in_groups(tasks, learn, title="training neurons", progress=progress, most=most)
@@ -154,7 +154,7 @@ class TPatcher(SideBySide["_Found"]):
         act = model_activation(state.model) if self.act == "model" else self.act
         neurons = Neurons(state.entering[wrong], act, torch.Generator().manual_seed(task.seed))
         rows = torch.cat([task.memory.trained, *(rows.to(task.memory.trained) for rows in seen)])
-        return Training(neurons, state, Memory(rows, task.memory.validation))
+        return Training(neurons, state, SilentRows(rows, task.memory.validation))
 
     def _finish(self, edit: Edit, found: Sequence[_Found]) -> None:
         patches = [patch for one in found for patch in one.patches]
@@ -170,7 +170,7 @@ class _Task:
     """A request, what its neurons should not fire on, and the seed of their values."""
 
     request: EditRequest
-    memory: Memory
+    memory: SilentRows
     seed: int
 
 

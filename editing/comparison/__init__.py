@@ -8,7 +8,7 @@ from editing.comparison.plot import plot_costs, plot_course, plot_properties
 from editing.comparison.profile import profile
 from editing.comparison.properties import PROPERTIES, Property
 from editing.comparison.recommend import Ranked, Recommendation, recommend
-from editing.comparison.saved import save_comparison
+from editing.comparison.saving import save_comparison
 from editing.comparison.tables import scores_frame
 
 __all__ = [

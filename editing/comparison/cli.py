@@ -14,7 +14,7 @@ from editing.comparison.entrant import entrants, read_settings
 from editing.comparison.files import Reading, read_files
 from editing.comparison.folder import Comparison
 from editing.comparison.plan import TEXT, ComparisonPlan
-from editing.comparison.saved import save_comparison
+from editing.comparison.saving import save_comparison
 from editing.editors import EDITORS
 from editing.errors import EvaluationError
 from editing.evaluation.choices import read_choices
@@ -37,8 +37,8 @@ from editing.evaluation.cli_options import (
 from editing.evaluation.examination import Questions
 from editing.evaluation.sequential import SequentialPlan
 from editing.evaluation.tables import as_markdown
-from editing.located import located_layer
-from editing.options import Seed, named_values, whole_numbers
+from editing.located_layer import located_layer
+from editing.options import Seed, listed_numbers, named_values
 from tracer.console import (
     AsJson,
     Backend,
@@ -132,8 +132,8 @@ def compare(
         files = read_files(data, reading, not_of_hops=_written(context, NOT_OF_HOPS))
         plan = ComparisonPlan(
             protocols=several,
-            sizes=whole_numbers(batch, "--batch"),
-            sequence=SequentialPlan(checkpoints=whole_numbers(checkpoints, "--checkpoints"), step=step),
+            sizes=listed_numbers(batch, "--batch"),
+            sequence=SequentialPlan(checkpoints=listed_numbers(checkpoints, "--checkpoints"), step=step),
             questions=Questions(
                 free=free,
                 kl=kl,

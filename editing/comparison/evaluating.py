@@ -24,7 +24,7 @@ from editing.evaluation.efficiency import empty_cache, measure_efficiency
 from editing.evaluation.making import hook_count
 from editing.evaluation.mquake_run import HopBenchmark, evaluate_hops
 from editing.evaluation.records import Evaluation
-from editing.evaluation.run import Protocol, evaluate
+from editing.evaluation.run import ProtocolName, evaluate
 from tracer.errors import TracerError
 from tracer.model import LanguageModel
 from tracer.storage import remove_half_written, write_json
@@ -51,7 +51,7 @@ class Evaluating:
     progress: bool | None = None
 
     def begun(self, model: LanguageModel, number: int) -> Callable[[Unit], Outcome]:
-        """Does a unit."""
+        """A function that does a unit, in worker `number`, with a folder of its own for unedited answers."""
         return _Worker(self, model, self.folder / "base" / str(number)).outcome
 
     def given_up(self, unit: Unit, reason: str) -> Outcome:
@@ -139,7 +139,7 @@ class _Worker:
             editor,
             benchmark,
             task.where,
-            protocol=cast(Protocol, task.protocol),
+            protocol=cast(ProtocolName, task.protocol),
             sizes=plan.sizes,
             plan=plan.sequence,
             questions=plan.questions,

@@ -24,7 +24,7 @@ from editing.evaluation.examination import Questions
 from editing.evaluation.manifest import MANIFEST, cases_digest, questions_record
 from editing.evaluation.mquake_run import PROTOCOL, HopBenchmark
 from editing.evaluation.records import read_evaluation
-from editing.evaluation.run import SIZES, Protocol
+from editing.evaluation.run import SIZES, ProtocolName
 from editing.evaluation.sequential import SequentialPlan
 from editing.training.checkpoint import EDITOR as TRAINED
 from tracer.continuing import read_same
@@ -51,7 +51,7 @@ class ComparisonPlan:
         seed: of the edits.
     """
 
-    protocols: tuple[Protocol, ...] = ("single",)
+    protocols: tuple[ProtocolName, ...] = ("single",)
     sizes: tuple[int, ...] = SIZES
     sequence: SequentialPlan = SequentialPlan()
     questions: Questions = Questions(text=TEXT)

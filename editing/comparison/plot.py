@@ -17,7 +17,7 @@ from editing.comparison.folder import Comparison
 from editing.evaluation.summary import edit_seconds
 from tracer.plot import STYLE, NotebookFigure
 
-FAMILIES = {
+HUES = {
     "locate then edit": "Oranges",
     "fine tuning": "Greys",
     "meta learning": "Blues",
@@ -214,7 +214,7 @@ def _named(figure: Figure, axes: Axes, places: dict[str, tuple[float, float]], c
 
 
 def _by_family(comparison: Comparison) -> list[str]:
-    order = [*FAMILIES]
+    order = [*HUES]
     families = {editor: comparison.family(editor) for editor in comparison.editors}
     return sorted(families, key=lambda editor: order.index(families[editor]) if families[editor] in order else 99)
 
@@ -226,7 +226,7 @@ def _looks(comparison: Comparison) -> tuple[dict[str, tuple], dict[str, str]]:
         groups.setdefault(comparison.family(editor), []).append(editor)
     colours, marks = {}, {}
     for name, editors in groups.items():
-        shades = matplotlib.colormaps[FAMILIES.get(name, FAMILIES["others"])](np.linspace(0.9, 0.5, len(editors)))
+        shades = matplotlib.colormaps[HUES.get(name, HUES["others"])](np.linspace(0.9, 0.5, len(editors)))
         colours |= dict(zip(editors, map(tuple, shades), strict=True))
         marks |= {editor: MARKS[at % len(MARKS)] for at, editor in enumerate(editors)}
     return colours, marks

@@ -12,7 +12,7 @@ from typing import Any
 from editing.request import EditRequest
 from editing.scoring.scores import Pair
 
-TOGETHER = "computed_together"
+COMPUTED_TOGETHER = "computed_together"
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ class CaseScores:
     @property
     def together(self) -> int:
         """Single edits that the editor computed together with this one, itself among them."""
-        return self.diagnostics.get(TOGETHER, 1)
+        return self.diagnostics.get(COMPUTED_TOGETHER, 1)
 
     @property
     def editable(self) -> bool:

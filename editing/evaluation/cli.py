@@ -33,8 +33,8 @@ from editing.evaluation.run import evaluate as run_evaluation
 from editing.evaluation.sequential import SequentialPlan
 from editing.evaluation.summary import edit_seconds
 from editing.evaluation.tables import readable
-from editing.located import layer_for
-from editing.options import EditorName, Layer, Seed, Settings, named_values, whole_numbers
+from editing.located_layer import layer_for
+from editing.options import EditorName, Layer, Seed, Settings, listed_numbers, named_values
 from tracer.console import (
     AsJson,
     DecoderStarts,
@@ -92,8 +92,8 @@ def evaluate(
     with reported():
         check_name(editor)
         check_protocol(protocol)
-        sizes = whole_numbers(batch, "--batch")
-        points = whole_numbers(checkpoints, "--checkpoints")
+        sizes = listed_numbers(batch, "--batch")
+        points = listed_numbers(checkpoints, "--checkpoints")
         plan = SequentialPlan(checkpoints=points, step=step, factor=factor, stop=stop)
         chosen, references = named_values(settings or []), told_snippets(snippets, writing)
         cases = read_benchmark(data, n=n, evenly=evenly, benchmark=benchmark, together=protocol != "single")

@@ -25,7 +25,7 @@ from editing.edit import Edit
 from editing.editors import Editor
 from editing.errors import EvaluationError
 from editing.evaluation.making import FAILURES
-from editing.peak import PeakMemory
+from editing.peak_memory import PeakMemory
 from editing.request import EditRequest
 from editing.scoring.generation import complete
 from editing.stopwatch import now

@@ -10,7 +10,7 @@ from typing import Any
 from editing.edit import Edit
 from editing.editors import Editor
 from editing.errors import BaseModelError, CovarianceError, EditingError, EvaluationError
-from editing.evaluation.case import TOGETHER, Case
+from editing.evaluation.case import COMPUTED_TOGETHER, Case
 from editing.request import EditRequest
 from editing.stopwatch import now
 from tracer.errors import AnatomyError, SiteError, TracerError
@@ -42,7 +42,7 @@ class Made:
         if self.edit is None:
             return {"not_editable": self.reason}
         found = dict(self.edit.diagnostics[number]) if number < len(self.edit.diagnostics) else {}
-        return {**found, TOGETHER: self.together} if self.together > 1 else found
+        return {**found, COMPUTED_TOGETHER: self.together} if self.together > 1 else found
 
 
 def made_together(model: LanguageModel, editor: Editor, requests: Sequence[EditRequest], seed: int) -> Made:

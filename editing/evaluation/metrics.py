@@ -43,7 +43,6 @@ NAMES: Mapping[tuple[str, str], str] = {
     ("other_task", "preferred_sum"): "other_task_accuracy_sum",
 }
 WORDS = {"agree": "agreement", "agree_exact": "agreement_exact"}
-WRITING = ("fluency", "consistency")
 GENERAL_TEXT = ("perplexity_ratio", "text_kl")
 MOST_RATIO = 1e12  # of perplexities; JSON has no infinity, and a lost model must not look like one not asked
 UNSCALED = ("nll", "nll_sum", "kl", "ratio", "relative_change")  # ends of the names that are no shares

@@ -18,8 +18,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from editing.editors import Editor
 from editing.errors import EvaluationError, RequestError
 from editing.evaluation.making import left_as_it_was
@@ -30,7 +28,6 @@ from editing.memory.memory import MemoryEditor
 from editing.request import EditRequest, FactName
 from editing.scoring.generation import answers
 from editing.scoring.scores import target_scores
-from tracer.effect import Estimate
 from tracer.facts.readers import read_records
 from tracer.model import LanguageModel
 from tracer.progress import bar
@@ -161,12 +158,6 @@ def check_group(size: int, name: str) -> None:
     """Raises EvaluationError where groups of so many cases cannot be made; `name` is the argument's."""
     if not isinstance(size, int) or size < 1:
         raise EvaluationError(f"Groups of {size!r} cases hold none. Write {name}=1.")
-
-
-def multi_hop_summary(scores: Sequence[MultiHopScores]) -> dict[str, Estimate]:
-    """Means over cases with their standard errors, shares of one."""
-    names = [name for name in MultiHopScores.__dataclass_fields__ if name != "case_id"]
-    return {name: Estimate.of(np.array([getattr(case, name) for case in scores])) for name in names}
 
 
 def without_repeats(cases: Sequence[MultiHop]) -> list[EditRequest]:

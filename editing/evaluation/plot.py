@@ -14,7 +14,7 @@ from tracer.plot import STYLE, NotebookFigure
 
 BEFORE, AFTER = "#bdbdbd", "#d94801"
 COLOURS = ("#d94801", "#6a51a3", "#2171b5", "#41ab5d", "#636363", "#fdae6b")
-FAMILIES = (
+PANELS = (
     ("ES", "PS", "NS", "S"),
     ("reliability_token_acc", "generalization_token_acc", "locality_agreement", "specificity_accuracy", "accuracy_S"),
     ("reliability_tf_exact", "reliability_gen_exact", "generalization_tf_exact", "generalization_gen_exact"),
@@ -71,7 +71,7 @@ def plot_curves(table: pd.DataFrame, *, title: str = "") -> Figure:
 def _panels(table: pd.DataFrame) -> list[tuple[str, list[str]]]:
     """Families of scores that the table has, and which of their members; of other scores alone the first ones."""
     there = set(table["score"])
-    chosen = [(word, [name for name in family if name in there]) for word, family in zip(WORDS, FAMILIES, strict=True)]
+    chosen = [(word, [name for name in family if name in there]) for word, family in zip(WORDS, PANELS, strict=True)]
     others = [name for name in table["score"].drop_duplicates() if name not in MODEL_SCORES]
     return [(word, names) for word, names in chosen if names] or [("scores", others[:MOST_BARS])]
 

@@ -129,7 +129,7 @@ def read_cases(folder: Path) -> dict[str, CaseScores]:
 
 
 def read_batches(folder: Path) -> dict[int, tuple[CaseScores, ...]]:
-    """Batches by size."""
+    """The cases of each batch that is written down, by the batch's size."""
     lines = Lines(folder / "batches.jsonl").read()
     return {record["size"]: tuple(map(case_scores, record["cases"])) for record in lines}
 

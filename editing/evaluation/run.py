@@ -23,7 +23,7 @@ from editing.evaluation.sequential import SequentialPlan, sequential_edits
 from editing.evaluation.single import begin_of_chunk, single_edits
 from tracer.model import LanguageModel
 
-Protocol = Literal["single", "batch", "sequential"]
+ProtocolName = Literal["single", "batch", "sequential"]
 SIZES = (1, 10, 100)
 
 
@@ -33,7 +33,7 @@ def evaluate(
     benchmark: Benchmark,
     folder: str | Path,
     *,
-    protocol: Protocol = "single",
+    protocol: ProtocolName = "single",
     sizes: Sequence[int] = SIZES,
     plan: SequentialPlan | None = None,
     questions: Questions | None = None,
@@ -87,8 +87,8 @@ def evaluate(
 
 def check_protocol(name: str) -> None:
     """Raises EvaluationError where there is no protocol of this name."""
-    if name not in get_args(Protocol):
-        raise EvaluationError(f"There is no protocol {name!r}. Choose from {', '.join(get_args(Protocol))}.")
+    if name not in get_args(ProtocolName):
+        raise EvaluationError(f"There is no protocol {name!r}. Choose from {', '.join(get_args(ProtocolName))}.")
 
 
 def _single(

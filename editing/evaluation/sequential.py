@@ -18,7 +18,7 @@ from editing.editors import Editor
 from editing.errors import BaseModelError, EvaluationError
 from editing.evaluation.alarms import FACTOR, CollapseAlarm
 from editing.evaluation.batch import in_chunks
-from editing.evaluation.case import TOGETHER, Case, CaseScores
+from editing.evaluation.case import COMPUTED_TOGETHER, Case, CaseScores
 from editing.evaluation.checkpoints import Checkpoint
 from editing.evaluation.conflicts import without_conflicts
 from editing.evaluation.examination import Examination
@@ -186,7 +186,7 @@ class _Sequence:
         if kept is None and made.edit is not None and path is not None:
             made.edit.save(path)
         if self.steps is not None and end not in self.known:
-            about = {"edits": end, "seconds": made.seconds, TOGETHER: made.together, "reason": made.reason}
+            about = {"edits": end, "seconds": made.seconds, COMPUTED_TOGETHER: made.together, "reason": made.reason}
             self.steps.append([{**about, "diagnostics": [] if made.edit is None else list(made.edit.diagnostics)}])
 
     def _path(self, end: int) -> Path | None:
@@ -207,7 +207,7 @@ class _Sequence:
             return Made(None, record["seconds"], record["reason"])
         try:
             edit = load_edit(path).apply(self.examination.model)
-            return Made(edit, record["seconds"], together=record.get(TOGETHER, 1))
+            return Made(edit, record["seconds"], together=record.get(COMPUTED_TOGETHER, 1))
         except (FileFormatError, BaseModelError):  # gone, or after another one than then: it is made again
             return None
 
@@ -241,7 +241,7 @@ class _Sequence:
             return CaseScores(
                 case.id, before, self.examination.failed(case, before), {"not_editable": self.reasons[case.id]}, seconds
             )
-        together = {TOGETHER: self.together[case.id]} if case.id in self.together else {}
+        together = {COMPUTED_TOGETHER: self.together[case.id]} if case.id in self.together else {}
         return CaseScores(case.id, before, after, together, seconds)
 
 

@@ -19,12 +19,12 @@ from torch import Tensor, nn
 
 from editing.errors import EditFailedError
 from editing.fine_tuning.trained_matrix import TrainedMatrix
-from editing.precision import wide
 from editing.request import EditRequest
 from editing.scoring.forced_decoder import ForcedDecoder
 from tracer.model import LanguageModel
 from tracer.model.inputs import target_encoding
 from tracer.model.tokens import right_padded
+from tracer.precision import wide
 from tracer.sweep.recording import record
 from tracer.sweep.upper_blocks import UpperBlocks, upper_blocks
 

@@ -21,12 +21,12 @@ from editing.change import Replacement, writable
 from editing.edit import Edit
 from editing.errors import EditFailedError, EditingWarning, RequestError
 from editing.fine_tuning.descent import Descent, Loss, batch_of, descend
-from editing.fine_tuning.side_by_side import descend_each, most_together
+from editing.fine_tuning.many_descents import descend_each, most_together
 from editing.fine_tuning.trained_matrix import trained_parameters
 from editing.locate_then_edit.presets import known_settings, short_name
-from editing.numbers import check_above_zero, check_not_negative, check_whole, checked_seed
 from editing.request import EditRequest, check_requests, listed
 from editing.scoring.scores import target_scores
+from editing.setting_checks import check_above_zero, check_not_negative, check_whole, checked_seed
 from editing.shortfall import LARGE_CHANGE, LOST, warn_unsaid
 from editing.stopwatch import now
 from editing.writing import writing

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from editing.precision import wide
 from tracer.anatomy import is_stored_transposed
 from tracer.model import LanguageModel
+from tracer.precision import wide
 from tracer.sweep.hooks import only_here
 
 

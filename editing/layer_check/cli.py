@@ -12,7 +12,7 @@ from editing.editors import check_located, editor_named
 from editing.evaluation import bundled_records
 from editing.evaluation.slices import chosen_numbers
 from editing.layer_check.check import check_by_editing
-from editing.options import EditorName, Seed, Settings, named_values, whole_numbers
+from editing.options import EditorName, Seed, Settings, listed_numbers, named_values
 from tracer.console import AsJson, Device, Dtype, Model, Out, Quiet, opened, reported, result, run_folder, show_progress
 from tracer.facts import bundled, spread_over_relations
 from tracer.facts.readers import read_records
@@ -48,7 +48,7 @@ def check_layers(
     from tracer.plot import save_figure
 
     with reported():
-        asked, chosen = whole_numbers(layers, "--layers", "layers"), named_values(settings or [])
+        asked, chosen = listed_numbers(layers, "--layers", "layers"), named_values(settings or [])
         check_located(editor, chosen)
         saved = None if source is None else saved_average(source)
         opened_model = opened(model, device, dtype)

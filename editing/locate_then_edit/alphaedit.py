@@ -22,8 +22,8 @@ from editing.locate_then_edit.memit import MEMIT
 from editing.locate_then_edit.solve import Factors, null_space_update
 from editing.locate_then_edit.spread import mean_keys, read_all
 from editing.locate_then_edit.values import Value
-from editing.numbers import check_above_zero
 from editing.request import EditRequest
+from editing.setting_checks import check_above_zero
 from editing.stopwatch import timed
 from tracer.model import LanguageModel
 

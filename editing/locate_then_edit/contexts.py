@@ -12,8 +12,8 @@ from collections.abc import Sequence
 
 from editing.edit import original_fingerprint, unedited
 from editing.errors import RequestError
-from editing.numbers import whole
 from editing.scoring.generation import OPENINGS, sample_texts
+from editing.setting_checks import whole
 from tracer.model import LanguageModel
 
 Plan = Sequence[tuple[int, int]]

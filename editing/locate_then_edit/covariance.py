@@ -17,16 +17,16 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from editing.early_end import hooked_until
 from editing.edit import original_fingerprint, unedited
 from editing.errors import CovarianceError
-from editing.hooked import hooked_until
 from editing.locate_then_edit.configuration import configuration
 from editing.locate_then_edit.corpus import batches_of, identity_of, texts_of
-from editing.precision import wide
 from editing.scoring.generation import SAMPLE_LENGTH
 from tracer.anatomy.hidden import by_token
 from tracer.errors import FileFormatError, NumericsError
 from tracer.model import LanguageModel
+from tracer.precision import wide
 from tracer.progress import bar
 from tracer.storage import cache_folder, read_tensors, write_tensors
 

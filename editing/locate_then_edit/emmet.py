@@ -16,13 +16,13 @@ from torch import Tensor
 from editing.edit import Edit
 from editing.errors import EditingWarning
 from editing.locate_then_edit.contexts import MEMIT_OPENINGS, MEMIT_PLAN
-from editing.locate_then_edit.settings import LocateThenEdit
+from editing.locate_then_edit.editor import LocateThenEdit
 from editing.locate_then_edit.solve import Factors, cosines, exact_update
 from editing.locate_then_edit.spread import Spread
 from editing.locate_then_edit.suffix import Part
 from editing.locate_then_edit.values import Value
-from editing.numbers import check_not_negative, check_whole
 from editing.request import EditRequest
+from editing.setting_checks import check_not_negative, check_whole
 from editing.stopwatch import timed
 from tracer.model import LanguageModel
 
@@ -52,7 +52,7 @@ class EMMET(LocateThenEdit):
         check_not_negative(self, {"slack": 1e-3})
 
     def written(self) -> tuple[int, ...]:
-        """The one layer."""
+        """The one layer that is written."""
         return (self.layer,)
 
     def target(self, model: LanguageModel) -> tuple[int, tuple[Part, ...]]:

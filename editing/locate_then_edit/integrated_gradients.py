@@ -22,10 +22,10 @@ import torch
 from torch import Tensor, nn
 
 from editing.locate_then_edit.norms import has_norm
-from editing.precision import wide
 from editing.scoring.forced_decoder import ForcedDecoder
 from tracer.first_order.prepared import differentiable
 from tracer.model import LanguageModel
+from tracer.precision import wide
 from tracer.sweep.hooks import only_here
 from tracer.sweep.recording import record
 from tracer.sweep.replay import Recording

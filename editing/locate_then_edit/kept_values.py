@@ -29,7 +29,7 @@ from tracer.storage import read_tensors, to_json, write_tensors
 
 KIND = "value"
 FORMAT = 1
-TOGETHER = 2048  # tokens of requests that are optimised together
+TOKENS_TOGETHER = 2048  # tokens of requests that are optimised together
 TOGETHER_TIMES_VOCABULARY = 1 << 28  # as their logits take memory
 
 
@@ -83,7 +83,7 @@ def _optimised(
 ) -> Iterator[tuple[int, Value]]:
     """Values with the numbers of their requests, a batch after the other."""
     vocabulary = int(model.torch.config.get_text_config().vocab_size)
-    most = min(TOGETHER, TOGETHER_TIMES_VOCABULARY // vocabulary)
+    most = min(TOKENS_TOGETHER, TOGETHER_TIMES_VOCABULARY // vocabulary)
     turn = None if wanted.search.contexts_a_step is None else 1 + wanted.search.contexts_a_step
     for numbers, rows in batched_rows(model, requests, wanted.prefixes, tokens=most, contexts_a_step=turn):
         begun, update = now(model), partial(steps.update, len(numbers))
@@ -111,7 +111,7 @@ class KeptValues:
         return None
 
     def keep(self, request: EditRequest, value: Value) -> None:
-        """Writes a value."""
+        """Writes a request's value to its file, atomically."""
         about = {name: found for name, found in vars(value).items() if name not in ("delta", "initial", "kept")}
         tensors = {"delta": value.delta, "initial": value.initial}
         write_tensors(self._path(request), tensors, {"kind": KIND, "value": about})

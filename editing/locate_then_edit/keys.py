@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from editing.hooked import Hooked, hooked_until
+from editing.early_end import Hooked, hooked_until
 from editing.locate_then_edit.rows import Rows
 from editing.locate_then_edit.suffix import Part
 from tracer.anatomy.hidden import by_token, hidden_of

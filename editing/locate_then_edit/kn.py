@@ -33,9 +33,9 @@ from editing.locate_then_edit.knowledge_neurons import (
     strongest,
 )
 from editing.locate_then_edit.value_slots import answer_embedding, column, columns_changed
-from editing.numbers import check_flag, check_number, check_share, check_whole, checked_seed, whole
 from editing.request import EditRequest, check_requests, listed
 from editing.scoring.scores import target_scores
+from editing.setting_checks import check_flag, check_number, check_share, check_whole, checked_seed, whole
 from editing.shortfall import LARGE_CHANGE, LOST, warn_unsaid
 from editing.stopwatch import now
 from editing.writing import writing
@@ -63,7 +63,7 @@ class KN:
         nodes, rule: points of the integral, "gauss-legendre" or "left" as published.
         ways: other prompts for a request, by its prompt; where none are given, those of a bundled relation.
         others: other facts; neurons in more than `relation_share` of those of a request's relation are spared.
-        relation_share: see there.
+        relation_share: of the other facts; a neuron of more of them belongs to the relation, not to the fact.
     """
 
     variant: Variant = "update"

@@ -136,22 +136,12 @@ def of_the_relation(others: Sequence[Collection[Neuron]], share: float) -> set[N
     return {neuron for neuron, count in counts.items() if count > share * len(others)}
 
 
-def suppressed(model: LanguageModel, prompt: str, answer: str, neurons: Collection[Neuron]) -> float:
-    """The answer's probability with the neurons silenced where it is predicted (Dai et al. 2022, sec. 4.3)."""
-    (question,) = questions(model, [prompt], answer)
-    return probability(model, question, neurons, factor=0.0)
-
-
-def enhanced(model: LanguageModel, prompt: str, answer: str, neurons: Collection[Neuron]) -> float:
-    """The answer's probability with the neurons' activations doubled where it is predicted."""
-    (question,) = questions(model, [prompt], answer)
-    return probability(model, question, neurons, factor=2.0)
-
-
 def probability(
     model: LanguageModel, question: Question, neurons: Collection[Neuron] = (), *, factor: float = 1.0
 ) -> float:
     """The answer's probability, a geometric mean over its tokens, the neurons' activations times `factor`.
+
+    With 0 they are suppressed, with 2 enhanced (Dai et al. 2022, sec. 4.3).
 
     Raises:
         SiteError: a neuron of an encoder, where no token of the answer is predicted.

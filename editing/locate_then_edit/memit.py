@@ -17,14 +17,14 @@ from editing.edit import Edit
 from editing.errors import RequestError
 from editing.locate_then_edit.contexts import MEMIT_OPENINGS, MEMIT_PLAN
 from editing.locate_then_edit.covariance import SecondMoment
+from editing.locate_then_edit.editor import LocateThenEdit
 from editing.locate_then_edit.norms import has_norm
-from editing.locate_then_edit.settings import LocateThenEdit
 from editing.locate_then_edit.solve import Factors, ridge_update
 from editing.locate_then_edit.spread import Solve, Spread
 from editing.locate_then_edit.suffix import Part
 from editing.locate_then_edit.values import Value
-from editing.numbers import check_above_zero
 from editing.request import EditRequest
+from editing.setting_checks import check_above_zero
 from editing.stopwatch import timed
 from tracer.model import LanguageModel
 
@@ -56,7 +56,7 @@ class MEMIT(LocateThenEdit):
         check_above_zero(self, {"strength": self.published_strength}, or_none=True)
 
     def written(self) -> tuple[int, ...]:
-        """All of `layers`."""
+        """The layers that are written, rising."""
         return self.layers
 
     def target(self, model: LanguageModel) -> tuple[int, tuple[Part, ...]]:

@@ -21,14 +21,14 @@ from editing.edit import Edit
 from editing.errors import EditFailedError, RequestError
 from editing.locate_then_edit.contexts import PUBLISHED
 from editing.locate_then_edit.covariance import SecondMoment
+from editing.locate_then_edit.editor import LocateThenEdit, value_record
 from editing.locate_then_edit.keys import Reading, read_keys
 from editing.locate_then_edit.rows import request_rows
-from editing.locate_then_edit.settings import LocateThenEdit, value_record
 from editing.locate_then_edit.suffix import Part
 from editing.locate_then_edit.values import Value
-from editing.numbers import check_flag, check_whole
 from editing.request import EditRequest
 from editing.scoring.scores import target_scores
+from editing.setting_checks import check_flag, check_whole
 from editing.stopwatch import timed
 from tracer.model import LanguageModel
 
@@ -63,7 +63,7 @@ class ROME(LocateThenEdit):
             raise RequestError(f"There is no variant {self.variant!r}. Choose from {', '.join(get_args(Variant))}.")
 
     def written(self) -> tuple[int, ...]:
-        """The one layer."""
+        """The one layer that is written."""
         return (self.layer,)
 
     def target(self, model: LanguageModel) -> tuple[int, tuple[Part, ...]]:

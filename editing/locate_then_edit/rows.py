@@ -63,7 +63,7 @@ class Rows:
         return (torch.arange(self.n_requests, device=self.ids.device)[:, None] * self.each + chosen).flatten()
 
     def of_some(self, contexts: Sequence[int]) -> Rows:
-        """Those `numbers` alone."""
+        """The rows of some contexts alone, those of `numbers`."""
         kept = self.numbers(contexts)
         place = torch.full((len(self.ids),), -1, device=self.ids.device)
         place[kept] = torch.arange(len(kept), device=self.ids.device)

@@ -20,11 +20,11 @@ from torch import Tensor
 
 from editing.change import LowRank
 from editing.edit import Edit
-from editing.locate_then_edit.kept_values import TOGETHER
+from editing.locate_then_edit.editor import value_record
+from editing.locate_then_edit.kept_values import TOKENS_TOGETHER
 from editing.locate_then_edit.keys import Reading, read_keys
 from editing.locate_then_edit.norms import after_norm, before_norm
 from editing.locate_then_edit.rows import batched_rows
-from editing.locate_then_edit.settings import value_record
 from editing.locate_then_edit.solve import Factors
 from editing.locate_then_edit.suffix import Part
 from editing.locate_then_edit.values import Value
@@ -97,7 +97,7 @@ def read_all(
 ) -> Reading:
     """`read_keys` of any number of requests, in their order, float64 on the CPU."""
     found: dict[int, tuple[Tensor, ...]] = {}
-    for numbers, rows in batched_rows(model, requests, prefixes, tokens=TOGETHER):
+    for numbers, rows in batched_rows(model, requests, prefixes, tokens=TOKENS_TOGETHER):
         reading = read_keys(model, rows, layer, last=last, part=part)
         double = [one.double().cpu() for one in (reading.keys, reading.outputs, reading.reached)]
         found |= {number: tuple(one[at] for one in double) for at, number in enumerate(numbers)}

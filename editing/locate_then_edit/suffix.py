@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from editing.locate_then_edit.rows import Rows
 from editing.locate_then_edit.strand import Strand
 from editing.padding import call_tokens
-from editing.precision import wide
 from tracer.model import LanguageModel
+from tracer.precision import wide
 
 Part = Literal["mlp", "attn", "block"]
 KLPosition = Literal["lookup", "last"]

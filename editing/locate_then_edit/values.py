@@ -20,9 +20,9 @@ from torch import Tensor
 from editing.errors import EditFailedError
 from editing.locate_then_edit.rows import Rows
 from editing.locate_then_edit.suffix import KLPosition, Part, Suffix
-from editing.precision import wide
 from tracer.errors import NumericsError
 from tracer.model import LanguageModel
+from tracer.precision import wide
 
 STOP_BELOW = 0.05
 GREEDY_NLL = 0.1  # weight of the NLL once every target token is the argmax (PMET)
@@ -177,6 +177,6 @@ class _Path:
             self.delta.div_(over.clamp(min=1)[:, None])
 
     def value(self) -> Value:
-        """Where it ended."""
+        """The value at which the descent ended, with its losses and how often it was clamped."""
         first, last = (float(torch.tensor(-self.losses[at]["nll"]).exp()) for at in (0, -1))
         return Value(self.delta.detach(), self.initial, (first, last), self.losses[-1], self.taken, self.clamped)

@@ -33,7 +33,7 @@ class BM25:
 
     @property
     def name(self) -> str:
-        """With its settings."""
+        """The retriever's name with its settings, as files keep it."""
         return f"BM25 (a {self.saturation}, b {self.length_weight}), share of the most"
 
     def index(self, keys: Sequence[str], known: Index | None = None) -> BM25Index:
@@ -44,7 +44,7 @@ class BM25:
 
 @dataclass(frozen=True, eq=False)
 class BM25Index:
-    """Counted keys."""
+    """Keys whose words are counted, to be ranked by BM25."""
 
     settings: BM25
     counts: tuple[Counter[str], ...]

@@ -31,7 +31,7 @@ class EditDistance:
 
 @dataclass(frozen=True)
 class EditDistanceIndex:
-    """Normalised keys."""
+    """Normalised keys, to be ranked by edit distance."""
 
     keys: tuple[str, ...]
 

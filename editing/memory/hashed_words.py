@@ -36,7 +36,7 @@ class HashedWords:
 
     @property
     def name(self) -> str:
-        """With its settings."""
+        """The encoder's name with its settings, as files keep it."""
         return f"hashed TF-IDF of words and pairs (width {self.width}, pairs {self.pair_weight}), cosine"
 
     def encode(self, texts: Sequence[str]) -> np.ndarray:

@@ -31,9 +31,9 @@ from editing.memory.retrieval import Index
 from editing.memory.retrievers import check_threshold, least_similarity
 from editing.memory.room import check_room, room_after
 from editing.memory.scoped import ScopedFact, ScopedFacts, bundled_facts
-from editing.numbers import check_whole
 from editing.request import EditRequest
 from editing.scoring.asking import Route
+from editing.setting_checks import check_whole
 from tracer.model import LanguageModel
 from tracer.model.inputs import without_gap
 

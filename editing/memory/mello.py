@@ -25,9 +25,9 @@ from editing.memory.mello_examples import EXAMPLES
 from editing.memory.memory import Memory, MemoryEditor, memory_of
 from editing.memory.record import MemoryRecord
 from editing.memory.room import check_room
-from editing.numbers import check_whole
 from editing.request import check_decoder_only
 from editing.scoring.asking import Route
+from editing.setting_checks import check_whole
 from tracer.model import LanguageModel
 
 SUBQUESTION, TENTATIVE = "Subquestion:", "Generated answer:"
@@ -36,7 +36,7 @@ AGREES = "Retrieved fact does not contradict to generated answer, so the interme
 NEXT_EXAMPLE = "\n\n"  # a blank line: the model has begun a question of its own
 
 ANSWER = 64  # tokens of the context kept free for the final answer
-TOGETHER = 16  # questions that are taken apart at once, each with keys and values of all that it read, about twice
+QUESTIONS_TOGETHER = 16  # taken apart at once, each with keys and values of all that it read, about twice
 
 Write = Callable[[dict[int, str]], dict[int, str | None]]
 Retrieve = Callable[[str], str | None]
@@ -167,8 +167,8 @@ class MeLLo(MemoryEditor, method="mello"):
         check_decoder_only(model, "MeLLo")
         options, found = {"examples": self.examples, "max_rounds": self.max_rounds}, list[Reasoned]()
         writer = HopWriter(model, self.examples, (FACT, NEXT_EXAMPLE), new_tokens=self.new_tokens, spare=ANSWER)
-        for begin in range(0, len(questions), TOGETHER):
-            found += reasoned(questions[begin : begin + TOGETHER], writer.write, retrieve, **options)
+        for begin in range(0, len(questions), QUESTIONS_TOGETHER):
+            found += reasoned(questions[begin : begin + QUESTIONS_TOGETHER], writer.write, retrieve, **options)
             writer.forget()
         return found
 

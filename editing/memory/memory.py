@@ -25,9 +25,9 @@ from editing.edit import Edit
 from editing.memory.record import MemoryRecord, living
 from editing.memory.retrieval import Index, Retriever, nearest
 from editing.memory.retrievers import DEFAULT, retriever_named
-from editing.numbers import checked_seed
 from editing.request import EditRequest, check_requests, listed
 from editing.scoring.asking import Route, come_last
+from editing.setting_checks import checked_seed
 from editing.stopwatch import now
 from editing.writing import writing
 from tracer.model import LanguageModel
@@ -213,7 +213,7 @@ class Memory:
         self._changed()
 
     def remove(self, held: Remembered) -> None:
-        """Forgets these records."""
+        """Forgets these records; those that came before or after stay."""
         self._held = [other for other in self._held if other is not held]
         self._changed()
 

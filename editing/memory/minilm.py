@@ -39,7 +39,7 @@ class MiniLM:
 
     @property
     def name(self) -> str:
-        """With its pooling."""
+        """The encoder's name with its pooling, as files keep it."""
         return f"all-MiniLM-L6-v2 (mean of at most {TOKENS} tokens), cosine"
 
     def encode(self, texts: Sequence[str]) -> np.ndarray:

@@ -26,7 +26,7 @@ class MemoryRecord:
 
     @classmethod
     def of(cls, request: EditRequest, shown: tuple[str, ...] = ()) -> MemoryRecord:
-        """Of a request."""
+        """The record of a request; `shown` are texts to show with it."""
         return cls(request.prompt, request.subject, request.new.strip(), request.relation, request.id, shown)
 
     @property

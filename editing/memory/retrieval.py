@@ -64,7 +64,7 @@ class Cosine:
 
     @property
     def name(self) -> str:
-        """The encoder's."""
+        """The encoder's name, as files keep it."""
         return self.encoder.name
 
     def index(self, keys: Sequence[str], known: Index | None = None) -> CosineIndex:

@@ -15,7 +15,7 @@ from editing.memory.edit_distance import EditDistance
 from editing.memory.hashed_words import HashedWords
 from editing.memory.minilm import MiniLM
 from editing.memory.retrieval import Cosine, Retriever
-from editing.numbers import is_number
+from editing.setting_checks import is_number
 
 DEFAULT = "hashed-words"
 RETRIEVERS: dict[str, Callable[[], Retriever]] = {

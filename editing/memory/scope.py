@@ -62,7 +62,7 @@ class Scope:
 
     @property
     def name(self) -> str:
-        """Encoder and head."""
+        """The encoder's name and the start of the head's digest, as files keep them."""
         return f"{self._encoder.name}, head {self.digest[:12]}"
 
     def embed(self, texts: Sequence[str]) -> np.ndarray:

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from editing.errors import RequestError
 from editing.memory.scope import Scope, encoder_named, untrained_scope
 from editing.memory.scoped import ScopedFact, ScopedFacts, check_facts
-from editing.numbers import check_above_zero, check_not_negative, check_whole
+from editing.setting_checks import check_above_zero, check_not_negative, check_whole
 from editing.training.checkpoint import EDITOR, State, check_same_training, resume, save_state
 from editing.training.result import TrainingResult
 from tracer.progress import bar
@@ -203,7 +203,7 @@ def _squares(some: Tensor, others: Tensor) -> Tensor:
 
 
 def _away(squares: Tensor) -> Tensor:
-    """-log(1 - s)."""
+    """-log(1 - s) of s = exp(-square), finite also where the two texts are one."""
     return -torch.log(-torch.expm1(-squares.clamp(min=NEAREST)))
 
 

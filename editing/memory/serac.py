@@ -28,9 +28,9 @@ from editing.memory.room import check_room
 from editing.memory.scope import Scope
 from editing.memory.scope_training import ScopeTraining, train_scope
 from editing.memory.scoped import ScopedFacts, bundled_facts
-from editing.numbers import is_number
 from editing.request import EditRequest
 from editing.scoring.asking import Route
+from editing.setting_checks import is_number
 from tracer.model import LanguageModel
 
 CONTEXT = "New fact: {edit}.\n{edit}.\n{edit}.\n{query}"  # small models copy what they were told three times
@@ -131,7 +131,7 @@ class SERAC(MemoryEditor, method="serac"):
         }
 
     def tensors(self) -> dict[str, Tensor]:
-        """The classifier's."""
+        """The scope classifier's tensors by name, for a file."""
         return {"scale": self.finder().scale, "mix": self.finder().mix}
 
     def check_file(self) -> None:

@@ -13,7 +13,7 @@ from editing.meta_learning.ke_network import KeNetwork
 from editing.meta_learning.learned import Learned
 from editing.meta_learning.matrices import Sizes
 from editing.meta_learning.objective import Constrained
-from editing.numbers import check_above_zero, check_number, check_share, check_whole
+from editing.setting_checks import check_above_zero, check_number, check_share, check_whole
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +64,7 @@ class KE(Learned):
 
     @property
     def most(self) -> int:
-        """`repeats`."""
+        """How often a request's change may be added: `repeats`."""
         return self.repeats
 
     def network(self, sizes: Sizes, *, embedding_size: int, dtype: torch.dtype, seed: int) -> KeNetwork:
@@ -83,7 +83,7 @@ class KE(Learned):
         )
 
     def optimiser(self, network: Hypernetwork) -> torch.optim.Optimizer:
-        """RMSprop, centred."""
+        """Centred RMSprop, as published."""
         group = {"params": list(network.parameters()), "lr": self.rate, "first_rate": self.rate}
         return torch.optim.RMSprop([group], centered=True)
 

@@ -24,19 +24,19 @@ from editing.meta_learning.records import TrainingRecord, check_disjoint, digest
 from editing.meta_learning.texts import texts_of
 from editing.meta_learning.trained import Trained, read_editor, untrained, write_editor
 from editing.meta_learning.training import Task, train
-from editing.numbers import check_not_negative, check_whole, checked_seed
-from editing.precision import wide_dtype
 from editing.request import EditRequest, check_model, check_requests, listed
 from editing.scoring.scores import Pair, target_scores
+from editing.setting_checks import check_not_negative, check_whole, checked_seed
 from editing.shortfall import warn_unsaid
 from editing.training.checkpoint import EDITOR, State
 from editing.writing import editable, writing
 from tracer.errors import FileFormatError
 from tracer.model import LanguageModel
+from tracer.precision import wide_dtype
 from tracer.progress import bar
 from tracer.storage import of_this_version
 
-TOGETHER = 16  # requests whose gradients one pass computes
+REQUESTS_TOGETHER = 16  # requests whose gradients one pass computes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +74,7 @@ class Learned(ABC):
 
     @abstractmethod
     def network(self, sizes: Sizes, *, embedding_size: int, dtype: torch.dtype, seed: int) -> Hypernetwork:
-        """An untrained one."""
+        """An untrained network for matrices of these sizes."""
 
     @abstractmethod
     def optimiser(self, network: Hypernetwork) -> torch.optim.Optimizer:
@@ -257,10 +257,10 @@ class Learned(ABC):
         network = self._trained().network.to(model.device)
         layer, scales = lowest_layer(model, tuple(network.sizes)), self.scales(model, pairs)
         with bar(len(pairs), self.method, show=progress, unit="edit") as shown, frozen(model), torch.no_grad():
-            for at in range(0, len(pairs), TOGETHER):
-                some = pairs[at : at + TOGETHER]
+            for at in range(0, len(pairs), REQUESTS_TOGETHER):
+                some = pairs[at : at + REQUESTS_TOGETHER]
                 texts = texts_of(model, layer, some)
-                scale = torch.tensor(scales[at : at + TOGETHER], dtype=torch.float64, device=model.device)
+                scale = torch.tensor(scales[at : at + REQUESTS_TOGETHER], dtype=torch.float64, device=model.device)
                 terms = network.proposed(texts, network.asked(model, some), scale)
                 for row in range(len(some)):
                     yield pieces_of(terms, row)

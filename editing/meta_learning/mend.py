@@ -14,8 +14,8 @@ from editing.meta_learning.learned import Learned
 from editing.meta_learning.matrices import Sizes
 from editing.meta_learning.mend_network import MendNetwork
 from editing.meta_learning.objective import Weighted
-from editing.numbers import check_above_zero, check_flag, check_number, check_whole
 from editing.scoring.scores import Pair
+from editing.setting_checks import check_above_zero, check_flag, check_number, check_whole
 from tracer.model import LanguageModel
 from tracer.model.inputs import target_encoding
 

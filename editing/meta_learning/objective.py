@@ -50,19 +50,19 @@ class Weighted:
         return self.edit * edit.mean() + self.drift * drift.mean()
 
     def stepped(self, drift: float) -> Self:
-        """Itself."""
+        """Fixed weights stay as they are after a step."""
         return self
 
     def validated(self, accuracy: float) -> Self:
-        """Itself."""
+        """Fixed weights stay as they are after a validation."""
         return self
 
     def state(self) -> dict[str, float]:
-        """Nothing."""
+        """Nothing to keep in a checkpoint: {}."""
         return {}
 
     def at(self, state: Mapping[str, float]) -> Self:
-        """Itself."""
+        """Fixed weights go on from any checkpoint as they are."""
         return self
 
 
@@ -102,7 +102,7 @@ class Constrained:
         return dataclasses.replace(self, margin=max(self.least_margin, self.tightening * self.margin))
 
     def state(self) -> dict[str, float]:
-        """Price and margin."""
+        """The price and the margin, for a checkpoint."""
         return {"price": self.price, "margin": self.margin}
 
     def at(self, state: Mapping[str, float]) -> Self:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from editing.numbers import check_above_zero, check_share, check_whole
+from editing.setting_checks import check_above_zero, check_share, check_whole
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from editing.hooked import PassEnded, ending_early
+from editing.early_end import PassEnded, ending_early
 from tracer.model import LanguageModel
 from tracer.model.tokens import right_padded
 from tracer.sweep.hooks import only_here

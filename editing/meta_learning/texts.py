@@ -20,11 +20,11 @@ from torch.nn import functional
 
 from editing.meta_learning.divergence import divergence
 from editing.meta_learning.states import Ids, Read, blocks_on, states_entering
-from editing.precision import wide
 from editing.scoring.forced_decoder import ForcedDecoder
 from tracer.model import LanguageModel
 from tracer.model.inputs import target_encoding
 from tracer.model.tokens import TargetEncoding
+from tracer.precision import wide
 from tracer.sweep.upper_blocks import UpperBlocks
 
 Pair = tuple[str, str]

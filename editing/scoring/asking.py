@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from tracer.model import LanguageModel
-from tracer.model.prompt_ends import prompt_ends as prompt_ends
-from tracer.model.prompt_ends import prompts_end_at as prompts_end_at
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutput
 
-from editing.precision import wide
 from tracer.anatomy.hidden import hidden_of
 from tracer.model import LanguageModel
 from tracer.model.tokens import TargetEncoding, right_padded
+from tracer.precision import wide
 from tracer.sweep.hooks import only_here
 
 TOKENS = 1024  # padded tokens of both stacks in one pass

@@ -67,7 +67,7 @@ class GrowingCache(Cache):
 
     @property
     def states(self) -> list[States]:
-        """Of each layer."""
+        """Keys and values of each layer, [row, head, token, d_head] each."""
         return [(layer.keys, layer.values) for layer in self.layers]
 
     def keep(self, rows: Sequence[int], begin: int) -> None:

@@ -22,14 +22,15 @@ import torch
 from torch import Tensor
 
 from editing.padding import call_tokens, least_padding
-from editing.precision import wide
-from editing.scoring.asking import goes_by_prompt_ends, prompts_end_at, routes
+from editing.scoring.asking import goes_by_prompt_ends, routes
 from editing.scoring.forced_decoder import forced_log_probs
 from editing.scoring.prefix import Ids, Prefix, begin_alike, common_length, read_once
 from tracer.model import LanguageModel
 from tracer.model.foreign import has_foreign_forward
 from tracer.model.inputs import target_encoding
+from tracer.model.prompt_ends import prompts_end_at
 from tracer.model.tokens import TargetEncoding, right_padded
+from tracer.precision import wide
 
 TOKENS = 1024  # padded tokens in one pass
 SEEN = 8192  # the same with those of a prefix that is read once

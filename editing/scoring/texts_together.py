@@ -71,7 +71,7 @@ class _Text:
 
     @property
     def written(self) -> str:
-        """So far."""
+        """The text written so far, without the prompt."""
         return text_of(self.model, self.ids[self._given :]).lstrip()
 
     def ended(self, stops: Sequence[str]) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from editing.peak import peak_bytes
+from editing.peak_memory import peak_bytes
 from editing.training.checkpoint import State
 
 

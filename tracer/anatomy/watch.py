@@ -34,7 +34,7 @@ class Watched:
     clock: int = 0
 
     def start(self, path: str, args: tuple, kwargs: dict) -> None:
-        """A module begins."""
+        """Notes that the module at `path` begins, and the hidden states it is given."""
         self.clock += 1
         self.running.append(path)
         again = path in self.began
@@ -44,7 +44,7 @@ class Watched:
             self.inputs[path] = hidden
 
     def stop(self, path: str, output: Any) -> None:
-        """A module ends."""
+        """Notes that the module at `path` has ended, and the hidden states it gives."""
         self.clock += 1
         self.running.pop()
         self.ended[path] = self.clock

@@ -78,7 +78,7 @@ class ZeroAblation(Corruption):
     """Each subject token's embedding becomes zero. All samples are alike."""
 
     def drawn(self, model: LanguageModel, facts: Sequence[TokenizedFact], samples: int, seed: int) -> Draws:
-        """Zeros."""
+        """Zeros in place of the subject's embeddings."""
         begin, end = facts[0].subject_span
         width = model.anatomy.embedding_size
         return Draws(torch.zeros(1, samples, end - begin, width, dtype=torch.float64), replaces=True)

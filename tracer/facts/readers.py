@@ -36,7 +36,7 @@ def counterfact(path: str | Path) -> list[Fact]:
     """CounterFact's true facts: prompt filled with the subject, answer `target_true`, beside it `target_new`."""
 
     def fact(record: dict[str, Any]) -> Fact:
-        """Of one record."""
+        """The true fact of one record."""
         rewrite = record["requested_rewrite"]
         return Fact(
             prompt=filled(rewrite["prompt"], rewrite["subject"]),

@@ -54,12 +54,12 @@ def attribute(
 
     Args:
         model: from `tracer.load`.
-        fact: as in `tracer.trace`, as are samples, seed and corruption: the same draws.
+        fact: as in `tracer.trace`.
         kinds: maps of states, MLP outputs and attention outputs.
         window: layers restored together around each MLP or attention; estimates of the layers are summed.
-        samples: see `fact`.
-        seed: see `fact`.
-        corruption: see `fact`.
+        samples: noise draws, those of `tracer.trace`.
+        seed: of the draws.
+        corruption: what corrupts the subject, or its name; default `GaussianNoise(3)`.
         method: "atp", or "graddrop" (a backward pass for each layer): magnitudes, never negative.
 
     Returns:

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from tracer.anatomy.hidden import hidden_of
 from tracer.answer import probability
 from tracer.errors import AnatomyError
-from tracer.first_order.edge_scores import Edge, Input, Metric, Node
-from tracer.first_order.heads import ROLES, Heads
+from tracer.first_order.edge_scores import Edge, EdgeMetric, Input, Node
+from tracer.first_order.heads import PROJECTIONS, Heads
 from tracer.first_order.prepared import Prepared
 
 
@@ -27,7 +27,7 @@ class EdgeRuns:
         answer: the token that it is about.
     """
 
-    def __init__(self, prepared: Prepared, heads: Heads, metric: Metric) -> None:
+    def __init__(self, prepared: Prepared, heads: Heads, metric: EdgeMetric) -> None:
         self.prepared, self.heads, self.anatomy = prepared, heads, heads.anatomy
         self._metric: Callable[[Tensor, int], Tensor] = probability if metric == "probability" else _logit
         self.n_layers, self.samples = self.anatomy.n_layers, prepared.plan.samples
@@ -89,7 +89,7 @@ class EdgeRuns:
                 hooks.callback(_before(self.heads.norm(layer, "attn"), partial(read.__setitem__, layer)))
                 mlp_norm = self.heads.norm(layer, "mlp")
                 hooks.callback(_watched_input(mlp_norm, partial(slopes.__setitem__, ("mlp", layer))))
-                for role in ROLES:
+                for role in PROJECTIONS:
                     module = self.heads.projection(layer, role)
                     hooks.callback(_watched_output(module, partial(slopes.__setitem__, (role, layer))))
             top = partial(slopes.__setitem__, ("logits", self.n_layers))
@@ -107,7 +107,7 @@ class EdgeRuns:
         """Of each head's queries, keys and values, back through their projection and the norm that they share."""
         leaf, found = read.clone().requires_grad_(), {}
         normed = self.heads.norm(layer, "attn")(leaf)
-        for role in ROLES:
+        for role in PROJECTIONS:
             for head in range(self.heads.count(role)):
                 projected = slopes[role, layer][..., self.heads.columns(role, head)]
                 back = projected @ self.heads.reading(layer, role, head)
@@ -133,7 +133,7 @@ class EdgeRuns:
             yield
 
     def _patch_head(self, target: Input, change: Tensor, hooks: ExitStack) -> None:
-        assert target.kind in ROLES
+        assert target.kind in PROJECTIONS
         norm, columns = self.heads.norm(target.layer, "attn"), self.heads.columns(target.kind, target.head)
         projection = self.heads.projection(target.layer, target.kind)
         other: list[Tensor] = []

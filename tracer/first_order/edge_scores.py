@@ -15,12 +15,12 @@ from tracer.effect import Settings
 from tracer.errors import SiteError
 from tracer.storage import of_this_version, read_tensors, write_tensors
 
-Metric = Literal["probability", "logit"]
+EdgeMetric = Literal["probability", "logit"]
 
 
 def check_metric(metric: str) -> None:
     """Raises SiteError for a metric that edges are not scored by."""
-    if metric not in get_args(Metric):
+    if metric not in get_args(EdgeMetric):
         raise SiteError(f'Edges have no metric {metric!r}. Write metric="probability" or metric="logit".')
 
 
@@ -53,7 +53,7 @@ class Input:
 
     @property
     def place(self) -> int:
-        """See `Node.place`."""
+        """Where the input lies in the order of the forward pass, comparable with `Node.place`."""
         return 2 * self.layer + (self.kind == "mlp")
 
     def __str__(self) -> str:
@@ -95,7 +95,7 @@ class EdgeScores:
     clean: float
     corrupted: float
     answer_id: int
-    metric: Metric
+    metric: EdgeMetric
     steps: int
     settings: Settings
     prompt: str = ""

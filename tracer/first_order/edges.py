@@ -25,13 +25,11 @@ from tracer.corrupt import Corruption
 from tracer.errors import SiteError
 from tracer.fact import Fact, TokenizedFact
 from tracer.first_order.edge_runs import EdgeRuns
-from tracer.first_order.edge_scores import Edge, EdgeScores, Input, Metric, Node, check_metric
-from tracer.first_order.heads import ROLES, Heads
+from tracer.first_order.edge_scores import Edge, EdgeMetric, EdgeScores, Node, check_metric
+from tracer.first_order.heads import PROJECTIONS, Heads
 from tracer.first_order.prepared import differentiable, prepare
 from tracer.model import LanguageModel
 from tracer.plan import Plan
-
-__all__ = ["Edge", "EdgeScores", "Input", "Node", "attribute_edges", "path_patch"]
 
 
 def attribute_edges(
@@ -40,7 +38,7 @@ def attribute_edges(
     *,
     steps: int = 5,
     exact: int = 0,
-    metric: Metric = "probability",
+    metric: EdgeMetric = "probability",
     samples: int = 10,
     seed: int = 1,
     corruption: Corruption | str | None = None,
@@ -49,13 +47,13 @@ def attribute_edges(
 
     Args:
         model: of a family in `tracer.first_order.heads`: GPT-2 and those built like Llama.
-        fact: as in `tracer.trace`, as are samples, seed and corruption.
+        fact: as in `tracer.trace`.
         steps: of the integral between corrupted and clean embeddings; 1 takes the gradient half way.
         exact: how many of the top edges to check by path patching, a pass each.
         metric: "probability" of the answer, or its "logit".
-        samples: see `fact`.
-        seed: see `fact`.
-        corruption: see `fact`.
+        samples: noise draws, those of `tracer.trace`.
+        seed: of the draws.
+        corruption: what corrupts the subject, or its name; default `GaussianNoise(3)`.
 
     Raises:
         FactError, SiteError: input that cannot be traced, before the model runs.
@@ -100,7 +98,7 @@ def path_patch(
     fact: Fact | TokenizedFact,
     edges: Sequence[Edge],
     *,
-    metric: Metric = "probability",
+    metric: EdgeMetric = "probability",
     samples: int = 10,
     seed: int = 1,
     corruption: Corruption | str | None = None,
@@ -133,7 +131,7 @@ def _check_edge(edge: Edge, heads: Heads) -> None:
         "head": 0 <= source.layer < n_layers and 0 <= source.head < heads.n_heads,
         "mlp": 0 <= source.layer < n_layers and source.head == -1,
     }.get(source.kind, False)
-    if target.kind in ROLES:
+    if target.kind in PROJECTIONS:
         seen = 0 <= target.layer < n_layers and 0 <= target.head < heads.count(target.kind)
     else:
         seen = target.head == -1 and (target.kind == "logits") == (target.layer == n_layers) and target.layer >= 0

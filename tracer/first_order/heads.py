@@ -16,7 +16,7 @@ from tracer.errors import AnatomyError
 from tracer.model import LanguageModel
 
 Role = Literal["q", "k", "v"]
-ROLES: tuple[Role, ...] = ("q", "k", "v")
+PROJECTIONS: tuple[Role, ...] = ("q", "k", "v")
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ LLAMA = HeadNames(
     "post_attention_layernorm",
     ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
 )
-FAMILIES = {"gpt2": GPT2, **dict.fromkeys(("gemma", "llama", "mistral", "qwen2", "qwen3", "starcoder2"), LLAMA)}
+HEAD_NAMES = {"gpt2": GPT2, **dict.fromkeys(("gemma", "llama", "mistral", "qwen2", "qwen3", "starcoder2"), LLAMA)}
 
 
 class Heads:
@@ -58,11 +58,11 @@ class Heads:
         model.check_decoder_only("Attribution of edges (attribute_edges, path_patch)")
         model.check_whole("Edges")
         self.anatomy: Anatomy = model.anatomy
-        names, config = FAMILIES.get(self.anatomy.family), model.torch.config.get_text_config()
+        names, config = HEAD_NAMES.get(self.anatomy.family), model.torch.config.get_text_config()
         if names is None:
             raise AnatomyError(
                 f"How single heads of model type {self.anatomy.family!r} read and write is not known, or is more than "
-                f"a slice of a matrix. Families with edges: {', '.join(sorted(FAMILIES))}."
+                f"a slice of a matrix. Families with edges: {', '.join(sorted(HEAD_NAMES))}."
             )
         self.names = names
         self.n_heads = self.anatomy.n_heads
@@ -80,7 +80,7 @@ class Heads:
 
     def projection(self, layer: int, role: Role) -> nn.Module:
         """To queries, keys or values."""
-        return self.anatomy.blocks[layer].get_submodule(self.names.projections[ROLES.index(role)])
+        return self.anatomy.blocks[layer].get_submodule(self.names.projections[PROJECTIONS.index(role)])
 
     def count(self, role: Role) -> int:
         """How many heads of this role a layer has."""
@@ -90,7 +90,7 @@ class Heads:
         """Where a head's queries, keys or values stand in what `projection` returns."""
         begin = head * self.d_head
         if len(set(self.names.projections)) == 1:
-            begin += sum(self.count(earlier) for earlier in ROLES[: ROLES.index(role)]) * self.d_head
+            begin += sum(self.count(earlier) for earlier in PROJECTIONS[: PROJECTIONS.index(role)]) * self.d_head
         return slice(begin, begin + self.d_head)
 
     def reading(self, layer: int, role: Role, head: int) -> Tensor:
@@ -105,6 +105,6 @@ class Heads:
 
 
 def _weight(module: nn.Module) -> Tensor:
-    """[out, in]."""
+    """The module's weight, [out, in], however its class stores it."""
     weight = module.get_parameter("weight").detach()
     return weight.T if is_stored_transposed(module) else weight

@@ -26,10 +26,11 @@ from tracer.effect import Settings
 from tracer.errors import AnatomyError, SiteError
 from tracer.fact import Fact, TokenizedFact, token_roles
 from tracer.first_order.prepared import Prepared, differentiable, prepare
-from tracer.metric import metric_named, wide
+from tracer.metric import metric_named
 from tracer.model import LanguageModel
 from tracer.model.tokens import visible
 from tracer.plan import Plan
+from tracer.precision import wide
 from tracer.runs import other_id, traced_tokens
 from tracer.site import Direction
 from tracer.units import matrices_of
@@ -106,14 +107,14 @@ def attribute_neurons(
 
     Args:
         model: from `tracer.load`.
-        fact: as in `tracer.trace`, as are samples, seed, corruption and direction: the same draws.
+        fact: as in `tracer.trace`.
         roles: at which tokens; None: at all of them.
-        samples: see `fact`.
-        seed: see `fact`.
-        corruption: see `fact`.
+        samples: noise draws, those of `tracer.trace`.
+        seed: of the draws.
+        corruption: what corrupts the subject, or its name; default `GaussianNoise(3)`.
         metric: as in `tracer.trace`; all but "rank", which has no gradient, and "kl" where neurons are corrupted:
             to first order the clean run's distance from itself does not change.
-        direction: see `fact`.
+        direction: "restore" (denoising) or "corrupt" (noising).
 
     Raises:
         AnatomyError: this family's MLPs have no single output matrix, or no gradient reaches it.

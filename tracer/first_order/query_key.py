@@ -111,12 +111,12 @@ def attribute_queries_and_keys(
 
     Args:
         model: from `tracer.load`.
-        fact: as in `tracer.trace`, as are samples, seed and corruption: the same draws.
+        fact: as in `tracer.trace`.
         method: "qk-fix" recomputes attention weights exactly; "atp*" does so in a backward pass for each layer
             and averages magnitudes; "atp" is plain attribution patching.
-        samples: see `fact`.
-        seed: see `fact`.
-        corruption: see `fact`.
+        samples: noise draws, those of `tracer.trace`.
+        seed: of the draws.
+        corruption: what corrupts the subject, or its name; default `GaussianNoise(3)`.
 
     Raises:
         FactError, SiteError: input that cannot be traced, before the model runs.

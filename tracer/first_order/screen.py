@@ -116,15 +116,15 @@ def screen(
 
     Args:
         model: from `tracer.load`.
-        fact: as in `tracer.trace`, as are window, samples, seed and corruption.
+        fact: as in `tracer.trace`.
         kind: "state", "mlp" or "attn".
         keep: cells computed exactly because of their estimates.
         check: cells of the rest computed exactly at random; they bound what was missed.
         confidence: of that bound, in (0, 1).
-        window: see `fact`.
-        samples: see `fact`.
-        seed: see `fact`; also draws the random cells.
-        corruption: see `fact`.
+        window: layers restored together around each MLP or attention.
+        samples: noise draws, those of `tracer.trace`.
+        seed: of the draws, also of the random cells.
+        corruption: what corrupts the subject, or its name; default `GaussianNoise(3)`.
         method: what ranks the cells, as in `attribute`.
         progress: show a bar; None: in a terminal or notebook.
 

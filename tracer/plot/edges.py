@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import FancyArrowPatch
 
-from tracer.first_order.edges import EdgeScores, Input, Node
+from tracer.first_order.edge_scores import EdgeScores, Input, Node
 from tracer.plot.canvas import NotebookFigure, headline, layer_ticks
 from tracer.plot.style import STYLE
 

@@ -61,23 +61,24 @@ def average(
     Args:
         model: from `tracer.load`.
         facts: at least one; what the corruption needs (sigma, say) is measured over them unless it is given.
-        kinds: as in `tracer.trace`, as are severed, groups, window, samples, seed, corruption, roles and engine.
-        severed: see there.
-        groups: see there.
-        window: see there.
-        samples: see there.
-        seed: see there.
-        corruption: see there.
-        roles: see there.
+        kinds: maps of restored states, MLP outputs and attention outputs; this and the options of a single fact
+            are told at length in `tracer.trace`.
+        severed: sub-layers held at corrupted values, each a map of its own.
+        groups: tokens that are also restored together.
+        window: layers restored together around each MLP or attention.
+        samples: noise draws of each fact.
+        seed: of the draws.
+        corruption: what corrupts the subject, or its name; default `GaussianNoise(3)`, measured over `facts`.
+        roles: trace tokens of these roles only; default: all.
         known_only: leave out facts whose answer is not the model's own prediction; they are listed in
             `skipped`, as are those that cannot be traced. A fact without an answer is always known.
         most: stop after this many facts were traced.
-        engine: see `tracer.trace`, as for published_draws and max_bytes.
-        published_draws: see there.
-        max_bytes: see there.
-        metric: see there.
-        direction: see there.
-        whole_answer: see there; a fact is then known if the model predicts every token of its answer.
+        engine: "sweep", or "passes" for the definition.
+        published_draws: draw as the published severed trace does; only to reproduce its numbers.
+        max_bytes: for the states that the sweep holds at once; default 1 GiB.
+        metric: what is read off the last position, "probability" unless told.
+        direction: "restore" (denoising) or "corrupt" (noising).
+        whole_answer: trace all of the answer's tokens; a fact is then known if the model predicts every one of them.
         folder: keep each fact's trace there; facts already there are not traced again.
         progress: show a bar; None: in a terminal or notebook.
 

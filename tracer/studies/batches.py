@@ -60,7 +60,7 @@ class Tracing:
     plan: Plan
 
     def begun(self, model: LanguageModel, number: int) -> Callable[[Facts], Found]:
-        """Traces a batch."""
+        """A function that traces a batch on this worker's model."""
         return partial(trace_batch, model, plan=self.plan)
 
     def given_up(self, unit: Facts, reason: str) -> Found:

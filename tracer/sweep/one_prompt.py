@@ -32,13 +32,13 @@ class Sweep:
         return self.batch.state_maps([answer_id], tokens)[0]
 
     def severed_map(self, path: SubLayer | Severed, answer_id: AnswerIds, tokens: TokenGroups) -> Tensor:
-        """See `state_map`."""
+        """As `state_map`, of `BatchSweep.severed_maps`."""
         return self.batch.severed_maps(path, [answer_id], tokens)[0]
 
     def window_map(self, kind: SubLayer, answer_id: AnswerIds, tokens: TokenGroups, window: int) -> Tensor:
-        """See `state_map`."""
+        """As `state_map`, of `BatchSweep.window_maps`."""
         return self.batch.window_maps(kind, [answer_id], tokens, window)[0]
 
     def unit_map(self, units: Sequence[Unit], answer_id: AnswerIds, tokens: TokenGroups) -> Tensor:
-        """See `state_map`."""
+        """As `state_map`, of `BatchSweep.unit_maps`."""
         return self.batch.unit_maps(units, [answer_id], tokens)[0]

@@ -23,7 +23,7 @@ Answer = TypeVar("Answer", covariant=True)
 
 
 class Team(Protocol[Unit, Answer]):
-    """Whoever does units."""
+    """Workers that do a job's units: this process, others, or Ray actors."""
 
     def answers(self, units: Sequence[Unit]) -> Iterator[tuple[int, Answer]]:
         """Each unit's place in `units` with its answer, once, as they come.
@@ -69,7 +69,7 @@ class Here(Generic[Unit, Answer]):
     model: LanguageModel
 
     def answers(self, units: Sequence[Unit]) -> Iterator[tuple[int, Answer]]:
-        """Unit after unit."""
+        """Does unit after unit in this process; see `Team.answers`."""
         do = self.job.begun(self.model, 0)
         for at, unit in enumerate(units):
             yield at, do(unit)

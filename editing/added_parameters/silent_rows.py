@@ -15,11 +15,11 @@ from torch import Tensor
 from editing.added_parameters.passing import Noted
 from editing.added_parameters.patch_texts import Read, said, written
 from editing.edit import original_fingerprint, unedited
-from editing.precision import wide
 from editing.scoring.forced_decoder import ForcedDecoder
 from tracer.anatomy.hidden import by_token
 from tracer.model import LanguageModel
 from tracer.model.tokens import right_padded
+from tracer.precision import wide
 from tracer.progress import bar
 
 BATCH = 32  # texts in one pass
@@ -28,7 +28,7 @@ LEAST_ROWS = 8  # to train against: of fewer each kind of text leaves none to va
 
 
 @dataclass(frozen=True, eq=False)
-class Memory:
+class SilentRows:
     """Rows [row, d_model] to train against, and others to validate by."""
 
     trained: Tensor
@@ -43,9 +43,9 @@ class _Rows:
     subjects: tuple[str, ...]
 
 
-def memory_of(
+def silent_rows(
     model: LanguageModel, n_rows: int, *, seed: int, without: Sequence[str] = (), progress: bool | None = None
-) -> Memory:
+) -> SilentRows:
     """Rows of the unedited model; measured once, then remembered by the model object.
 
     Args:
@@ -64,7 +64,7 @@ def memory_of(
                 steps.update(len(found[-1].rows))
         model.remembered[key] = found
     kinds = [_about_others(found, without) for found in model.remembered[key]]
-    return Memory(*(torch.cat(parts) for parts in zip(*map(_parted, kinds), strict=True)))
+    return SilentRows(*(torch.cat(parts) for parts in zip(*map(_parted, kinds), strict=True)))
 
 
 def _about_others(found: _Rows, without: Sequence[str]) -> Tensor:

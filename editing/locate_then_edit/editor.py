@@ -26,8 +26,8 @@ from editing.locate_then_edit.norms import has_norm
 from editing.locate_then_edit.presets import PRESETS, known_settings, short_name
 from editing.locate_then_edit.suffix import KLPosition, Part
 from editing.locate_then_edit.values import Search, Value
-from editing.numbers import check_above_zero, check_flag, check_not_negative, check_whole, checked_seed
 from editing.request import EditRequest, check_decoder_only, check_requests, listed
+from editing.setting_checks import check_above_zero, check_flag, check_not_negative, check_whole, checked_seed
 from editing.stopwatch import add_seconds
 from editing.writing import editable, writing
 from tracer.model import LanguageModel

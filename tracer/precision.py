@@ -1,4 +1,4 @@
-"""In which precision losses and keys are computed: float32 at least, for 16 bits are too few."""
+"""In which precision losses, keys and softmaxes are computed: float32 at least, for 16 bits are too few."""
 
 from __future__ import annotations
 
