@@ -44,6 +44,7 @@ from tracer.console import (
     show_progress,
 )
 from tracer.model import DEFAULT_MODEL, LanguageModel
+from tracer.studies.locating import FACTS_TO_LOCATE
 
 app = typer.Typer(
     help="Change a fact in a language model, and prove what changed.",
@@ -68,7 +69,7 @@ def locate_then_edit(
     new: New,
     subject_at: SubjectAt = None,
     layer: Layer = None,
-    facts: Annotated[int, typer.Option(min=2, help="Bundled facts traced to locate the layer.")] = 24,
+    facts: Annotated[int, typer.Option(min=2, help="Bundled facts traced to locate the layer.")] = FACTS_TO_LOCATE,
     paraphrase: Annotated[list[str] | None, typer.Option(help="Another prompt for the fact; may be repeated.")] = None,
     neighbour: Annotated[list[str] | None, typer.Option(help="A prompt that must not change; repeatable.")] = None,
     editor: EditorName = "r-rome",

@@ -4,36 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import tracer
 from editing.edit import original_fingerprint, unedited
 from editing.editors import needs_layer
-from tracer.effect import AverageTrace
 from tracer.errors import FactError
-from tracer.facts import bundled, spread_over_relations
 from tracer.model import LanguageModel
-from tracer.site import proportional_window
 from tracer.storage import cache_folder, write_json
-
-FACTS = 24
-
-
-def average_to_locate(
-    model: LanguageModel, *, facts: Sequence[tracer.Fact] | None = None, most: int = FACTS, **options: Any
-) -> AverageTrace:
-    """MLPs at the last subject token, averaged over facts, with a window in proportion to the model's depth.
-
-    Args:
-        model: the model.
-        facts: to trace; default: the bundled ones, spread over their relations.
-        most: how many of them, that the model predicts.
-        options: of `tracer.average`.
-    """
-    pool = spread_over_relations(bundled()) if facts is None else facts
-    window, roles = proportional_window(model.depth), ("last subject token",)
-    return tracer.average(model, pool, kinds=("mlp",), roles=roles, most=most, window=window, **options)
+from tracer.studies.locating import FACTS_TO_LOCATE
 
 
 def located_layer(model: LanguageModel, *, progress: bool | None = None) -> int | None:
@@ -45,12 +25,12 @@ def located_layer(model: LanguageModel, *, progress: bool | None = None) -> int 
         model: its edits, if any, are taken out meanwhile.
         progress: show a bar.
     """
-    path = cache_folder() / "layers" / f"{original_fingerprint(model)[:40]}-{FACTS}.json"
+    path = cache_folder() / "layers" / f"{original_fingerprint(model)[:40]}-{FACTS_TO_LOCATE}.json"
     with contextlib.suppress(OSError, ValueError, KeyError):  # absent or damaged: traced again
         return int(json.loads(path.read_text(encoding="utf-8"))["layer"])
     try:
         with unedited(model):
-            place = tracer.locate(average_to_locate(model, progress=progress))
+            place = tracer.locate(tracer.average_to_locate(model, progress=progress))
     except FactError:
         return None
     write_json(path, place.record())

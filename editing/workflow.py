@@ -15,7 +15,6 @@ from editing.edit import Edit
 from editing.editors import Editor
 from editing.evaluation.bundled import MOST_NEIGHBOURS, MOST_PARAPHRASES
 from editing.locate_then_edit.rome import ROME
-from editing.located_layer import average_to_locate
 from editing.request import EditRequest, check_requests
 from editing.scoring.generation import complete
 from editing.scoring.scores import target_scores
@@ -29,6 +28,7 @@ from tracer.model.tokens import visible
 from tracer.place import Place
 from tracer.progress import bar
 from tracer.storage import write_json
+from tracer.studies.locating import FACTS_TO_LOCATE
 
 PromptKind = Literal["edited", "paraphrase", "neighbour"]
 
@@ -130,7 +130,7 @@ def locate_then_edit(
     layer: int | None = None,
     editor: Callable[[int], Editor] | None = None,
     facts: Sequence[tracer.Fact] | None = None,
-    n_facts: int = 24,
+    n_facts: int = FACTS_TO_LOCATE,
     extra_paraphrases: Sequence[str] = (),
     extra_neighbours: Sequence[str] = (),
     samples: int = 10,
@@ -170,7 +170,7 @@ def locate_then_edit(
     average = None
     if layer is None:
         narrow = {name: value for name, value in options.items() if name != "window"}
-        average = average_to_locate(model, facts=facts, most=n_facts, **narrow)
+        average = tracer.average_to_locate(model, facts, most=n_facts, **narrow)
     place = None if average is None else tracer.locate(average)
     at = layer if place is None else place.layer
     assert at is not None

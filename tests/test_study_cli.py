@@ -92,6 +92,8 @@ def test_paired_compare_locate_and_report_read_the_folder(run, tmp_path: Path) -
     assert both.exit_code == 2 and "two studies or more" in both.stderr  # one name for both
     place = command("locate", folder)
     assert place.exit_code == 0 and "behind_low" in place.stdout and "layer" in place.stdout
+    own = command("locate", folder, "--window", 3)
+    assert own.exit_code == 2 and "A saved average has its own window" in own.stderr
     page = command("report", folder, "--out", tmp_path / "page.html", "--json")
     assert page.exit_code == 0 and json.loads(page.stdout)["files"] == [str(tmp_path / "page.html")]
     assert (tmp_path / "page.html").stat().st_size > 1_000_000

@@ -14,7 +14,7 @@ import tracer
 from editing import IKE, MEMIT, EditRequest, load_edit
 from editing.cli import app as editing_app
 from editing.locate_then_edit.rome import ROME
-from editing.located_layer import average_to_locate, located_layer
+from editing.located_layer import located_layer
 from editing.workflow import locate_then_edit
 from tracer.cli import app as tracer_app
 
@@ -86,10 +86,10 @@ def test_a_report_says_how_the_edit_was_made(toy_model: tracer.LanguageModel) ->
 
 def test_a_layer_is_located_once_for_a_model_also_while_it_is_edited(toy_model, monkeypatch) -> None:
     facts = [tracer.Fact(f"{name} is in the city of", subject=name) for name in ("The Louvre", "The Space Needle")]
-    monkeypatch.setattr("editing.located_layer.bundled", lambda: facts)
+    monkeypatch.setattr("tracer.studies.locating.bundled", lambda: facts)
     found = located_layer(toy_model)
-    assert found == tracer.locate(average_to_locate(toy_model, facts=facts)).layer
-    monkeypatch.setattr("editing.located_layer.average_to_locate", None)  # what is known is not traced again
+    assert found == tracer.locate(tracer.average_to_locate(toy_model, facts)).layer
+    monkeypatch.setattr("tracer.average_to_locate", None)  # what is known is not traced again
     assert located_layer(toy_model) == found
     with quick(1).apply(toy_model, [EditRequest(facts[0].prompt, facts[0].subject, " Rome")]):
         assert located_layer(toy_model) == found
@@ -97,7 +97,7 @@ def test_a_layer_is_located_once_for_a_model_also_while_it_is_edited(toy_model, 
 
 def test_a_model_that_knows_no_fact_has_no_located_layer(toy_model: tracer.LanguageModel, monkeypatch) -> None:
     wrong = tracer.Fact("The Louvre is in the city of", subject="The Louvre", answer="Rome")
-    monkeypatch.setattr("editing.located_layer.bundled", lambda: [wrong])
+    monkeypatch.setattr("tracer.studies.locating.bundled", lambda: [wrong])
     assert located_layer(toy_model) is None
 
 

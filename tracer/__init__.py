@@ -57,6 +57,7 @@ from tracer.studies import (
     to_xarray,
 )
 from tracer.studies.averaging import average, average_of
+from tracer.studies.locating import average_to_locate
 from tracer.studies.report import save_report
 from tracer.unit_trace import UnitTrace, trace_heads, trace_neurons
 
@@ -103,6 +104,7 @@ __all__ = [
     "average",
     "average_frame",
     "average_of",
+    "average_to_locate",
     "compare",
     "embedding_sigma",
     "holm",

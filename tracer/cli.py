@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, cast
 
 import numpy as np
 import typer
@@ -30,6 +30,7 @@ from tracer.console import (
     show_progress,
 )
 from tracer.effect import AverageTrace, TraceResult
+from tracer.errors import SiteError
 from tracer.facts import bundled, read_facts, spread_over_relations
 from tracer.metric import METRIC_WORDS
 from tracer.model import DEFAULT_MODEL
@@ -49,8 +50,9 @@ from tracer.options import (
     severed_paths,
     token_groups,
 )
-from tracer.site import proportional_window
+from tracer.site import Kind
 from tracer.studies import cli as studies
+from tracer.studies.locating import FACTS_TO_LOCATE
 from tracer.studies.study import saved_average
 
 app = typer.Typer(
@@ -209,7 +211,7 @@ def locate(
     ] = None,
     kind: Annotated[str, typer.Option(help="The map to look at.")] = "mlp",
     role: Annotated[str, typer.Option(help="The token to look at.")] = "last subject token",
-    n: Annotated[int, typer.Option(min=1, help="Facts to trace, if none are given.")] = 24,
+    n: Annotated[int, typer.Option(min=1, help="Facts to trace, if none are given.")] = FACTS_TO_LOCATE,
     window: Annotated[int | None, typer.Option(min=1, help="Default: as 10 are to 48 layers.")] = None,
     model: Model = DEFAULT_MODEL,
     device: Device = None,
@@ -221,17 +223,13 @@ def locate(
     """Say which layer to edit, and how sure that is."""
     with reported():
         if source is not None:
+            if window is not None:
+                raise SiteError("A saved average has its own window. Leave --window out, or give it to tracer average.")
             found = saved_average(source)
         else:
             opened_model = opened(model, device, dtype, decoder_starts)
-            found = tracer.average(
-                opened_model,
-                spread_over_relations(bundled()),
-                kinds=names(kind),
-                roles=(role,),
-                window=window or proportional_window(opened_model.depth),
-                most=n,
-                progress=show_progress(quiet),
+            found = tracer.average_to_locate(
+                opened_model, kind=cast(Kind, kind), role=role, most=n, window=window, progress=show_progress(quiet)
             )
         place = tracer.locate(found, kind=kind, role=role)
         table = place.to_frame().round(3).to_string(index=False)

@@ -14,11 +14,10 @@ from editing.evaluation.slices import chosen_numbers
 from editing.layer_check.check import check_by_editing
 from editing.options import EditorName, Seed, Settings, listed_numbers, named_values
 from tracer.console import AsJson, Device, Dtype, Model, Out, Quiet, opened, reported, result, run_folder, show_progress
-from tracer.facts import bundled, spread_over_relations
 from tracer.facts.readers import read_records
 from tracer.model import DEFAULT_MODEL
-from tracer.site import proportional_window
 from tracer.storage import write_json
+from tracer.studies.locating import FACTS_TO_LOCATE
 from tracer.studies.study import saved_average
 
 
@@ -28,7 +27,7 @@ def check_layers(
     ] = None,
     kind: Annotated[Any, typer.Option(parser=str, metavar="NAME", help="The map to look at.")] = "mlp",
     role: Annotated[str, typer.Option(help="The token to look at.")] = "last subject token",
-    traced: Annotated[int, typer.Option(min=2, help="Facts to trace, if no average is given.")] = 24,
+    traced: Annotated[int, typer.Option(min=2, help="Facts to trace, if no average is given.")] = FACTS_TO_LOCATE,
     records: Annotated[Path | None, typer.Option(help="CounterFact file to edit from; default: bundled facts.")] = None,
     n: Annotated[int, typer.Option(min=1, help="Facts to edit at each layer.")] = 6,
     layers: Annotated[str, typer.Option(help="Comma-separated; default: every --every-th.")] = "",
@@ -54,15 +53,8 @@ def check_layers(
         opened_model = opened(model, device, dtype)
         folder = run_folder(out, f"check layers {Path(model).name}")
         progress = show_progress(quiet)
-        average = saved or tracer.average(
-            opened_model,
-            spread_over_relations(bundled()),
-            kinds=(kind,),
-            roles=(role,),
-            window=proportional_window(opened_model.depth),
-            most=traced,
-            folder=folder / "facts",
-            progress=progress,
+        average = saved or tracer.average_to_locate(
+            opened_model, kind=kind, role=role, most=traced, folder=folder / "facts", progress=progress
         )
         check = check_by_editing(
             opened_model,
