@@ -37,13 +37,23 @@ COURSE = {
     "locality_agreement": "locality, %",
     "perplexity_ratio": "perplexity, times\nthe unedited",
 }
-FROM_ZERO = ("reliability_token_acc", "generalization_token_acc")
 FILLS = ("full", "none", "left", "right")  # of the models' marks
 DASHES = ((0, (1, 2)), (0, (4, 2)), (0, (6, 2, 1, 2)), "-")  # of the lines of the unedited models
 GREY = "#888888"
+UNEDITED = (0, (1, 1.5))  # the dashes of its line beside curves
 ROW = 0.72  # of the distance between two editors, for the marks of all models
 SINGLES_KEY = "per cent; bars: 95 % intervals over the records; no mark: not run"
 UNKNOWN = "#b07aa1"
+OWN = {  # colours of the family whose curves lie close together; other families have shades of one hue
+    "r-rome": "#7f2704",
+    "rome": "#e6550d",
+    "p-rome": "#fd8d3c",
+    "memit": "#eab308",
+    "pmet": "#f4a582",
+    "emmet": "#7a8b29",
+    "alphaedit": "#c51b7d",
+    "kn": "#d8b365",
+}
 
 
 def plot_singles(rows: pd.DataFrame) -> Figure:
@@ -108,15 +118,13 @@ def _legend(figure: Figure, models: Sequence[str]) -> None:
 def plot_course(rows: pd.DataFrame, protocol: str) -> Figure:
     """Scores against the size of a batch or the edits made: a row for each score, a column for each model.
 
-    Bands are 95 % intervals over the records. A single edit, one record, is left out.
+    Bands are 95 % intervals over the records, dotted lines the unedited model. A single edit, one record, is left out.
     """
-    rows = rows.loc[(rows["when"] == "after") & (rows["edits"] > 1)]
+    rows = rows.loc[rows["edits"] > 1]
+    unedited, rows = rows.loc[rows["when"] == "before"], rows.loc[rows["when"] == "after"]
     names = [name for name in COURSE if name in set(rows["score"])]
     models, editors = sorted(set(rows["model"])), _by_family(rows)
-    looks = {
-        editor: (_colour(str(rows.loc[rows["editor"] == editor, "key"].iloc[0])), MARKS[at % len(MARKS)])
-        for at, editor in enumerate(editors)
-    }
+    looks = {editor: _look(str(rows.loc[rows["editor"] == editor, "key"].iloc[0])) for editor in editors}
     with matplotlib.rc_context(STYLE):
         size = (3.1 * len(models) + 1.7, 1.7 * len(names) + 0.6)
         figure = NotebookFigure(figsize=size, layout="constrained")
@@ -125,7 +133,10 @@ def plot_course(rows: pd.DataFrame, protocol: str) -> Figure:
             of_score = rows.loc[rows["score"] == name]
             for model, panel in zip(models, line, strict=True):
                 _curves(panel, of_score.loc[of_score["model"] == model], looks, percent=name != "perplexity_ratio")
-            _score_axis(line[0], name, (of_score["mean"] - of_score["half_width"].fillna(0)).min())
+                asked = unedited.loc[(unedited["score"] == name) & (unedited["model"] == model)]
+                once = asked.drop_duplicates("edits").sort_values("edits")
+                panel.plot(once["edits"], once["mean"], color=GREY, linewidth=1.0, linestyle=UNEDITED)
+            _score_axis(line[0], name)
         counts = sorted(set(rows["edits"]))
         for model, column in zip(models, panels.T, strict=True):
             column[0].set_title(model)
@@ -135,7 +146,11 @@ def plot_course(rows: pd.DataFrame, protocol: str) -> Figure:
         marks = [
             Line2D([], [], color=colour, marker=mark, markersize=4, linewidth=1.3) for colour, mark in looks.values()
         ]
-        figure.legend(marks, list(looks), loc="outside right center", frameon=False)
+        labels = [*looks]
+        if len(unedited):  # a sequence's table has no scores from before it
+            marks.append(Line2D([], [], color=GREY, linewidth=1.0, linestyle=UNEDITED))
+            labels.append("unedited")
+        figure.legend(marks, labels, loc="outside right center", frameon=False)
     return figure
 
 
@@ -150,11 +165,11 @@ def _curves(panel: Axes, rows: pd.DataFrame, looks: dict[str, tuple[tuple, str]]
     panel.spines[["top", "right"]].set_visible(False)
 
 
-def _score_axis(panel: Axes, name: str, least: float) -> None:
-    """Per cent, from 0 where all of it is used; or the growth of perplexity on a logarithmic scale."""
+def _score_axis(panel: Axes, name: str) -> None:
+    """Per cent from 0, or the growth of perplexity on a logarithmic scale."""
     panel.set_ylabel(COURSE[name])
     if name != "perplexity_ratio":
-        panel.set_ylim(-3 if name in FROM_ZERO else min(least - 2, 90), 102)
+        panel.set_ylim(-3, 102)
         return
     panel.set_yscale("log")
     ticks = ratio_ticks(*panel.get_ylim())
@@ -169,8 +184,16 @@ def _by_family(rows: pd.DataFrame) -> list[str]:
     return sorted(places, key=lambda editor: order.index(places[editor]) if places[editor] in order else len(order))
 
 
+def _look(key: str) -> tuple[tuple, str]:
+    """An editor's colour and mark, the same in every figure of curves."""
+    keys = [each for members in FAMILIES.values() for each in members]
+    return _colour(key), MARKS[keys.index(key) % len(MARKS)] if key in keys else MARKS[-1]
+
+
 def _colour(key: str) -> tuple:
-    """An editor's own in every figure; a family has one hue."""
+    """An editor's own in every figure; a family has one hue, but where curves would lie close together."""
+    if key in OWN:
+        return matplotlib.colors.to_rgba(OWN[key])
     for family, members in FAMILIES.items():
         if key in members:
             shades = np.linspace(0.9, 0.4, len(members))
