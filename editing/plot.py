@@ -63,7 +63,7 @@ def _kinds(axes: Axes, kinds: list[str]) -> None:
 
 
 def _legend(axes: Axes, new: str) -> None:
-    for colour, name in ((NEW, f"new answer ({new})"), (OLD, "own answer")):
+    for colour, name in ((NEW, f"new answer ({new})"), (OLD, "the prompt's own answer")):
         axes.plot([], [], "o", color=colour, label=name)
     axes.plot([], [], "o", markerfacecolor="white", markeredgecolor="#555555", label="before")
     axes.plot([], [], "o", color="#555555", label="after")

@@ -81,6 +81,9 @@ def test_a_report_says_how_the_edit_was_made(toy_model: tracer.LanguageModel) ->
     )
     assert report.how == "MEMIT at layers 1, 2"
     report.edit.undo()
+    report = locate_then_edit(toy_model, REQUEST, layer=1, editor=quick, samples=2)
+    assert report.how == "r-ROME at layer 1"
+    report.edit.undo()
     assert locate_then_edit(toy_model, REQUEST, layer=1, editor=lambda _: IKE(count=0), samples=2).how == "ike"
 
 

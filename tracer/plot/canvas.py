@@ -45,9 +45,9 @@ def save_figure(figure: Figure, path: str | Path) -> Path:
 def panels_for(
     names: Sequence[str], labels: Sequence[str], *, n_layers: int, row_height: float = 0.22
 ) -> tuple[Figure, list[Axes]]:
-    """A figure sized for its labels and layers, with one panel for each name, at most three in a row."""
-    across = min(len(names), PANELS_A_ROW)
-    down = -(-len(names) // across)
+    """A figure sized for its labels and layers, with one panel for each name, at most three in a row, rows alike."""
+    down = -(-len(names) // PANELS_A_ROW)
+    across = -(-len(names) // down)
     width = across * float(np.clip(0.1 * n_layers + 1.6, 3.5, 5.0)) + 0.075 * max(map(len, labels))
     height = down * (max(row_height * len(labels), 1.6) + 1.0) + 0.7
     spacing = ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08, wspace=0.03)
