@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from editing.errors import BaseModelError
@@ -42,13 +43,12 @@ class LowRank:
 
     Attributes:
         weight: the parameter's name.
-        out: [d_model, rank].
-        into: [d_mlp, rank].
+        out, into: the two thin matrices.
     """
 
     weight: str
-    out: Tensor
-    into: Tensor
+    out: Float[Tensor, "d_model rank"]
+    into: Float[Tensor, "d_mlp rank"]
 
     def delta(self, model: LanguageModel) -> Tensor:
         """The product, in the layout in which the parameter is stored."""

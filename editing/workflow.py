@@ -80,7 +80,7 @@ class Report:
         told = self.edit.editor
         layers = told.get("layers") or [layer for layer in (told.get("layer"),) if layer is not None]
         at = f" at layer{'s' if len(layers) > 1 else ''} {', '.join(map(str, layers))}" if layers else ""
-        return f"{ROMES.get(told.get('variant'), told['method'])}{at}"
+        return f"{ROMES.get(told.get('variant', ''), told['method'])}{at}"
 
     def to_frame(self) -> pd.DataFrame:
         """One row a prompt: `Shown`'s fields."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from tracer.anatomy import Anatomy
@@ -23,19 +24,19 @@ ROWS = 512
 VOCABULARY = 4096
 
 
-def probability(logits: Tensor, token_id: int | Tensor) -> Tensor:
-    """p(token), [row], of one token or of one for each row: a softmax in each sample, means come after it."""
+def probability(logits: Float[Tensor, "*row vocab"], token_id: int | Int[Tensor, "*row"]) -> Float[Tensor, "*row"]:
+    """p(token), of one token or of one for each row: a softmax in each sample, means come after it."""
     of_rows = wide(logits)
     picked = of_rows[..., token_id] if isinstance(token_id, int) else of_rows.gather(-1, token_id[..., None])[..., 0]
     return (picked - of_rows.logsumexp(-1)).exp()
 
 
-def traced_answers(facts: Sequence[TokenizedFact], clean_logits: Tensor) -> Tensor:
-    """The token traced for each fact, [fact]: its answer, else what the clean run predicts.
+def traced_answers(facts: Sequence[TokenizedFact], clean_logits: Float[Tensor, "fact vocab"]) -> Int[Tensor, " fact"]:
+    """The token traced for each fact: its answer, else what the clean run predicts.
 
     Args:
         facts: in the order of the logits.
-        clean_logits: where the answer is read, nothing corrupted, [fact, vocab].
+        clean_logits: where the answer is read, nothing corrupted.
     """
     predicted = clean_logits.argmax(-1)
     given = [-1 if fact.answer_id is None else fact.answer_id for fact in facts]
@@ -59,18 +60,24 @@ def predicted_ids(model: LanguageModel, token_ids: Sequence[int], n: int, *, n_e
 
 
 def values_at(
-    anatomy: Anatomy, hidden: Tensor, metric: Metric, answers: Tensor, others: Tensor | None, clean: Tensor, of: Tensor
-) -> Tensor:
-    """The metric from the last block's output, [row].
+    anatomy: Anatomy,
+    hidden: Float[Tensor, "row d_model"],
+    metric: Metric,
+    answers: Int[Tensor, " fact"],
+    others: Int[Tensor, " fact"] | None,
+    clean: Float[Tensor, "fact vocab"],
+    of: Int[Tensor, " row"],
+) -> Float[Tensor, " row"]:
+    """The metric from the last block's output.
 
     Args:
         anatomy: of the model.
-        hidden: [row, d_model].
+        hidden: that output, where the answer is predicted.
         metric: what is read.
-        answers: token ids, [fact].
-        others: of the alternative answers, [fact].
-        clean: logits of the clean runs, [fact, vocab].
-        of: which fact each row belongs to, [row].
+        answers: token ids.
+        others: of the alternative answers.
+        clean: logits of the clean runs.
+        of: which fact each row belongs to.
     """
     found = []
     for rows, facts in zip(hidden.split(ROWS), of.split(ROWS), strict=True):
@@ -84,7 +91,9 @@ def values_at(
     return torch.cat(found)
 
 
-def _log_probability(anatomy: Anatomy, hidden: Tensor, answer_ids: Tensor) -> Tensor:
+def _log_probability(
+    anatomy: Anatomy, hidden: Float[Tensor, "row d_model"], answer_ids: Int[Tensor, " row"]
+) -> Float[Tensor, " row"]:
     normed = anatomy.before_head(hidden)
     head = anatomy.head
     assert isinstance(head, nn.Linear)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, Protocol, get_args
 
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from tracer.errors import SiteError
@@ -33,6 +34,12 @@ METRIC_WORDS = {
 }
 
 
+Logits = Float[Tensor, "row vocab"]
+Ids = Int[Tensor, " row"]
+Values = Float[Tensor, " row"]
+Clean = Float[Tensor, "#row vocab"]  # of each row, or of all
+
+
 class Metric(Protocol):
     """A number for each row of logits."""
 
@@ -46,14 +53,14 @@ class Metric(Protocol):
         """1 where more of it is nearer to the clean answer, -1 where less is."""
         ...
 
-    def of(self, logits: Tensor, answers: Tensor, others: Tensor | None, clean: Tensor) -> Tensor:
-        """The metric, [row].
+    def of(self, logits: Logits, answers: Ids, others: Ids | None, clean: Clean) -> Values:
+        """The metric of each row.
 
         Args:
-            logits: [row, vocab], float32 or wider.
-            answers: token ids, [row].
-            others: token ids of the alternative answers, [row].
-            clean: logits of the clean run, [row, vocab].
+            logits: float32 or wider.
+            answers: token ids.
+            others: token ids of the alternative answers.
+            clean: logits of the clean run.
         """
         ...
 
@@ -65,8 +72,8 @@ class Probability:
     name: MetricName = "probability"
     sense: Sense = 1
 
-    def of(self, logits: Tensor, answers: Tensor, others: Tensor | None, clean: Tensor) -> Tensor:
-        """exp(logit - logsumexp), [row]."""
+    def of(self, logits: Logits, answers: Ids, others: Ids | None, clean: Clean) -> Values:
+        """exp(logit - logsumexp)."""
         return LogProbability().of(logits, answers, others, clean).exp()
 
 
@@ -77,8 +84,8 @@ class LogProbability:
     name: MetricName = "log_probability"
     sense: Sense = 1
 
-    def of(self, logits: Tensor, answers: Tensor, others: Tensor | None, clean: Tensor) -> Tensor:
-        """Logit - logsumexp, [row]."""
+    def of(self, logits: Logits, answers: Ids, others: Ids | None, clean: Clean) -> Values:
+        """Logit - logsumexp."""
         return _at(logits, answers) - logits.logsumexp(-1)
 
 
@@ -89,8 +96,8 @@ class Logit:
     name: MetricName = "logit"
     sense: Sense = 1
 
-    def of(self, logits: Tensor, answers: Tensor, others: Tensor | None, clean: Tensor) -> Tensor:
-        """The answer's logit in each row, [row]."""
+    def of(self, logits: Logits, answers: Ids, others: Ids | None, clean: Clean) -> Values:
+        """The answer's logit."""
         return _at(logits, answers)
 
 
@@ -101,8 +108,8 @@ class LogitDifference:
     name: MetricName = "logit_difference"
     sense: Sense = 1
 
-    def of(self, logits: Tensor, answers: Tensor, others: Tensor | None, clean: Tensor) -> Tensor:
-        """The answer's logit less the other's in each row, [row]."""
+    def of(self, logits: Logits, answers: Ids, others: Ids | None, clean: Clean) -> Values:
+        """The answer's logit less the other's."""
         if others is None:
             raise SiteError('metric="logit_difference" needs an alternative answer: write other=" London".')
         return _at(logits, answers) - _at(logits, others)
@@ -115,8 +122,8 @@ class KL:
     name: MetricName = "kl"
     sense: Sense = -1
 
-    def of(self, logits: Tensor, answers: Tensor, others: Tensor | None, clean: Tensor) -> Tensor:
-        """The divergence of each row from the clean run, [row], in nats."""
+    def of(self, logits: Logits, answers: Ids, others: Ids | None, clean: Clean) -> Values:
+        """The divergence from the clean run, in nats."""
         reference = clean.log_softmax(-1)
         return (reference.exp() * (reference - logits.log_softmax(-1))).sum(-1)
 
@@ -128,8 +135,8 @@ class Rank:
     name: MetricName = "rank"
     sense: Sense = -1
 
-    def of(self, logits: Tensor, answers: Tensor, others: Tensor | None, clean: Tensor) -> Tensor:
-        """The answer's rank in each row, [row]."""
+    def of(self, logits: Logits, answers: Ids, others: Ids | None, clean: Clean) -> Values:
+        """The answer's rank."""
         return (logits > _at(logits, answers)[..., None]).sum(-1).to(logits.dtype)
 
 
@@ -149,5 +156,5 @@ def metric_named(name: str) -> Metric:
     return METRICS[name]
 
 
-def _at(logits: Tensor, ids: Tensor) -> Tensor:
+def _at(logits: Logits, ids: Ids) -> Values:
     return logits.gather(-1, ids[..., None])[..., 0]

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from tracer.anatomy import SubLayer
 from tracer.corrupt import Draws
+from tracer.engine import Map
 from tracer.forward_pass import Run, forward, place_of
 from tracer.metric import METRICS, Metric
 from tracer.model import LanguageModel
@@ -228,16 +229,16 @@ class BatchPasses:
         """[fact * sample, vocab]."""
         return torch.cat([passes.corrupted_logits for passes in self.each])
 
-    def state_maps(self, answer_ids: Answers, tokens: TokenGroups) -> Tensor:
-        """The metric with every state restored, [fact, token, layer, sample]."""
+    def state_maps(self, answer_ids: Answers, tokens: TokenGroups) -> Map:
+        """The metric with every state restored."""
         return self._of_each(answer_ids, lambda passes, answer: passes.state_map(answer, tokens))
 
-    def window_maps(self, kind: SubLayer, answer_ids: Answers, tokens: TokenGroups, window: int) -> Tensor:
-        """The metric with every window of MLPs or attentions restored, [fact, token, layer, sample]."""
+    def window_maps(self, kind: SubLayer, answer_ids: Answers, tokens: TokenGroups, window: int) -> Map:
+        """The metric with every window of MLPs or attentions restored."""
         return self._of_each(answer_ids, lambda passes, answer: passes.window_map(kind, answer, tokens, window))
 
-    def severed_maps(self, path: SubLayer | Severed, answer_ids: Answers, tokens: TokenGroups) -> Tensor:
-        """The metric with every state restored and `path` severed, [fact, token, layer, sample]."""
+    def severed_maps(self, path: SubLayer | Severed, answer_ids: Answers, tokens: TokenGroups) -> Map:
+        """The metric with every state restored and `path` severed."""
         return self._of_each(answer_ids, lambda passes, answer: passes.severed_map(path, answer, tokens))
 
     def unit_maps(self, units: Sequence[Unit], answer_ids: Answers, tokens: Sequence[int]) -> Tensor:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from tracer.metric import METRICS, Metric
@@ -37,21 +38,27 @@ class Reading:
         """What is read at each position."""
         return self.metric if self.length == 1 else METRICS["log_probability"]
 
-    def joined(self, values: Tensor) -> Tensor:
-        """The metric from what was read at each position, [position, ...] -> [...]."""
+    def joined(self, values: Float[Tensor, " position *rest"]) -> Float[Tensor, "*rest"]:
+        """The metric from what was read at each position."""
         if self.length == 1:
             return values[0]
         total = values.sum(0)
         return total.exp() if self.metric.name == "probability" else total
 
-    def at_each(self, logits: Tensor, answers: Tensor, others: Tensor | None, clean: Tensor) -> Tensor:
-        """What is read at each position, [position, row].
+    def at_each(
+        self,
+        logits: Float[Tensor, "row position vocab"],
+        answers: Int[Tensor, "row position"],
+        others: Int[Tensor, " row"] | None,
+        clean: Float[Tensor, "row vocab"],
+    ) -> Float[Tensor, "position row"]:
+        """What is read at each position.
 
         Args:
-            logits: [row, position, vocab].
-            answers: token ids, [row, position].
-            others: of alternative answers, [row].
-            clean: logits of the clean run at the first position, [row, vocab].
+            logits: where the answer's tokens are predicted.
+            answers: token ids.
+            others: of alternative answers.
+            clean: logits of the clean run at the first position.
         """
         found = [
             self.each.of(wide(logits[:, at]), answers[:, at], others, wide(clean)) for at in range(logits.shape[1])
@@ -59,6 +66,6 @@ class Reading:
         return torch.stack(found)
 
 
-def answer_table(answer_ids: Answers, device: torch.device) -> Tensor:
-    """Answers of one length as token ids, [fact, position]; one row a fact."""
+def answer_table(answer_ids: Answers, device: torch.device) -> Int[Tensor, "fact position"]:
+    """Answers of one length as token ids."""
     return torch.tensor([[a] if isinstance(a, int) else list(a) for a in answer_ids], device=device)

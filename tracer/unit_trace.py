@@ -10,6 +10,7 @@ from typing import Unpack
 import numpy as np
 import pandas as pd
 import torch
+from jaxtyping import Float
 
 from tracer.corrupt import measured_corruption
 from tracer.effect import Settings, about_measured, measured_from
@@ -33,8 +34,8 @@ class UnitTrace:
         kind: "head" or "neuron".
         answer_id, answer: the token traced.
         clean: the metric, nothing corrupted.
-        corrupted_samples: the metric in each corrupted run, [sample].
-        restored: the metric with a unit set, [token, unit, sample]; NaN at tokens that were not traced.
+        corrupted_samples: the metric in each corrupted run.
+        restored: the metric with a unit set; NaN at tokens that were not traced.
     """
 
     fact: TokenizedFact
@@ -43,8 +44,8 @@ class UnitTrace:
     answer_id: int
     answer: str
     clean: float
-    corrupted_samples: np.ndarray
-    restored: np.ndarray
+    corrupted_samples: Float[np.ndarray, " sample"]
+    restored: Float[np.ndarray, "token unit sample"]
     settings: Settings
 
     def __repr__(self) -> str:
@@ -54,17 +55,17 @@ class UnitTrace:
         )
 
     @property
-    def unit_effect(self) -> np.ndarray:
-        """Mean effect over the samples, signed as in `TraceResult.indirect_effect`; [token, unit]."""
+    def unit_effect(self) -> Float[np.ndarray, "token unit"]:
+        """Mean effect over the samples, signed as in `TraceResult.indirect_effect`."""
         return self._sample_effects.mean(-1)
 
     @property
-    def _sample_effects(self) -> np.ndarray:
+    def _sample_effects(self) -> Float[np.ndarray, "token unit sample"]:
         return sample_effects(self.restored, self.clean, self.corrupted_samples, self.settings.direction)
 
     @property
-    def effect(self) -> np.ndarray:
-        """The effect by layer and number, [token, layer, number]; NaN where a unit was not traced."""
+    def effect(self) -> Float[np.ndarray, "token layer number"]:
+        """The effect by layer and number; NaN where a unit was not traced."""
         layers, numbers = (1 + max(column) for column in zip(*self.units, strict=True))
         found = np.full((len(self.restored), layers, numbers), np.nan)
         for (layer, number), column in zip(self.units, self.unit_effect.T, strict=True):

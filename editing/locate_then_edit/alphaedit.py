@@ -19,7 +19,7 @@ from editing.edit import Edit
 from editing.errors import CovarianceError, EditingWarning
 from editing.locate_then_edit.covariance import SecondMoment
 from editing.locate_then_edit.memit import MEMIT
-from editing.locate_then_edit.solve import Factors, null_space_update
+from editing.locate_then_edit.solve import Factors, Keys, Residuals, null_space_update
 from editing.locate_then_edit.spread import mean_keys, read_all
 from editing.locate_then_edit.values import Value
 from editing.request import EditRequest
@@ -64,7 +64,7 @@ class AlphaEdit(MEMIT):
         prefixes = self.prefixes(model, seed)
         used: list[dict[str, Any]] = []
 
-        def solve(layer: int, keys: Tensor, residuals: Tensor) -> Factors:
+        def solve(layer: int, keys: Keys, residuals: Residuals) -> Factors:
             kept = self.null_space(moments[layer])
             strength = self._strength_for(kept, keys)
             used.append({"layer": layer, "directions": kept.shape[1], "of": len(kept), "strength": strength})

@@ -15,6 +15,7 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from editing.early_end import hooked_until
@@ -39,7 +40,7 @@ class SecondMoment:
     """C of one layer and how it was estimated.
 
     Attributes:
-        matrix: C, float64 [d_mlp, d_mlp], on the CPU.
+        matrix: C, float64, on the CPU.
         n_tokens: keys averaged.
         corpus: the file's name, or "written by the model".
         half_difference: relative difference of the estimates from both halves of the text,
@@ -48,7 +49,7 @@ class SecondMoment:
     """
 
     layer: int
-    matrix: Tensor
+    matrix: Float[Tensor, "d_mlp d_mlp"]
     n_tokens: int
     corpus: str
     half_difference: float
@@ -56,13 +57,13 @@ class SecondMoment:
     cached: bool = False
 
     @property
-    def regularised(self) -> Tensor:
+    def regularised(self) -> Float[Tensor, "d_mlp d_mlp"]:
         """C + ridge * (tr C / d_mlp) * I: a neuron that never fires has a zero row, and C no inverse."""
         size = len(self.matrix)
         return self.matrix + self.ridge * self.matrix.trace() / size * torch.eye(size, dtype=torch.float64)
 
     @cached_property
-    def _factor(self) -> Tensor:
+    def _factor(self) -> Float[Tensor, "d_mlp d_mlp"]:
         factor, failed = torch.linalg.cholesky_ex(self.regularised)
         if failed:
             raise CovarianceError(
@@ -71,8 +72,8 @@ class SecondMoment:
             )
         return factor
 
-    def solve(self, keys: Tensor) -> Tensor:
-        """C^-1 keys, float64 on the CPU; [d_mlp] or [d_mlp, key]."""
+    def solve(self, keys: Float[Tensor, " d_mlp *key"]) -> Float[Tensor, " d_mlp *key"]:
+        """C^-1 keys, of one or of several; float64 on the CPU."""
         keys = keys.detach().cpu().double()
         # `cholesky_solve` copies the factor at each call; in a long sequence the memory of such copies, where they are
         # smaller than 32 MB, is not found again between the edits that are kept.
@@ -80,8 +81,8 @@ class SecondMoment:
         return torch.linalg.solve_triangular(self._factor.mT, half, upper=True).reshape(keys.shape)
 
     @cached_property
-    def spectrum(self) -> tuple[Tensor, Tensor]:
-        """Eigenvalues of C without a ridge, rising, [d_mlp], and eigenvectors, [d_mlp, eigenvalue]."""
+    def spectrum(self) -> tuple[Float[Tensor, " eigenvalue"], Float[Tensor, "d_mlp eigenvalue"]]:
+        """Eigenvalues of C without a ridge, rising, and eigenvectors."""
         values, vectors = torch.linalg.eigh(self.matrix)
         return values, vectors
 
@@ -205,8 +206,10 @@ def _too_little(corpus: str, read: int, wanted: int, least: int) -> str:
     )
 
 
-def _accumulate(halves: Sequence[Tensor], real: Tensor) -> Callable[..., None]:
-    """Adds the keys of every second text to either half; `real` [text, token] leaves padding out."""
+def _accumulate(
+    halves: Sequence[Float[Tensor, "d_mlp d_mlp"]], real: Bool[Tensor, "text token"]
+) -> Callable[..., None]:
+    """Adds the keys of every second text to either half; `real` leaves padding out."""
 
     def hook(_module: nn.Module, inputs: tuple[Tensor, ...], _output: Tensor) -> None:
         for half, total in enumerate(halves):

@@ -17,7 +17,7 @@ from editing.edit import Edit
 from editing.errors import EditingWarning
 from editing.locate_then_edit.contexts import MEMIT_OPENINGS, MEMIT_PLAN
 from editing.locate_then_edit.editor import LocateThenEdit
-from editing.locate_then_edit.solve import Factors, cosines, exact_update
+from editing.locate_then_edit.solve import Factors, Keys, Residuals, cosines, exact_update
 from editing.locate_then_edit.spread import Spread
 from editing.locate_then_edit.suffix import Part
 from editing.locate_then_edit.values import Value
@@ -71,7 +71,7 @@ class EMMET(LocateThenEdit):
             moment = self.statistics(model, seed, progress)[self.layer]
         slack = self.slack if len(requests) > 1 else 0.0
 
-        def solve(_layer: int, keys: Tensor, residuals: Tensor) -> Factors:
+        def solve(_layer: int, keys: Keys, residuals: Residuals) -> Factors:
             warn_of_alike(requests, cosines(moment, keys))
             return exact_update(moment, keys, residuals, slack)
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from editing.early_end import Hooked, hooked_until
@@ -24,14 +25,14 @@ class Reading:
     """What the model computes at the subjects' last tokens, the bare prompt being the first context.
 
     Attributes:
-        keys: what enters W of a layer, [request, context, d_mlp].
-        outputs: W k + b there, [request, context, d_model].
-        reached: what the value was optimised for, at the bare prompt, [request, d_model].
+        keys: what enters W of a layer.
+        outputs: W k + b there.
+        reached: what the value was optimised for, at the bare prompt.
     """
 
-    keys: Tensor
-    outputs: Tensor
-    reached: Tensor
+    keys: Float[Tensor, "request context d_mlp"]
+    outputs: Float[Tensor, "request context d_model"]
+    reached: Float[Tensor, "request d_model"]
 
 
 def read_keys(model: LanguageModel, rows: Rows, layer: int, *, last: int | None = None, part: Part = "mlp") -> Reading:
@@ -41,7 +42,7 @@ def read_keys(model: LanguageModel, rows: Rows, layer: int, *, last: int | None 
     each = torch.arange(n_rows, device=rows.ids.device)
     found: dict[str, Tensor] = {}
 
-    def at_lookup(hidden: Any) -> Tensor:
+    def at_lookup(hidden: Any) -> Float[Tensor, "request context width"]:
         return rows.of_contexts(by_token(hidden_of(hidden), n_rows)[each, rows.lookup])
 
     def keep(_module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:

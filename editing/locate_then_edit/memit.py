@@ -11,15 +11,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from torch import Tensor
-
 from editing.edit import Edit
 from editing.errors import RequestError
 from editing.locate_then_edit.contexts import MEMIT_OPENINGS, MEMIT_PLAN
 from editing.locate_then_edit.covariance import SecondMoment
 from editing.locate_then_edit.editor import LocateThenEdit
 from editing.locate_then_edit.norms import has_norm
-from editing.locate_then_edit.solve import Factors, ridge_update
+from editing.locate_then_edit.solve import Factors, Keys, Residuals, ridge_update
 from editing.locate_then_edit.spread import Solve, Spread
 from editing.locate_then_edit.suffix import Part
 from editing.locate_then_edit.values import Value
@@ -71,7 +69,7 @@ class MEMIT(LocateThenEdit):
         with timed(edit, "statistics"):
             moments = self.statistics(model, seed, progress)
 
-        def solve(layer: int, keys: Tensor, residuals: Tensor) -> Factors:
+        def solve(layer: int, keys: Keys, residuals: Residuals) -> Factors:
             return ridge_update(moments[layer], keys, residuals, self._strength(moments[layer]))
 
         self.spread(model, solve).write(edit, requests, values, self.prefixes(model, seed))

@@ -11,15 +11,18 @@ d_mlp nothing larger than [n, n] is solved beside the one factorisation of C.
 from __future__ import annotations
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from editing.errors import EditFailedError
 from editing.locate_then_edit.covariance import SecondMoment
 
-Factors = tuple[Tensor, Tensor]
+Keys = Float[Tensor, "d_mlp key"]
+Residuals = Float[Tensor, "d_model key"]
+Factors = tuple[Float[Tensor, "d_model rank"], Float[Tensor, "d_mlp rank"]]
 
 
-def ridge_update(moment: SecondMoment, keys: Tensor, residuals: Tensor, strength: float) -> Factors:
+def ridge_update(moment: SecondMoment, keys: Keys, residuals: Residuals, strength: float) -> Factors:
     """MEMIT's: least squares that also answers old keys with 0; `strength` is its lambda, > 0."""
     n_neurons, n = keys.shape
     if n > n_neurons:
@@ -30,14 +33,14 @@ def ridge_update(moment: SecondMoment, keys: Tensor, residuals: Tensor, strength
     return torch.cholesky_solve(residuals.T, _cholesky(inner)).T, solved
 
 
-def cosines(moment: SecondMoment, keys: Tensor) -> Tensor:
-    """Between keys [d_mlp, n] in the geometry of C^-1, [n, n]."""
+def cosines(moment: SecondMoment, keys: Keys) -> Float[Tensor, "key key"]:
+    """Of the angles between keys, in the geometry of C^-1."""
     inner = keys.T @ moment.solve(keys)
     lengths = inner.diagonal().sqrt()
     return inner / lengths / lengths[:, None]
 
 
-def exact_update(moment: SecondMoment, keys: Tensor, residuals: Tensor, slack: float) -> Factors:
+def exact_update(moment: SecondMoment, keys: Keys, residuals: Residuals, slack: float) -> Factors:
     """EMMET's: answers every key with its residual, old keys disturbed least.
 
     Args:
@@ -52,14 +55,20 @@ def exact_update(moment: SecondMoment, keys: Tensor, residuals: Tensor, slack: f
     return residuals @ torch.linalg.pinv(inner, rtol=1e-12, hermitian=True), solved
 
 
-def null_space_update(kept: Tensor, keys: Tensor, residuals: Tensor, earlier: Tensor, strength: float) -> Factors:
+def null_space_update(
+    kept: Float[Tensor, "d_mlp direction"],
+    keys: Keys,
+    residuals: Residuals,
+    earlier: Float[Tensor, "d_mlp earlier"],
+    strength: float,
+) -> Factors:
     """AlphaEdit's: changes only directions that old keys hardly use, and answers earlier edits' keys with 0.
 
     Args:
-        kept: U, orthonormal directions that may change, [d_mlp, r].
+        kept: U, orthonormal directions that may change.
         keys: K.
         residuals: R.
-        earlier: keys of earlier edits, [d_mlp, any number].
+        earlier: Kp, keys of earlier edits.
         strength: g, > 0.
     """
     inside, before = kept.T @ keys, kept.T @ earlier  # G [r, n], and U^T Kp
@@ -75,16 +84,16 @@ def null_space_update(kept: Tensor, keys: Tensor, residuals: Tensor, earlier: Te
     return torch.cholesky_solve(residuals.T, _cholesky(inner)).T, kept @ solved
 
 
-def _wide(change: Tensor) -> Factors:
-    """D^T [d_mlp, d_model] as factors of rank d_model."""
+def _wide(change: Float[Tensor, "d_mlp d_model"]) -> Factors:
+    """D^T as factors of rank d_model."""
     return _eye(change.shape[1]), change
 
 
-def _eye(size: int) -> Tensor:
+def _eye(size: int) -> Float[Tensor, "size size"]:
     return torch.eye(size, dtype=torch.float64)
 
 
-def _cholesky(matrix: Tensor) -> Tensor:
+def _cholesky(matrix: Float[Tensor, "size size"]) -> Float[Tensor, "size size"]:
     factor, failed = torch.linalg.cholesky_ex(matrix)
     if failed:
         raise EditFailedError("The keys of these requests cannot be told apart. Edit fewer of them at once.")

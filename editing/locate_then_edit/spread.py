@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from editing.change import LowRank
@@ -25,7 +26,7 @@ from editing.locate_then_edit.kept_values import TOKENS_TOGETHER
 from editing.locate_then_edit.keys import Reading, read_keys
 from editing.locate_then_edit.norms import after_norm, before_norm
 from editing.locate_then_edit.rows import batched_rows
-from editing.locate_then_edit.solve import Factors
+from editing.locate_then_edit.solve import Factors, Keys, Residuals
 from editing.locate_then_edit.suffix import Part
 from editing.locate_then_edit.values import Value
 from editing.request import EditRequest
@@ -33,7 +34,8 @@ from editing.scoring.scores import target_scores
 from editing.stopwatch import timed
 from tracer.model import LanguageModel
 
-Solve = Callable[[int, Tensor, Tensor], Factors]
+Wanted = Float[Tensor, "request d_model"]
+Solve = Callable[[int, Keys, Residuals], Factors]
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ class Spread:
         layers: l_1 to L.
         part: what values were optimised for at L.
         share: of the layers still to write, by how much the residual is divided.
-        solve: layer, K [d_mlp, n], R [d_model, n] -> factors of D.
+        solve: layer, K, R -> factors of D.
         through_norm: values are of W, and other layers' shares go through the norms after it.
     """
 
@@ -83,8 +85,8 @@ class Spread:
         by_layer = [{"layer": at, **dataclasses.asdict(one)} for at, one in zip(self.layers, written, strict=True)]
         edit.summary = {**edit.summary, "layers": by_layer}
 
-    def _asked(self, model: LanguageModel, layer: int, reading: Reading, wanted: Tensor) -> Tensor:
-        """All that is missing at the last layer, as a change of this layer's W k; [request, d_model]."""
+    def _asked(self, model: LanguageModel, layer: int, reading: Reading, wanted: Wanted) -> Wanted:
+        """All that is missing at the last layer, as a change of this layer's W k."""
         missing, last = wanted - reading.reached, self.layers[-1]
         if not self.through_norm or layer == last:
             return missing / (residual_factor(model) if self.part == "block" else 1)
@@ -104,8 +106,8 @@ def read_all(
     return Reading(*(torch.stack([found[number][n] for number in range(len(requests))]) for n in range(3)))
 
 
-def mean_keys(reading: Reading) -> Tensor:
-    """The bare prompt's key and the mean over the prefixes, in equal parts; [request, d_mlp]."""
+def mean_keys(reading: Reading) -> Float[Tensor, "request d_mlp"]:
+    """The bare prompt's key and the mean over the prefixes, in equal parts."""
     bare, others = reading.keys[:, 0], reading.keys[:, 1:]
     return (bare + others.mean(1)) / 2 if others.shape[1] else bare
 

@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from editing.errors import EditFailedError
@@ -60,8 +61,8 @@ class Value:
     """What the optimisation found for one request.
 
     Attributes:
-        delta: what is added to z0, [part, d_model].
-        initial: z0, [part, d_model].
+        delta: what is added to z0.
+        initial: z0.
         probability: of the new answer, exp(-NLL), before the first step and at the last.
         loss: its parts at the last step.
         steps: gradient steps taken.
@@ -70,8 +71,8 @@ class Value:
         kept: it was found in an earlier run (`KeptValues`).
     """
 
-    delta: Tensor
-    initial: Tensor
+    delta: Float[Tensor, "part d_model"]
+    initial: Float[Tensor, "part d_model"]
     probability: tuple[float, float]
     loss: dict[str, float]
     steps: int
@@ -80,8 +81,8 @@ class Value:
     kept: bool = False
 
     @property
-    def wanted(self) -> Tensor:
-        """z0 + delta of the first part, float64 [d_model] on the CPU."""
+    def wanted(self) -> Float[Tensor, " d_model"]:
+        """z0 + delta of the first part, float64 on the CPU."""
         return self.initial[0].double().cpu() + self.delta[0].double().cpu()
 
 

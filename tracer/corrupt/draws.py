@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
+from jaxtyping import Float
 from torch import Tensor
 
 from tracer.fact import Fact, TokenizedFact
@@ -19,16 +20,16 @@ class Draws:
     """What a corruption does to the subject's embeddings in each sample.
 
     Attributes:
-        values: float64 [fact or 1, sample, subject token, width].
+        values: float64; `fact` is 1 where they are the same for every fact, width that of the embeddings.
         replaces: they take the embeddings' place; else they are added.
     """
 
-    values: Tensor
+    values: Float[Tensor, "fact sample subject width"]
     replaces: bool = False
 
     @classmethod
-    def of(cls, noise: Draws | Tensor) -> Draws:
-        """Draws; a tensor [sample, subject token, width] is noise to add, the same for every fact."""
+    def of(cls, noise: Draws | Float[Tensor, "sample subject width"]) -> Draws:
+        """Draws; a tensor is noise to add, the same for every fact."""
         return noise if isinstance(noise, Draws) else cls(noise[None])
 
     @property
@@ -44,8 +45,8 @@ class Draws:
         """Some of the samples."""
         return Draws(self.values[:, chosen], self.replaces)
 
-    def onto(self, embedded: Tensor) -> Tensor:
-        """The corrupted embeddings, [fact, sample, subject token, width] as `embedded`."""
+    def onto(self, embedded: Float[Tensor, "fact sample subject width"]) -> Float[Tensor, "fact sample subject width"]:
+        """The corrupted embeddings."""
         values = self.values.to(embedded.device)
         return values.to(embedded.dtype).expand_as(embedded) if self.replaces else embedded + values.to(embedded)
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from hashlib import sha256
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from tracer.errors import FactError
@@ -14,13 +15,13 @@ from tracer.facts import bundled
 from tracer.model import LanguageModel
 
 
-def embeddings(model: LanguageModel, ids: Tensor) -> Tensor:
-    """What the embedding module gives for token ids [...]: float64 [..., width] on the CPU."""
+def embeddings(model: LanguageModel, ids: Int[Tensor, "*place"]) -> Float[Tensor, "*place width"]:
+    """What the embedding module gives for token ids: float64 on the CPU."""
     return model.embedded(ids).cpu().double().clone()
 
 
-def subject_embeddings(model: LanguageModel, subjects: Iterable[str]) -> Tensor:
-    """Embeddings of the subjects' tokens, without special tokens; float64 [token, width]."""
+def subject_embeddings(model: LanguageModel, subjects: Iterable[str]) -> Float[Tensor, "token width"]:
+    """Embeddings of the subjects' tokens, without special tokens; float64."""
     if model.tokenizer is None:
         raise FactError("This model has no tokenizer, so sigma cannot be measured: give GaussianNoise(sigma=...).")
     ids = [token for s in subjects for token in model.tokenizer(s, add_special_tokens=False)["input_ids"]]

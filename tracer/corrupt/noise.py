@@ -10,6 +10,7 @@ from typing import Self
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from tracer.corrupt.draws import Corruption, Draws
@@ -36,8 +37,8 @@ class Noise(Corruption):
             if value is not None and not 0 <= value < float("inf"):
                 raise FactError(f"{name}={value} is no noise. Write a number that is not negative.")
 
-    def draws(self, *, samples: int, n_subject: int, d_model: int, seed: int) -> Tensor:
-        """The noise itself, float64 [sample, subject, d_model], the same on every device.
+    def draws(self, *, samples: int, n_subject: int, d_model: int, seed: int) -> Float[Tensor, "sample subject width"]:
+        """The noise itself, float64, the same on every device.
 
         `d_model` is the width of the token embeddings, which a few models project to a wider stream.
         """
@@ -72,12 +73,12 @@ class GaussianNoise(Noise):
 
     Attributes:
         full: with the covariance of the subjects' embeddings in place of sigma in every coordinate.
-        factor: its Cholesky factor [width, width]; None measures it.
+        factor: its Cholesky factor; None measures it.
         digest: of the factor, for records.
     """
 
     full: bool = False
-    factor: Tensor | None = dataclasses.field(default=None, compare=False, repr=False)
+    factor: Float[Tensor, "width width"] | None = dataclasses.field(default=None, compare=False, repr=False)
     digest: str | None = dataclasses.field(default=None, init=False)
 
     def __post_init__(self) -> None:
@@ -87,7 +88,7 @@ class GaussianNoise(Noise):
     def _standard(self, random: np.random.RandomState, shape: tuple[int, ...]) -> np.ndarray:
         return random.randn(*shape)
 
-    def draws(self, *, samples: int, n_subject: int, d_model: int, seed: int) -> Tensor:
+    def draws(self, *, samples: int, n_subject: int, d_model: int, seed: int) -> Float[Tensor, "sample subject width"]:
         """As `Noise.draws`; with `full`, scale times the factor times normal numbers."""
         if not self.full:
             return super().draws(samples=samples, n_subject=n_subject, d_model=d_model, seed=seed)

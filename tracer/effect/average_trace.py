@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from jaxtyping import Float
 
 from tracer.effect.estimate import Estimate, nan_error, over_facts
 from tracer.effect.settings import Settings
@@ -25,21 +26,20 @@ class AverageTrace:
     Attributes:
         prompts: the facts averaged, n of them.
         skipped: facts left out, and why.
-        clean, corrupted: the metric (by default p(answer)) of each fact, [fact].
-        effects: for each map IE [fact, role, layer], NaN where a fact has no token of that role;
-            roles in the order of `ROLES`.
+        clean, corrupted: the metric (by default p(answer)) of each fact.
+        effects: IE by map, NaN where a fact has no token of that role; roles in the order of `ROLES`.
         groups: tokens that were also restored together.
-        grouped: for each map IE [fact, group, layer]; NaN where a fact has no token of a group.
+        grouped: IE by map, NaN where a fact has no token of a group.
     """
 
     prompts: tuple[str, ...]
     skipped: tuple[tuple[str, str], ...]
-    clean: np.ndarray
-    corrupted: np.ndarray
-    effects: Mapping[str, np.ndarray]
+    clean: Float[np.ndarray, " fact"]
+    corrupted: Float[np.ndarray, " fact"]
+    effects: Mapping[str, Float[np.ndarray, "fact role layer"]]
     settings: Settings
     groups: tuple[str, ...] = ()
-    grouped: Mapping[str, np.ndarray] = field(default_factory=dict)
+    grouped: Mapping[str, Float[np.ndarray, "fact group layer"]] = field(default_factory=dict)
 
     @property
     def n(self) -> int:
@@ -52,23 +52,23 @@ class AverageTrace:
         return Estimate.of(self.clean - self.corrupted)
 
     @property
-    def indirect_effect(self) -> dict[str, np.ndarray]:
-        """AIE, [role, layer] for each map; NaN for roles no fact has."""
+    def indirect_effect(self) -> dict[str, Float[np.ndarray, "role layer"]]:
+        """AIE by map; NaN for roles no fact has."""
         return {kind: over_facts(values, np.nanmean) for kind, values in self.effects.items()}
 
     @property
-    def standard_error(self) -> dict[str, np.ndarray]:
-        """Standard error of AIE over facts, [role, layer] for each map."""
+    def standard_error(self) -> dict[str, Float[np.ndarray, "role layer"]]:
+        """Standard error of AIE over facts, by map."""
         return {kind: over_facts(values, nan_error) for kind, values in self.effects.items()}
 
     @property
-    def group_effect(self) -> dict[str, np.ndarray]:
-        """AIE of each group of tokens restored together, [group, layer] for each map."""
+    def group_effect(self) -> dict[str, Float[np.ndarray, "group layer"]]:
+        """AIE of each group of tokens restored together, by map."""
         return {kind: over_facts(values, np.nanmean) for kind, values in self.grouped.items()}
 
     @property
-    def group_error(self) -> dict[str, np.ndarray]:
-        """Standard error of `group_effect` over facts, [group, layer] for each map."""
+    def group_error(self) -> dict[str, Float[np.ndarray, "group layer"]]:
+        """Standard error of `group_effect` over facts, by map."""
         return {kind: over_facts(values, nan_error) for kind, values in self.grouped.items()}
 
     def __repr__(self) -> str:
@@ -95,8 +95,8 @@ class AverageTrace:
         row, layer = np.unravel_index(np.nanargmax(candidates), candidates.shape)
         return roles[row], int(layer), self.estimate(kind, roles[row], int(layer))
 
-    def _values(self, kind: str, role: str) -> np.ndarray:
-        """IE [fact, layer] of one map and role; raises SiteError or FactError for those that do not exist."""
+    def _values(self, kind: str, role: str) -> Float[np.ndarray, "fact layer"]:
+        """IE of one map and role; raises SiteError or FactError for those that do not exist."""
         check_roles([role])
         if kind not in self.effects:
             raise SiteError(f"This average has no {kind!r}; it has {', '.join(self.effects)}.")

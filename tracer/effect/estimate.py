@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float, Int
 
 
 @dataclass(frozen=True)
@@ -38,12 +39,12 @@ class Estimate:
     __repr__ = __str__  # what a notebook shows
 
 
-def own_layers(values: np.ndarray) -> np.ndarray:
-    """The layers in which any of values [fact, layer] is there: a token has sites in its own stack's alone."""
+def own_layers(values: Float[np.ndarray, "fact layer"]) -> Int[np.ndarray, " own"]:
+    """The layers in which any of the values is there: a token has sites in its own stack's alone."""
     return np.flatnonzero(~np.isnan(values).all(0))
 
 
-def over_facts(values: np.ndarray, statistic: Any) -> np.ndarray:
+def over_facts(values: Float[np.ndarray, " fact *rest"], statistic: Any) -> Float[np.ndarray, "*rest"]:
     """`statistic` over the first axis where any of it has a value, NaN elsewhere (without numpy's warnings)."""
     result = np.full(values.shape[1:], np.nan)
     known = ~np.isnan(values).all(0)
@@ -51,26 +52,28 @@ def over_facts(values: np.ndarray, statistic: Any) -> np.ndarray:
     return result
 
 
-def nan_error(values: np.ndarray, axis: int) -> np.ndarray:
+def nan_error(values: Float[np.ndarray, "*axes"], axis: int) -> np.ndarray:
     """Standard error of the mean of the values that are not NaN; NaN for fewer than two."""
     n = (~np.isnan(values)).sum(axis)
     spread = np.sqrt(np.nansum((values - np.nanmean(values, axis=axis)) ** 2, axis=axis) / np.maximum(n - 1, 1))
     return np.where(n > 1, spread / np.sqrt(n), np.nan)
 
 
-def sample_effects(values: np.ndarray, clean: float, corrupted: np.ndarray, direction: str) -> np.ndarray:
-    """The effect in each noise sample, [..., sample].
+def sample_effects(
+    values: Float[np.ndarray, "*site sample"], clean: float, corrupted: Float[np.ndarray, " sample"], direction: str
+) -> Float[np.ndarray, "*site sample"]:
+    """The effect in each noise sample.
 
     Args:
-        values: the metric with a site set, [..., sample].
+        values: the metric with a site set.
         clean: the metric, nothing corrupted.
-        corrupted: the metric in each corrupted run, [sample].
+        corrupted: the metric in each corrupted run.
         direction: "restore": what the site gains over its corrupted run; "corrupt": what it takes from the clean one.
     """
     return clean - values if direction == "corrupt" else values - corrupted
 
 
-def sample_error(effects: np.ndarray) -> np.ndarray:
-    """Standard error of the mean over samples [..., sample]; NaN for fewer than two."""
+def sample_error(effects: Float[np.ndarray, "*site sample"]) -> Float[np.ndarray, "*site"]:
+    """Standard error of the mean over samples; NaN for fewer than two."""
     n = effects.shape[-1]
     return effects.std(-1, ddof=1) / np.sqrt(n) if n > 1 else np.full(effects.shape[:-1], np.nan)

@@ -8,21 +8,26 @@ no normal distribution, but with fewer than about 20 facts it is too narrow.
 from __future__ import annotations
 
 import numpy as np
+from jaxtyping import Float
 
 RESAMPLES = 2000
 LEVEL = 0.95
 
 
-def resampled_means(values: np.ndarray, *, resamples: int = RESAMPLES, seed: int = 0) -> np.ndarray:
-    """Means of each resample, [resample, ...]; all columns of `values` [fact, ...] share the facts drawn."""
+def resampled_means(
+    values: Float[np.ndarray, " fact *rest"], *, resamples: int = RESAMPLES, seed: int = 0
+) -> Float[np.ndarray, " resample *rest"]:
+    """Means of each resample; all columns share the facts drawn."""
     n = len(values)
     picks = np.random.RandomState(seed).randint(n, size=(resamples, n))
     counts = np.stack([np.bincount(row, minlength=n) for row in picks]).astype(float)
     return np.tensordot(counts, values, 1) / n
 
 
-def percentile_interval(means: np.ndarray, *, level: float = LEVEL) -> tuple[np.ndarray, np.ndarray]:
-    """The lower and upper end, [...], of the `level` interval of means [resample, ...]."""
+def percentile_interval(
+    means: Float[np.ndarray, " resample *rest"], *, level: float = LEVEL
+) -> tuple[Float[np.ndarray, "*rest"], Float[np.ndarray, "*rest"]]:
+    """The lower and upper end of the `level` interval."""
     tail = 100 * (1 - level) / 2
     low, high = np.percentile(means, [tail, 100 - tail], axis=0)
     return low, high

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from jaxtyping import Float
 
 from tracer.effect.estimate import over_facts, sample_effects, sample_error
 from tracer.effect.settings import Settings, about_measured, measured_from
@@ -25,23 +26,22 @@ class TraceResult:
         fact: the prompt as token ids.
         answer_id, answer: the token traced; the first one and the text of all, where all were.
         clean: the metric (by default p(answer)), nothing corrupted.
-        corrupted_samples: the metric in each corrupted run, [sample].
-        restored: for each map the metric with a site restored, [token, layer, sample]; NaN where not traced, and
-            where the layer is in the stack that does not read the token.
+        corrupted_samples: the metric in each corrupted run.
+        restored: the metric with a site restored, by map; NaN where not traced, and where the layer is in the stack
+            that does not read the token.
         groups: tokens that were also restored together.
-        grouped: for each map the metric with a group restored, [group, layer, sample]; NaN for a group that
-            the prompt has no token of.
+        grouped: the metric with a group restored, by map; NaN for a group that the prompt has no token of.
     """
 
     fact: TokenizedFact
     answer_id: int
     answer: str
     clean: float
-    corrupted_samples: np.ndarray
-    restored: Mapping[str, np.ndarray]
+    corrupted_samples: Float[np.ndarray, " sample"]
+    restored: Mapping[str, Float[np.ndarray, "token layer sample"]]
     settings: Settings
     groups: tuple[str, ...] = ()
-    grouped: Mapping[str, np.ndarray] = field(default_factory=dict)
+    grouped: Mapping[str, Float[np.ndarray, "group layer sample"]] = field(default_factory=dict)
 
     @property
     def corrupted(self) -> float:
@@ -54,8 +54,8 @@ class TraceResult:
         return self.clean - self.corrupted
 
     @property
-    def indirect_effect(self) -> dict[str, np.ndarray]:
-        """IE of every site, for each map [token, layer], mean over samples.
+    def indirect_effect(self) -> dict[str, Float[np.ndarray, "token layer"]]:
+        """IE of every site by map, mean over samples.
 
         What restoring it gains over the corrupted run; in the other direction, what corrupting it takes
         from the clean run.
@@ -63,12 +63,12 @@ class TraceResult:
         return {kind: self.sample_effects(values).mean(-1) for kind, values in self.restored.items()}
 
     @property
-    def group_effect(self) -> dict[str, np.ndarray]:
-        """IE of each group of tokens restored together, for each map [group, layer]."""
+    def group_effect(self) -> dict[str, Float[np.ndarray, "group layer"]]:
+        """IE of each group of tokens restored together, by map."""
         return {kind: self.sample_effects(values).mean(-1) for kind, values in self.grouped.items()}
 
-    def sample_effects(self, values: np.ndarray) -> np.ndarray:
-        """The effect in each sample, of values such as `restored` has, [..., sample]."""
+    def sample_effects(self, values: Float[np.ndarray, "*site sample"]) -> Float[np.ndarray, "*site sample"]:
+        """The effect in each sample, of values such as `restored` has."""
         return sample_effects(values, self.clean, self.corrupted_samples, self.settings.direction)
 
     @property

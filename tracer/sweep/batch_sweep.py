@@ -30,6 +30,7 @@ from torch import Tensor, nn
 
 from tracer.anatomy import SubLayer
 from tracer.corrupt import Draws
+from tracer.engine import Map
 from tracer.errors import SiteError
 from tracer.metric import METRICS, Metric
 from tracer.model import LanguageModel
@@ -112,16 +113,16 @@ class BatchSweep:
             rows = torch.cat((self.prompts, self.prompts.repeat_interleave(self.samples, 0)))
             return record(self.model, rows, embedded=corrupt, matrices=matrices)
 
-    def state_maps(self, answer_ids: Answers, tokens: TokenGroups) -> Tensor:
-        """The metric with every state restored, [fact, token, layer, sample]."""
+    def state_maps(self, answer_ids: Answers, tokens: TokenGroups) -> Map:
+        """The metric with every state restored."""
         # The prompt's last token's own restored state is what the answer is read from, so it stays packed.
         clean_token = self.first if self.first < self.read_from else None
         rows = state_rows(self.model.n_layers)
         restored = self._walk(rows, answer_ids, tokens, self._join_state, clean_token=clean_token)
         return self._last_column(restored, answer_ids, tokens)
 
-    def severed_maps(self, path: SubLayer | Severed, answer_ids: Answers, tokens: TokenGroups) -> Tensor:
-        """The metric with every state restored and `path` severed, [fact, token, layer, sample]."""
+    def severed_maps(self, path: SubLayer | Severed, answer_ids: Answers, tokens: TokenGroups) -> Map:
+        """The metric with every state restored and `path` severed."""
         cut = Severed.of(path)
         hold = Hold(self.model.anatomy, cut.path, self.frozen[cut.path])
         own, layers = self.frozen is self.run.added, cut.layers_in(self.model.n_layers)
@@ -132,8 +133,8 @@ class BatchSweep:
         restored = self._walk(rows, answer_ids, tokens, self._join_state, **options)
         return self._last_column(restored, answer_ids, tokens)
 
-    def window_maps(self, kind: SubLayer, answer_ids: Answers, tokens: TokenGroups, window: int) -> Tensor:
-        """The metric with every window of MLPs or attentions restored, [fact, token, layer, sample]."""
+    def window_maps(self, kind: SubLayer, answer_ids: Answers, tokens: TokenGroups, window: int) -> Map:
+        """The metric with every window of MLPs or attentions restored."""
         hold = Hold(self.model.anatomy, kind, self.run.added[kind])
         rows = window_rows(window, self.model.n_layers)
         join = partial(self._join_window, hold)
