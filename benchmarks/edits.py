@@ -35,11 +35,6 @@ from tracer.model import LanguageModel
 from tracer.storage import write_json
 
 
-class _NoBar:
-    def update(self, _n: int = 1) -> None:
-        pass
-
-
 def main() -> None:
     """Prints one line a comparison and writes all of them as JSON."""
     options = arguments()
@@ -76,10 +71,10 @@ def values_compared(
         return [straightforward_value(model, layer, one, editor.search(model), parts[0]) for one in rows]
 
     def alone() -> list[Value]:
-        return [editor.values(model, [request], 0, _NoBar())[0] for request in requests[:n_slow]]
+        return [editor.values(model, [request], 0)[0] for request in requests[:n_slow]]
 
     def together() -> list[Value]:
-        return editor.values(model, requests, 0, _NoBar())
+        return editor.values(model, requests, 0)
 
     def insert() -> None:
         editor.apply(model, requests, progress=False).undo()
@@ -88,7 +83,7 @@ def values_compared(
         slow_seconds, slow_values = timed(slow)
         alone_seconds, _ = timed(alone)
         seconds, values = timed(together)
-        in_turns, turned = timed(lambda: quicker.values(model, requests, 0, _NoBar()))
+        in_turns, turned = timed(lambda: quicker.values(model, requests, 0))
     whole, _ = timed(insert)
     per_edit = {"straightforward": slow_seconds / n_slow, "cached": alone_seconds / n_slow}
     # `apply` writes ROME's requests one after the other: what it does beside the values is the same either way.

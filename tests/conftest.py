@@ -36,6 +36,17 @@ def pytest_configure() -> None:
         os.environ["OMP_NUM_THREADS"] = str(threads)
 
 
+def weights(model: tracer.LanguageModel) -> dict[str, torch.Tensor]:
+    """A copy of every weight."""
+    return {name: tensor.clone() for name, tensor in model.torch.state_dict().items()}
+
+
+def assert_same_weights(model: tracer.LanguageModel, before: dict[str, torch.Tensor]) -> None:
+    """Bit for bit."""
+    for name, tensor in model.torch.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
+
+
 def tiny_gpt2() -> PreTrainedModel:
     config = GPT2Config(
         n_layer=LAYERS, n_embd=WIDTH, n_head=4, vocab_size=VOCABULARY, n_positions=96, initializer_range=0.3

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from conftest import LAYERS
+from conftest import LAYERS, assert_same_weights, weights
 
 import tracer
 from editing import EMMET, MEMIT, PMET, ROME, AlphaEdit, EditRequest, RequestError, layers_around, load_edit
@@ -51,15 +51,6 @@ pytestmark = pytest.mark.filterwarnings("ignore::editing.EditingWarning")
 @pytest.fixture(params=EDITORS)
 def editor(request: pytest.FixtureRequest) -> MEMIT | EMMET:
     return EDITORS[request.param]
-
-
-def state(model: tracer.LanguageModel) -> dict[str, torch.Tensor]:
-    return {name: tensor.clone() for name, tensor in model.torch.state_dict().items()}
-
-
-def assert_same(model: tracer.LanguageModel, before: dict[str, torch.Tensor]) -> None:
-    for name, tensor in model.torch.state_dict().items():
-        assert torch.equal(tensor, before[name]), name
 
 
 # The values of several requests
@@ -226,33 +217,33 @@ def partitions(numbers: list[int]) -> Iterator[list[list[int]]]:
 
 
 def test_undo_restores_every_weight_bit_for_bit(family_model: tracer.LanguageModel, editor: MEMIT | EMMET) -> None:
-    before = state(family_model)
+    before = weights(family_model)
     edit = editor.apply(family_model, REQUESTS)
     changed = {
         name for name, tensor in family_model.torch.state_dict().items() if not torch.equal(tensor, before[name])
     }
     assert changed == {change.weight for change in edit.changes} and changed
     edit.undo()
-    assert_same(family_model, before)
+    assert_same_weights(family_model, before)
 
 
 def test_a_failure_between_layers_leaves_the_model_as_it_was(
     toy_model: tracer.LanguageModel, editor: MEMIT | EMMET, monkeypatch
 ) -> None:
-    before = state(toy_model)
+    before = weights(toy_model)
     monkeypatch.setattr("editing.locate_then_edit.spread.target_scores", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         editor.apply(toy_model, REQUESTS)
-    assert_same(toy_model, before)
+    assert_same_weights(toy_model, before)
     assert toy_model.edits == []
 
 
 def test_a_loaded_edit_gives_the_same_weights(toy_model: tracer.LanguageModel, editor: MEMIT | EMMET, tmp_path) -> None:
     with editor.apply(toy_model, REQUESTS) as edit:
-        written = state(toy_model)
+        written = weights(toy_model)
         edit.save(tmp_path / "edit.safetensors")
     with load_edit(tmp_path / "edit.safetensors").apply(toy_model) as loaded:
-        assert_same(toy_model, written)
+        assert_same_weights(toy_model, written)
         assert loaded.kept.keys() == edit.kept.keys()
 
 
@@ -264,7 +255,7 @@ def test_edits_made_one_by_one_equal_those_made_in_one_go(
     assert toy_model.fingerprint() == before and toy_model.edits == []
     for request, edit in zip(REQUESTS, made, strict=True):
         with editor.apply(toy_model, [request]) as alone:
-            expected = state(toy_model)
+            expected = weights(toy_model)
         with edit.apply(toy_model):
             for name, tensor in toy_model.torch.state_dict().items():
                 torch.testing.assert_close(tensor, expected[name], atol=1e-7, rtol=0)
@@ -329,7 +320,7 @@ def test_emmet_with_one_request_is_r_rome(family_model: tracer.LanguageModel) ->
     same = {"context_plan": (), "tokens": 700, "steps": 6}
     assert EMMET(layer=1).search(family_model) == ROME(layer=1).search(family_model)
     with ROME(layer=1, **same).apply(family_model, REQUESTS[:1]):
-        rome = state(family_model)
+        rome = weights(family_model)
     with EMMET(layer=1, **same).apply(family_model, REQUESTS[:1]):
         for name, tensor in family_model.torch.state_dict().items():
             torch.testing.assert_close(tensor, rome[name], atol=1e-10, rtol=0)
@@ -388,10 +379,10 @@ def test_alphaedit_writes_nothing_outside_its_null_space(toy_model: tracer.Langu
 
 
 def test_a_threshold_below_every_eigenvalue_is_refused(toy_model: tracer.LanguageModel) -> None:
-    before = state(toy_model)
+    before = weights(toy_model)
     with pytest.raises(CovarianceError, match="threshold=None"):
         AlphaEdit(layers=(1,), threshold=1e-30, **QUICK).apply(toy_model, REQUESTS)
-    assert_same(toy_model, before)
+    assert_same_weights(toy_model, before)
 
 
 def test_alphaedits_defaults_by_hand() -> None:

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import FAMILIES, tiny_gpt2
+from conftest import FAMILIES, assert_same_weights, tiny_gpt2, weights
 
 import tracer
 from editing import (
@@ -36,35 +36,26 @@ QUICK = {"context_plan": (), "tokens": 700, "steps": 4}
 pytestmark = pytest.mark.filterwarnings("ignore::editing.EditingWarning")
 
 
-def state(model: tracer.LanguageModel) -> dict[str, torch.Tensor]:
-    return {name: value.clone() for name, value in model.torch.state_dict().items()}
-
-
-def assert_same(model: tracer.LanguageModel, expected: dict[str, torch.Tensor]) -> None:
-    for name, value in model.torch.state_dict().items():
-        assert torch.equal(value, expected[name]), name
-
-
 def test_undo_restores_every_weight_bit_for_bit(family_model: tracer.LanguageModel) -> None:
-    before = state(family_model)
+    before = weights(family_model)
     edit = ROME(layer=1, **QUICK).apply(family_model, [REQUEST])
     changed = [name for name, value in family_model.torch.state_dict().items() if not torch.equal(value, before[name])]
     assert changed == [family_model.anatomy.value_weight_name(1)]
     edit.undo()
-    assert_same(family_model, before)
+    assert_same_weights(family_model, before)
     edit.undo()  # a second time is harmless
-    assert_same(family_model, before)
+    assert_same_weights(family_model, before)
 
 
 def test_leaving_the_block_by_an_exception_undoes_too(toy_model: tracer.LanguageModel) -> None:
-    before = state(toy_model)
+    before = weights(toy_model)
     with pytest.raises(KeyboardInterrupt), ROME(layer=1, **QUICK).apply(toy_model, [REQUEST]):
         raise KeyboardInterrupt
-    assert_same(toy_model, before)
+    assert_same_weights(toy_model, before)
 
 
 def test_an_exception_between_two_requests_undoes_the_first(toy_model: tracer.LanguageModel, monkeypatch) -> None:
-    before, real, written = state(toy_model), Edit.write, []
+    before, real, written = weights(toy_model), Edit.write, []
 
     def second_fails(self: Edit, change: LowRank) -> Written:
         if written:
@@ -76,7 +67,7 @@ def test_an_exception_between_two_requests_undoes_the_first(toy_model: tracer.La
     with pytest.raises(KeyboardInterrupt):
         ROME(layer=1, **QUICK).apply(toy_model, [REQUEST, OTHER])
     assert written
-    assert_same(toy_model, before)
+    assert_same_weights(toy_model, before)
     assert toy_model.edits == []
 
 
@@ -171,24 +162,24 @@ def test_damaged_edit_files_are_refused(toy_model: tracer.LanguageModel, tmp_pat
 
 
 def test_stacked_edits_of_one_weight_come_off_last_first(toy_model: tracer.LanguageModel) -> None:
-    before = state(toy_model)
+    before = weights(toy_model)
     first = ROME(layer=1, **QUICK).apply(toy_model, [REQUEST])
     second = ROME(layer=1, **QUICK).apply(toy_model, [OTHER])
     with pytest.raises(EditOrderError, match="Angela Merkel -> French"):
         first.undo()
     undo_all([first, second])
-    assert_same(toy_model, before)
+    assert_same_weights(toy_model, before)
 
 
 def test_a_chain_of_edits_comes_off_with_the_block_it_began_in(toy_model: tracer.LanguageModel) -> None:
     """The last edit shares no weight with the first, but one with an edit that does."""
-    before = state(toy_model)
+    before = weights(toy_model)
     with ROME(layer=1, **QUICK).apply(toy_model, [REQUEST]) as first:
         MEMIT(layers=(1, 2), **QUICK).apply(toy_model, [OTHER])
         ROME(layer=2, **QUICK).apply(toy_model, [REQUEST])
         with pytest.raises(EditOrderError, match="2 later edit"):
             first.undo()
-    assert_same(toy_model, before)
+    assert_same_weights(toy_model, before)
     assert toy_model.edits == []
 
 
@@ -206,34 +197,34 @@ def test_a_model_on_several_devices_is_refused_and_may_remember(toy_model: trace
 
 
 def test_stacked_edits_of_different_weights_come_off_in_any_order(toy_model: tracer.LanguageModel) -> None:
-    before = state(toy_model)
+    before = weights(toy_model)
     first = ROME(layer=1, **QUICK).apply(toy_model, [REQUEST])
     second = ROME(layer=2, **QUICK).apply(toy_model, [OTHER])
     first.undo()
     second.undo()
-    assert_same(toy_model, before)
+    assert_same_weights(toy_model, before)
 
 
 def test_unedited_shows_the_original_weights_and_puts_the_edits_back(toy_model: tracer.LanguageModel) -> None:
-    before = state(toy_model)
+    before = weights(toy_model)
     ROME(layer=1, **QUICK).apply(toy_model, [REQUEST])
     ROME(layer=1, **QUICK).apply(toy_model, [OTHER])
-    edited = state(toy_model)
+    edited = weights(toy_model)
     with unedited(toy_model):
-        assert_same(toy_model, before)
-    assert_same(toy_model, edited)
+        assert_same_weights(toy_model, before)
+    assert_same_weights(toy_model, edited)
 
 
 def test_a_change_that_rounding_swallows_is_refused(tokenizer) -> None:
     model = tracer.load(tiny_gpt2().to(torch.bfloat16), tokenizer=tokenizer)
-    before = state(model)
+    before = weights(model)
     weight = model.anatomy.value_weight_name(0)
     tiny = torch.full((model.d_model, 1), 1e-9, dtype=torch.float64)
     change = LowRank(weight, tiny, torch.ones(4 * model.d_model, 1, dtype=torch.float64))
     edit = Edit((REQUEST,), (change,), {"method": "planted"}, model.fingerprint())
     with pytest.raises(EditFailedError, match="lost in torch.bfloat16"):
         edit.apply(model)
-    assert_same(model, before)
+    assert_same_weights(model, before)
     assert model.edits == []
 
 
@@ -263,16 +254,16 @@ def test_a_merged_folder_is_the_edited_model_and_gives_the_original_back(
 
 
 def test_edits_made_inside_the_block_come_off_with_it_and_the_users_error_gets_out(toy_model) -> None:
-    before = state(toy_model)
+    before = weights(toy_model)
     with pytest.raises(ZeroDivisionError), ROME(layer=1, **QUICK).apply(toy_model, [REQUEST]):
         ROME(layer=1, **QUICK).apply(toy_model, [OTHER])
         raise ZeroDivisionError
-    assert_same(toy_model, before)
+    assert_same_weights(toy_model, before)
     assert toy_model.edits == []
 
 
 def test_two_wrappers_of_one_model_know_of_each_others_edits(toy_model: tracer.LanguageModel) -> None:
-    before = state(toy_model)
+    before = weights(toy_model)
     other = tracer.load(toy_model.torch, tokenizer=toy_model.tokenizer)
     first = ROME(layer=1, **QUICK).apply(toy_model, [REQUEST])
     second = ROME(layer=1, **QUICK).apply(other, [OTHER])
@@ -280,7 +271,7 @@ def test_two_wrappers_of_one_model_know_of_each_others_edits(toy_model: tracer.L
         first.undo()
     second.undo()
     first.undo()
-    assert_same(toy_model, before)
+    assert_same_weights(toy_model, before)
 
 
 @pytest.mark.parametrize(
@@ -307,13 +298,13 @@ def test_an_edit_of_a_weight_that_is_not_there_is_refused(toy_model: tracer.Lang
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_replacement_is_written_saved_and_undone_bit_for_bit(tokenizer, dtype: torch.dtype, tmp_path) -> None:
     model = tracer.load(tiny_gpt2().to(dtype), tokenizer=tokenizer)
-    before, weight = state(model), model.anatomy.value_weight_name(1)
+    before, weight = weights(model), model.anatomy.value_weight_name(1)
     values = torch.randn_like(model.torch.get_parameter(weight))
     edit = Edit((REQUEST,), (Replacement(weight, values),), {"method": "planted"}, model.fingerprint()).apply(model)
     assert torch.equal(model.torch.get_parameter(weight), values)
     edit.save(tmp_path / "edit.safetensors")
     edit.undo()
-    assert_same(model, before)
+    assert_same_weights(model, before)
     with load_edit(tmp_path / "edit.safetensors").apply(model):
         assert torch.equal(model.torch.get_parameter(weight), values)
 

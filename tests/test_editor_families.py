@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import make_tokenizer
+from conftest import assert_same_weights, make_tokenizer, weights
 from families import FAMILIES
 from test_families import DENSE, POST_NORM
 
@@ -19,6 +19,11 @@ REQUESTS = [
     EditRequest("The mother tongue of Angela Merkel is", subject="Angela Merkel", new=" French"),
 ]
 QUICK = {"context_plan": (), "tokens": 200, "steps": 4, "ridge": 1e-4}
+FIRM = (  # all of the residual is written, in one layer
+    MEMIT(layers=(1,), strength=1e-9, **QUICK),
+    EMMET(layer=1, slack=0.0, **QUICK),
+    PMET(layers=(1,), strength=1e-9, **QUICK),
+)
 GEMMA_2 = "Gemma 2"  # its softmax is in float32, whose mask in a float64 model is minus infinity: NaN in padding
 pytestmark = pytest.mark.filterwarnings("ignore::editing.EditingWarning")
 
@@ -32,48 +37,55 @@ def opened(family: str) -> tracer.LanguageModel:
 @pytest.mark.parametrize("family", [*DENSE, GEMMA_2])
 def test_rome_makes_the_matrix_give_the_value_at_the_key_and_undo_is_exact(family: str) -> None:
     model, editor = opened(family), ROME(layer=1, **QUICK)
-    before = {name: tensor.clone() for name, tensor in model.torch.state_dict().items()}
-    (value,) = editor.values(model, REQUESTS[:1], 0, _NoBar())
+    before = weights(model)
+    (value,) = editor.values(model, REQUESTS[:1], 0)
     with editor.apply(model, REQUESTS[:1]):
         written = read_keys(model, request_rows(model, REQUESTS[:1], ("",)), 1).outputs[0, 0].double()
     close = 1e-4 if family == GEMMA_2 else 1e-9
     torch.testing.assert_close(written, value.wanted, atol=close * float(value.wanted.norm()), rtol=0)
-    assert_same(model, before)
+    assert_same_weights(model, before)
 
 
-@pytest.mark.parametrize("family", [*DENSE, GEMMA_2])
+@pytest.mark.parametrize("family", [name for name in (*DENSE, GEMMA_2) if name != POST_NORM])
 def test_methods_for_many_facts_close_the_gap_and_undo_is_exact(family: str) -> None:
     model = opened(family)
-    before = {name: tensor.clone() for name, tensor in model.torch.state_dict().items()}
-    firm = {"layers": (1,), "strength": 1e-9}
-    editors = (MEMIT(**firm, **QUICK), EMMET(layer=1, slack=0.0, **QUICK), PMET(**firm, **QUICK))
-    for editor in editors:
+    before = weights(model)
+    for editor in FIRM:
         with editor.apply(model, REQUESTS) as edit:
-            for record in edit.diagnostics if family != POST_NORM else ():
+            for record in edit.diagnostics:
                 gap = (1e-4 + 1e-3 * (family == GEMMA_2)) * record["residual_before"]
                 assert record["residual_after"] < gap, type(editor).__name__
-        assert_same(model, before)
+        assert_same_weights(model, before)
 
 
-@pytest.mark.parametrize("family", [*DENSE, GEMMA_2])
+def test_a_norm_after_the_sum_keeps_the_gap_open_but_undo_is_exact() -> None:
+    model = opened(POST_NORM)
+    before = weights(model)
+    for editor in (*FIRM, AlphaEdit(layers=(1,), **QUICK)):
+        with editor.apply(model, REQUESTS) as edit:
+            assert not torch.equal(model.torch.get_parameter(edit.changes[0].weight), before[edit.changes[0].weight])
+        assert_same_weights(model, before)
+
+
+@pytest.mark.parametrize("family", [name for name in (*DENSE, GEMMA_2) if name != POST_NORM])
 def test_alphaedit_moves_towards_the_values_in_every_family_and_undo_is_exact(family: str) -> None:
     """What lies outside the null space is not written, so the gap need not close."""
     model = opened(family)
-    before = {name: tensor.clone() for name, tensor in model.torch.state_dict().items()}
+    before = weights(model)
     with AlphaEdit(layers=(1,), **QUICK).apply(model, REQUESTS) as edit:
-        for record in edit.diagnostics if family != POST_NORM else ():
+        for record in edit.diagnostics:
             assert record["residual_after"] < record["residual_before"]
-    assert_same(model, before)
+    assert_same_weights(model, before)
 
 
 def test_a_layer_that_puts_out_nan_is_said_before_anything_is_written() -> None:
     model = tracer.load(FAMILIES[GEMMA_2].build(), tokenizer=make_tokenizer(bos=True), check=False)
     longer = EditRequest("Everybody knows that the mother tongue of Angela Merkel is", "Angela Merkel", " French")
-    before = {name: tensor.clone() for name, tensor in model.torch.state_dict().items()}
+    before = weights(model)
     for editor in (ROME(layer=3, **QUICK), MEMIT(layers=(2, 3), **QUICK), AlphaEdit(layers=(3,), **QUICK)):
         with pytest.raises(NumericsError, match='dtype="float32"'):
             editor.apply(model, [REQUESTS[0], longer]).undo()
-    assert_same(model, before)
+    assert_same_weights(model, before)
 
 
 def test_dead_neurons_do_not_keep_facts_from_being_written() -> None:
@@ -89,14 +101,3 @@ def test_dead_neurons_do_not_keep_facts_from_being_written() -> None:
             written = edit.changes[0].into
             assert torch.isfinite(written).all() and written[:16].abs().max() == 0
             assert all(record["probability_written"] > record["probability_before"] for record in edit.diagnostics)
-
-
-def assert_same(model: tracer.LanguageModel, before: dict[str, torch.Tensor]) -> None:
-    """Bit for bit."""
-    for name, tensor in model.torch.state_dict().items():
-        assert torch.equal(tensor, before[name]), name
-
-
-class _NoBar:
-    def update(self, n: int = 1) -> None:
-        """Counts nothing."""

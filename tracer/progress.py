@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from importlib.util import find_spec
 from typing import Any
 
@@ -12,6 +13,12 @@ if find_spec("ipywidgets"):
     from tqdm.auto import tqdm
 else:
     from tqdm import tqdm
+
+Count = Callable[[int], object]  # told how many steps more are done, as a bar's `update` is
+
+
+def uncounted(_n: int) -> None:
+    """Where nobody counts."""
 
 
 def bar(total: int, label: str, *, show: bool | None = None, unit: str = "it", initial: int = 0) -> Any:

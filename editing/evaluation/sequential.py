@@ -27,7 +27,7 @@ from editing.evaluation.making import Computed, Made, left_as_it_was, made_toget
 from editing.evaluation.metrics import MOST_RATIO
 from tracer.errors import FileFormatError, NumericsError
 from tracer.model import LanguageModel
-from tracer.progress import bar
+from tracer.progress import Count, bar
 
 CHECKPOINTS = (1, 10, 50, 100, 500, 1000, 2000, 5000, 10000)
 FIXED = 50  # cases whose neighbours are the fixed set
@@ -97,7 +97,7 @@ def sequential_edits(
     run = _Sequence(examination, editor, cases, plan or SequentialPlan(), None if folder is None else Path(folder))
     with left_as_it_was(examination.model), bar(len(cases), "sequential edits", show=progress, unit="edit") as steps:
         try:
-            yield from run.checkpoints(frozenset(done), steps)
+            yield from run.checkpoints(frozenset(done), steps.update)
         finally:
             undo_all(run.edits)
 
@@ -127,14 +127,14 @@ class _Sequence:
         self.steps = None if folder is None else Lines(folder / "steps.jsonl")
         self.known = {record["edits"]: record for record in (self.steps.read() if self.steps else ())}
 
-    def checkpoints(self, done: frozenset[int], steps: Any) -> Iterator[Checkpoint]:
+    def checkpoints(self, done: frozenset[int], count: Count) -> Iterator[Checkpoint]:
         """Makes every step; measures after those that reach a checkpoint."""
         for begin in range(0, len(self.cases), self.plan.step):
             end = min(begin + self.plan.step, len(self.cases))
             if begin % AHEAD == 0:
                 self._look_ahead(begin)
             self._make(begin, end)
-            steps.update(end - begin)
+            count(end - begin)
             due = end == len(self.cases) or any(begin < point <= end for point in self.plan.checkpoints)
             if not due:
                 continue

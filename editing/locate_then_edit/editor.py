@@ -31,7 +31,7 @@ from editing.setting_checks import check_above_zero, check_flag, check_not_negat
 from editing.stopwatch import add_seconds
 from editing.writing import editable, writing
 from tracer.model import LanguageModel
-from tracer.progress import bar
+from tracer.progress import Count, bar, uncounted
 
 NORMED_RATE = 0.35  # of the root mean square of z0, where a norm follows W
 NORMED_CLAMP = 1.0
@@ -125,7 +125,7 @@ class LocateThenEdit(ABC):
         total = len(requests) * self.steps
         with writing(edit, model), bar(total, "optimising values", show=progress, unit="step") as steps:
             for group in groups:
-                self._insert(edit, group, self.values(model, group, seed, steps), seed, progress)
+                self._insert(edit, group, self.values(model, group, seed, steps.update), seed, progress)
         warn_of(edit)
         return edit
 
@@ -141,7 +141,7 @@ class LocateThenEdit(ABC):
             self.check(model, [request])
         found = []
         with editable(model), bar(len(requests) * self.steps, "optimising values", show=progress, unit="step") as steps:
-            values, base = self.values(model, requests, seed, steps) if requests else [], model.fingerprint()
+            values, base = self.values(model, requests, seed, steps.update) if requests else [], model.fingerprint()
             for request, value in zip(requests, values, strict=True):
                 edit = self._begun(model, [request], seed, base)
                 edit.start(model)
@@ -153,11 +153,13 @@ class LocateThenEdit(ABC):
         warn_of(*found)
         return found
 
-    def values(self, model: LanguageModel, requests: Sequence[EditRequest], seed: int, steps: Any) -> list[Value]:
-        """The value of each request on the model as it is."""
+    def values(
+        self, model: LanguageModel, requests: Sequence[EditRequest], seed: int, count: Count = uncounted
+    ) -> list[Value]:
+        """The value of each request on the model as it is; `count` is told of the steps taken."""
         layer, parts = self.target(model)
         wanted = Wanted(layer, parts, self.search(model), self.prefixes(model, seed))
-        return find_values(model, requests, wanted, folder=self.values_folder, steps=steps)
+        return find_values(model, requests, wanted, folder=self.values_folder, count=count)
 
     def search(self, model: LanguageModel) -> Search:
         """Settings of the value optimisation."""

@@ -14,7 +14,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from editing.locate_then_edit.configuration import configuration
 from editing.locate_then_edit.rows import batched_rows
@@ -25,6 +24,7 @@ from editing.stopwatch import now
 from tracer.errors import FileFormatError
 from tracer.model import LanguageModel
 from tracer.model.tokens import joined
+from tracer.progress import Count, uncounted
 from tracer.storage import read_tensors, to_json, write_tensors
 
 KIND = "value"
@@ -55,7 +55,7 @@ def find_values(
     wanted: Wanted,
     *,
     folder: str | Path | None,
-    steps: Any,
+    count: Count = uncounted,
 ) -> list[Value]:
     """The value of each request on the model as it is, those of about the same length optimised together.
 
@@ -64,14 +64,14 @@ def find_values(
         requests: facts.
         wanted: of all of them.
         folder: where values of the unedited model are kept; None: nowhere.
-        steps: a bar, which counts each request's steps.
+        count: is told how many steps more were taken.
     """
     edited = any(edit.before or edit.attachments for edit in model.edits)  # one of them may just have begun
     kept = None if folder is None or edited else KeptValues(folder, model, wanted)
     found = {number: value for number, one in enumerate(requests) if kept and (value := kept.find(one))}
-    steps.update(len(found) * wanted.search.steps)
+    count(len(found) * wanted.search.steps)
     missing = [number for number in range(len(requests)) if number not in found]
-    for at, value in _optimised(model, [requests[number] for number in missing], wanted, steps):
+    for at, value in _optimised(model, [requests[number] for number in missing], wanted, count):
         found[missing[at]] = value
         if kept:
             kept.keep(requests[missing[at]], value)
@@ -79,14 +79,14 @@ def find_values(
 
 
 def _optimised(
-    model: LanguageModel, requests: Sequence[EditRequest], wanted: Wanted, steps: Any
+    model: LanguageModel, requests: Sequence[EditRequest], wanted: Wanted, count: Count
 ) -> Iterator[tuple[int, Value]]:
     """Values with the numbers of their requests, a batch after the other."""
     vocabulary = int(model.torch.config.get_text_config().vocab_size)
     most = min(TOKENS_TOGETHER, TOGETHER_TIMES_VOCABULARY // vocabulary)
     turn = None if wanted.search.contexts_a_step is None else 1 + wanted.search.contexts_a_step
     for numbers, rows in batched_rows(model, requests, wanted.prefixes, tokens=most, contexts_a_step=turn):
-        begun, update = now(model), partial(steps.update, len(numbers))
+        begun, update = now(model), partial(count, len(numbers))
         values = optimise_values(model, wanted.layer, rows, wanted.search, parts=wanted.parts, each_step=update)
         share = (now(model) - begun) / len(numbers)
         for number, value in zip(numbers, values, strict=True):
