@@ -19,10 +19,10 @@ from editing.comparison.profile import measured_properties, property_draws
 from editing.comparison.properties import PROPERTIES
 from editing.comparison.tables import ShownTable
 from editing.evaluation.definitions import DEFINITIONS
-from tracer.storage import atomic_path, to_json
+from tracer.storage import atomic_path
+from tracer.web_page import UNIT, filled, script_json
 
 NAME = "report.html"
-UNIT = 10_000
 DRAWS = 400  # resamples that the page holds
 WEIGHTS = {"reliability": 1, "generalization": 1, "portability": 1, "locality": 1}
 FIGURES = {
@@ -36,12 +36,10 @@ FIGURES = {
 def save_comparison_report(comparison: Comparison, tables: Sequence[ShownTable]) -> Path:
     """Writes report.html beside the comparison's figures; whole or not at all."""
     template = files("editing.comparison").joinpath(NAME).read_text(encoding="utf-8")
-    # No text of a record can end the script it stands in.
-    numbers = to_json(report_data(comparison, tables)).replace("<", "\\u003c").replace("\u2028", "\\u2028")
-    before, after = template.split("{{data}}")
+    page = filled(template, {"data": script_json(report_data(comparison, tables))})
     path = comparison.folder / NAME
     with atomic_path(path) as temporary:
-        temporary.write_text(before + numbers + after, encoding="utf-8")
+        temporary.write_text(page, encoding="utf-8")
     return path
 
 

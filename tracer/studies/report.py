@@ -21,11 +21,10 @@ from tracer.fact import ROLES
 from tracer.metric import METRIC_WORDS
 from tracer.plot import COLOURS
 from tracer.plot.labels import chosen_maps, map_family, map_words, token_labels
-from tracer.storage import atomic_path, to_json
+from tracer.storage import atomic_path
 from tracer.studies.study import Study
 from tracer.studies.table import bootstrap
-
-UNIT = 10_000
+from tracer.web_page import UNIT, filled, script_json
 
 
 def save_report(studies: Sequence[Study], path: str | Path) -> Path:
@@ -53,12 +52,7 @@ def save_report(studies: Sequence[Study], path: str | Path) -> Path:
 def report_page(data: Sequence[dict[str, Any]]) -> str:
     """The page that shows these studies."""
     template = files("tracer.studies").joinpath("report.html").read_text(encoding="utf-8")
-    # No text of a fact can end the script it stands in.
-    numbers = to_json({"unit": UNIT, "studies": data}).replace("<", "\\u003c").replace("\u2028", "\\u2028")
-    # Cut before anything is put in: what is put in may hold a mark's letters.
-    before, rest = template.split("{{plotly}}")
-    between, after = rest.split("{{data}}")
-    return before + get_plotlyjs() + between + numbers + after
+    return filled(template, {"plotly": get_plotlyjs(), "data": script_json({"unit": UNIT, "studies": data})})
 
 
 def report_data(study: Study) -> dict[str, Any]:
