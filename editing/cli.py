@@ -185,7 +185,7 @@ def show(path: EditFile, as_json: AsJson = False) -> None:
         }
         lines = [f"{request.prompt} -> {request.new.strip()}" for request in saved.requests]
         where = f"in {', '.join(record['weights'])}" if record["weights"] else "beside the weights"
-        lines += [f"{saved.editor['method']} {where}", f"base weights {saved.base}"]
+        lines += [f"{saved.method} {where}", f"base weights {saved.base}"]
         result(record, "\n".join(lines), as_json=as_json)
 
 

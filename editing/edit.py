@@ -25,6 +25,8 @@ from tracer.model import LanguageModel
 if TYPE_CHECKING:
     from editing.lora import Adapter
 
+ROMES = {"r-rome": "r-ROME", "rome": "ROME", "p-rome": "p-ROME"}
+
 
 @dataclass(frozen=True)
 class Written:
@@ -224,6 +226,11 @@ class Edit:
         self.undo()
 
     @property
+    def method(self) -> str:
+        """What made it, as the literature writes it: of ROME its variant."""
+        return ROMES.get(self.editor.get("variant", ""), str(self.editor.get("method")))
+
+    @property
     def title(self) -> str:
         """The requests in a few words."""
         said = [f"{request.subject} -> {request.new.strip()}" for request in self.requests]
@@ -231,7 +238,7 @@ class Edit:
 
     def __repr__(self) -> str:
         state = f"applied to {self.model.name}" if self.model else "not applied"
-        return f"Edit({self.editor.get('method')}: {self.title}; {state})"
+        return f"Edit({self.method}: {self.title}; {state})"
 
     def merge(self, folder: str | Path) -> Path:
         """Writes the edited model into a new folder, as `editing.merge`."""

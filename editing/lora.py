@@ -110,8 +110,8 @@ def _factors(edit: Edit, base: LanguageModel, module: str, rank: int | None) -> 
         return _of_product(torch.cat([c.out for c in low], 1), torch.cat([c.into for c in low], 1), rank)
     if rank is None:
         raise EditFailedError(
-            f"{edit.editor.get('method')} replaces {module} as a whole, which no adapter of low rank does exactly. "
-            f"Write to_peft(edit, folder, rank=16) for the nearest one, or use editing.model_folder.merge."
+            f"{edit.method} replaces {module} as a whole, which no adapter of low rank does exactly. "
+            f"Write to_peft(edit, folder, rank=16) for the nearest one, or edit.merge(folder) for the whole model."
         )
     u, singular, vh = torch.linalg.svd(_dense(edit, base, module, changes), full_matrices=False)
     return _truncated(u, singular, vh, rank)

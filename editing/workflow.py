@@ -30,7 +30,6 @@ from tracer.progress import bar
 from tracer.storage import write_json
 from tracer.studies.locating import FACTS_TO_LOCATE
 
-ROMES = {"r-rome": "r-ROME", "p-rome": "p-ROME"}  # variants as the literature writes them
 PromptKind = Literal["edited", "paraphrase", "neighbour"]
 
 
@@ -80,7 +79,7 @@ class Report:
         told = self.edit.editor
         layers = told.get("layers") or [layer for layer in (told.get("layer"),) if layer is not None]
         at = f" at layer{'s' if len(layers) > 1 else ''} {', '.join(map(str, layers))}" if layers else ""
-        return f"{ROMES.get(told.get('variant', ''), told['method'])}{at}"
+        return f"{self.edit.method}{at}"
 
     def to_frame(self) -> pd.DataFrame:
         """One row a prompt: `Shown`'s fields."""

@@ -11,6 +11,7 @@ from editing.cli import app
 from editing.editors import editor_named
 from editing.options import named_values
 from editing.scoring.generation import answers
+from tracer.errors import SiteError
 
 
 @pytest.mark.parametrize(
@@ -42,6 +43,14 @@ def test_a_layer_is_told_once_and_is_a_number(toy_model: tracer.LanguageModel) -
         editor_named("calinet", toy_model, 1, layers=(2,))
     with pytest.raises(RequestError, match="layer='abc' is no whole number"):
         editor_named("rome", toy_model, layer="abc")
+    with pytest.raises(RequestError, match="layer=True is no whole number"):
+        editor_named("memit", toy_model, True)
+    with pytest.raises(SiteError, match="99"):
+        editor_named("ft", toy_model, 99)
+    with pytest.raises(RequestError, match="writes one layer, not layers"):
+        editor_named("rome", toy_model, layers=(1, 2))
+    with pytest.raises(RequestError, match="r-rome is a variant itself"):
+        editor_named("r-rome", toy_model, 2, variant="rome")
 
 
 def test_one_text_is_not_taken_for_many(toy_model: tracer.LanguageModel) -> None:

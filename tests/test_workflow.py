@@ -17,6 +17,7 @@ from editing.locate_then_edit.rome import ROME
 from editing.located_layer import located_layer
 from editing.workflow import locate_then_edit
 from tracer.cli import app as tracer_app
+from tracer.errors import SiteError
 
 REQUEST = EditRequest("The Space Needle is located in the city of", subject="The Space Needle", new=" Paris")
 PROMPT = ["--prompt", REQUEST.prompt, "--subject", REQUEST.subject]
@@ -85,6 +86,11 @@ def test_a_report_says_how_the_edit_was_made(toy_model: tracer.LanguageModel) ->
     assert report.how == "r-ROME at layer 1"
     report.edit.undo()
     assert locate_then_edit(toy_model, REQUEST, layer=1, editor=lambda _: IKE(count=0), samples=2).how == "ike"
+
+
+def test_a_layer_is_located_by_one_map_at_one_role(toy_model: tracer.LanguageModel) -> None:
+    with pytest.raises(SiteError, match="write kind= and role=, not kinds="):
+        tracer.average_to_locate(toy_model, kinds=("mlp", "attn"))
 
 
 def test_a_layer_is_located_once_for_a_model_also_while_it_is_edited(toy_model, monkeypatch) -> None:

@@ -75,7 +75,7 @@ class EMMET(LocateThenEdit):
             warn_of_alike(requests, cosines(moment, keys))
             return exact_update(moment, keys, residuals, slack)
 
-        Spread((self.layer,), "mlp", float, solve).write(edit, requests, values, self.prefixes(model, seed))
+        Spread((self.layer,), "mlp", lambda _left: 1.0, solve).write(edit, requests, values, self.prefixes(model, seed))
         edit.summary = {**edit.summary, "statistics": [moment.report()]}
 
 

@@ -32,6 +32,7 @@ class PMET(MEMIT):
     kl: float = 1.0
 
     published_rate: ClassVar[float] = 0.2
+    published_strength: ClassVar[float] = 6_000.0
 
     def target(self, model: LanguageModel) -> tuple[int, tuple[Part, ...]]:
         """The outputs of the last matrices of the last layer's MLP, which is written, and of its attention."""

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from tracer.effect import AverageTrace
+from tracer.errors import SiteError
 from tracer.fact import Fact
 from tracer.facts import bundled, spread_over_relations
 from tracer.model import LanguageModel
@@ -39,6 +40,9 @@ def average_to_locate(
     Raises:
         FactError, SiteError: as `tracer.average`.
     """
+    if twice := {"kinds", "roles"} & options.keys():
+        raise SiteError(f"A layer is located by one map at one role: write kind= and role=, not {', '.join(twice)}=.")
     pool = spread_over_relations(bundled()) if facts is None else facts
-    wide = proportional_window(model.depth) if window is None else window
-    return average(model, pool, kinds=(kind,), roles=(role,), most=most, window=wide, **options)
+    if window is None:
+        window = proportional_window(model.depth)
+    return average(model, pool, kinds=(kind,), roles=(role,), most=most, window=window, **options)
