@@ -29,7 +29,6 @@ from editing.locate_then_edit.suffix import Part, Suffix
 from editing.locate_then_edit.values import Search, _Path, optimise_values
 from editing.padding import least_padding
 from tracer.errors import SiteError
-from tracer.progress import bar
 
 REQUESTS = [
     EditRequest("The Space Needle is located in the city of", subject="The Space Needle", new=" Paris"),
@@ -305,8 +304,7 @@ def test_with_two_layers_left_a_share_of_the_residual_is_asked_and_the_last_laye
         return residuals.new_zeros(len(residuals), 1), keys.new_zeros(len(keys), 1)
 
     prefixes = editor.prefixes(toy_model, 0)
-    with bar(0, "values", show=False) as steps:
-        values = editor.values(toy_model, REQUESTS, 0, steps)
+    values = editor.values(toy_model, REQUESTS, 0)
     spread = editor.spread(toy_model, solve)
     with Edit(tuple(REQUESTS), (), {}, toy_model.fingerprint()).apply(toy_model) as edit:
         spread.write(edit, REQUESTS, values, prefixes)
