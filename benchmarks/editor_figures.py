@@ -135,7 +135,8 @@ def plot_course(rows: pd.DataFrame, protocol: str) -> Figure:
                 _curves(panel, of_score.loc[of_score["model"] == model], looks, percent=name != "perplexity_ratio")
                 asked = unedited.loc[(unedited["score"] == name) & (unedited["model"] == model)]
                 once = asked.drop_duplicates("edits").sort_values("edits")
-                panel.plot(once["edits"], once["mean"], color=GREY, linewidth=1.0, linestyle=UNEDITED)
+                if len(once):
+                    panel.plot(once["edits"], once["mean"], color=GREY, linewidth=1.0, linestyle=UNEDITED)
             _score_axis(line[0], name)
         counts = sorted(set(rows["edits"]))
         for model, column in zip(models, panels.T, strict=True):

@@ -150,6 +150,17 @@ def test_a_figure_of_a_sequence_has_a_row_a_score_and_a_column_a_model_and_leave
     assert {panel.get_title() for panel in figure.axes[:2]} == {"SmolLM2-135M", "other"}
 
 
+def test_a_figure_of_batches_has_the_unedited_model_where_it_was_asked(tmp_path) -> None:
+    rows = [
+        ("rome", when, edits, "ES", mean, 0.1) for edits in (10, 20) for when, mean in (("before", 5), ("after", 8))
+    ]
+    rows = [(*row[:3], "reliability_token_acc", *row[4:]) for row in rows]
+    figure = plot_course(results(tmp_path, rows, "batch"), "batch")
+    curves = sorted(tuple(map(float, line.get_ydata())) for line in figure.axes[0].lines)
+    assert len(curves) == 2 and curves[0] < curves[1]
+    assert [text.get_text() for text in figure.legends[0].texts] == ["ROME", "unedited"]
+
+
 def test_an_unknown_file_keeps_its_own_name_in_the_tables(tmp_path) -> None:
     frame = results(tmp_path, [("rome", "after", 1, "ES", 90.0, 0.0)])
     title, *_ = tables(frame.assign(data="mine", protocol="odd"))
