@@ -6,9 +6,9 @@ import dataclasses
 
 import pytest
 import torch
-from conftest import LAYERS, WIDTH, make_tokenizer
+from conftest import LAYERS, WIDTH, assert_same_weights, make_tokenizer, weights
 from families import FAMILIES
-from test_edit import OTHER, REQUEST, assert_same, state
+from test_edit import OTHER, REQUEST
 from test_grace import LONG, PROMPTS, next_tokens
 from test_t_patcher import whole_pass
 
@@ -123,7 +123,7 @@ def test_the_first_gradient_of_a_branch_that_changes_nothing_reaches_its_values_
 
 
 def test_facts_are_learnt_in_all_their_prompts_and_undo_leaves_the_base(family_model: tracer.LanguageModel) -> None:
-    before, base = state(family_model), next_tokens(family_model, PROMPTS)
+    before, base = weights(family_model), next_tokens(family_model, PROMPTS)
     own = templates()["capital of a country"]
     request = EditRequest(own[0], "France", " of")
     held_out = own[-1].replace("{}", "France")
@@ -137,7 +137,7 @@ def test_facts_are_learnt_in_all_their_prompts_and_undo_leaves_the_base(family_m
             assert all(score.predicted == score.target for score in scores)
         assert target_scores(family_model, [(held_out, " of")])[0].prob > old
         assert edit.summary["bytes_added"] == 4 * 2 * WIDTH * 32
-        assert_same(family_model, before)
+        assert_same_weights(family_model, before)
     assert torch.equal(next_tokens(family_model, PROMPTS), base)
     assert all(parameter.grad is None for parameter in family_model.torch.parameters())
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in family_model.torch.modules())

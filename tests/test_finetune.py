@@ -6,9 +6,9 @@ import dataclasses
 
 import pytest
 import torch
-from conftest import LAYERS, make_tokenizer, tiny_gpt2
+from conftest import LAYERS, assert_same_weights, make_tokenizer, tiny_gpt2, weights
 from families import FAMILIES
-from test_edit import OTHER, REQUEST, assert_same, state
+from test_edit import OTHER, REQUEST
 from test_families import DENSE
 
 import tracer
@@ -96,19 +96,19 @@ def test_the_ball_is_as_large_as_rounding_allows() -> None:
 
 
 def test_a_ball_of_radius_zero_changes_nothing(toy_model: tracer.LanguageModel) -> None:
-    before = state(toy_model)
+    before = weights(toy_model)
     with FT(layer=1, radius=0.0, loss="prompt_last", steps=3).apply(toy_model, [REQUEST]):
-        assert_same(toy_model, before)
+        assert_same_weights(toy_model, before)
 
 
 def test_only_the_weight_and_bias_of_one_value_matrix_change_and_undo_restores_them(family_model) -> None:
-    before = state(family_model)
+    before = weights(family_model)
     edit = FT(layer=2, steps=3).apply(family_model, [REQUEST, OTHER])
     changed = {name for name, value in family_model.torch.state_dict().items() if not torch.equal(value, before[name])}
     path = family_model.anatomy.value_weight_name(2).removesuffix(".weight")
     assert changed == {f"{path}.{name}" for name, _ in family_model.anatomy.value_matrix(2).named_parameters()}
     edit.undo()
-    assert_same(family_model, before)
+    assert_same_weights(family_model, before)
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in family_model.torch.modules())
     assert all(parameter.grad is None for parameter in family_model.torch.parameters())
 
@@ -127,9 +127,9 @@ def test_requests_are_learnt_together(sharp_model: tracer.LanguageModel) -> None
 @pytest.mark.parametrize("radius", [None, 2e-3])
 def test_edits_made_side_by_side_are_those_made_alone(name: str, radius: float | None) -> None:
     model = tracer.load(FAMILIES[name].build().double(), tokenizer=make_tokenizer(bos=False), check=False)
-    editor, before = FT(layer=1, radius=radius, rate=1e-3, steps=4), state(model)
+    editor, before = FT(layer=1, radius=radius, rate=1e-3, steps=4), weights(model)
     edits = editor.each(model, [REQUEST, LONG, OTHER])
-    assert_same(model, before)
+    assert_same_weights(model, before)
     for edit in edits:
         with editor.apply(model, list(edit.requests)) as alone:
             for found, expected in zip(edit.changes, alone.changes, strict=True):
@@ -192,10 +192,10 @@ def test_no_request_is_no_change_and_the_same_request_gives_the_same_bits(toy_mo
 
 def test_a_saved_fine_tuning_is_applied_again_bit_for_bit(toy_model: tracer.LanguageModel, tmp_path) -> None:
     with FT(layer=1, steps=3).apply(toy_model, [REQUEST]) as edit:
-        edited = state(toy_model)
+        edited = weights(toy_model)
         edit.save(tmp_path / "edit.safetensors")
     with load_edit(tmp_path / "edit.safetensors").apply(toy_model) as again:
-        assert_same(toy_model, edited)
+        assert_same_weights(toy_model, edited)
         assert again.editor == {"method": "FT-M", **dataclasses.asdict(FT(layer=1, steps=3)), "seed": 0}
 
 
@@ -210,10 +210,10 @@ def test_steps_that_rounding_swallows_are_refused_and_half_lost_ones_said(tokeni
     torch.manual_seed(0)
     model = tracer.load(tiny_gpt2().to(torch.bfloat16), tokenizer=tokenizer)
     model.anatomy.value_matrix(1).bias.data += 1  # a bias of zero takes any step
-    before = state(model)
+    before = weights(model)
     with pytest.raises(EditFailedError, match="lost in bfloat16: no entry changes. Load float32"):
         FT(layer=1, rate=1e-12, steps=1).apply(model, [REQUEST])
-    assert_same(model, before)
+    assert_same_weights(model, before)
     with pytest.warns(EditingWarning, match="lost by rounding"), FT(layer=1, steps=2).apply(model, [REQUEST]):
         pass
 

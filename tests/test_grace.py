@@ -8,9 +8,9 @@ import math
 
 import pytest
 import torch
-from conftest import LAYERS, WIDTH, make_tokenizer
+from conftest import LAYERS, WIDTH, assert_same_weights, make_tokenizer, weights
 from families import FAMILIES
-from test_edit import OTHER, REQUEST, assert_same, state
+from test_edit import OTHER, REQUEST
 from test_families import DENSE
 
 import tracer
@@ -141,7 +141,7 @@ def target_first(model: tracer.LanguageModel, request: EditRequest) -> torch.Ten
 
 
 def test_an_answer_is_learnt_and_no_weight_changes(family_model: tracer.LanguageModel) -> None:
-    before = state(family_model)
+    before = weights(family_model)
     base = next_tokens(family_model, PROMPTS)
     with GRACE(layer=2, radius=0.01).apply(family_model, [SHORT]) as edit:
         record = edit.diagnostics[0]
@@ -150,8 +150,8 @@ def test_an_answer_is_learnt_and_no_weight_changes(family_model: tracer.Language
         n_in = family_model.torch.get_parameter(family_model.anatomy.value_weight_name(2)).numel() // 32
         assert edit.summary == {"keys": 1, "keys_added": 1, "bytes_added": 4 * (n_in + 32 + 1)}
         assert torch.equal(next_tokens(family_model, PROMPTS), base)  # outside of every radius: the same numbers
-        assert_same(family_model, before)
-    assert_same(family_model, before)
+        assert_same_weights(family_model, before)
+    assert_same_weights(family_model, before)
     assert torch.equal(next_tokens(family_model, [*PROMPTS, LONG.prompt])[:-1], base)
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in family_model.torch.modules())
 

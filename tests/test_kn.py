@@ -6,9 +6,9 @@ import dataclasses
 
 import pytest
 import torch
-from conftest import make_tokenizer
+from conftest import assert_same_weights, make_tokenizer, weights
 from families import FAMILIES
-from test_edit import OTHER, assert_same, state
+from test_edit import OTHER
 from test_families import DENSE, POST_NORM
 
 import tracer
@@ -158,7 +158,7 @@ def test_neurons_of_the_relation_are_those_of_many_other_facts() -> None:
 
 @pytest.mark.parametrize("variant", ["update", "erase"])
 def test_only_the_columns_of_the_chosen_neurons_change(family_model: tracer.LanguageModel, variant: str) -> None:
-    before, old = state(family_model), [columns(family_model, layer) for layer in range(family_model.n_layers)]
+    before, old = weights(family_model), [columns(family_model, layer) for layer in range(family_model.n_layers)]
     edit = KN(variant=variant, **QUICK).apply(family_model, [REQUEST])
     chosen = {(layer, at) for layer, at, _ in edit.diagnostics[0]["neurons"]}
     changed = set()
@@ -172,7 +172,7 @@ def test_only_the_columns_of_the_chosen_neurons_change(family_model: tracer.Lang
     for name, value in family_model.torch.state_dict().items():
         assert name in written or name == "lm_head.weight" or torch.equal(value, before[name]), name
     edit.undo()
-    assert_same(family_model, before)
+    assert_same_weights(family_model, before)
 
 
 def test_the_update_swaps_embeddings_in_the_norm_of_the_column(family_model: tracer.LanguageModel) -> None:
@@ -263,9 +263,9 @@ def test_silencing_the_chosen_neurons_takes_the_answer_away(toy_model: tracer.La
 
 
 def test_no_change_is_a_change_of_nothing(toy_model: tracer.LanguageModel) -> None:
-    before = state(toy_model)
+    before = weights(toy_model)
     with KN(subtract=0.0, add=0.0, **QUICK).apply(toy_model, [REQUEST]):
-        assert_same(toy_model, before)
+        assert_same_weights(toy_model, before)
     with KN(**QUICK).apply(toy_model, []) as edit:
         assert edit.changes == ()
     with (
@@ -273,7 +273,7 @@ def test_no_change_is_a_change_of_nothing(toy_model: tracer.LanguageModel) -> No
         KN(**{**QUICK, "threshold": 1.0}).apply(toy_model, [REQUEST]) as edit,
     ):
         assert edit.changes == () and edit.diagnostics[0]["neurons"] == []
-        assert_same(toy_model, before)
+        assert_same_weights(toy_model, before)
 
 
 def test_a_saved_edit_of_neurons_is_applied_again_bit_for_bit(toy_model: tracer.LanguageModel, tmp_path) -> None:
@@ -281,18 +281,18 @@ def test_a_saved_edit_of_neurons_is_applied_again_bit_for_bit(toy_model: tracer.
         KN(**QUICK, others=(OTHER,)).apply(toy_model, [REQUEST])
     related = dataclasses.replace(REQUEST, relation="P1")
     with KN(**QUICK, others=(OTHER,)).apply(toy_model, [related]) as edit:
-        edited = state(toy_model)
+        edited = weights(toy_model)
         edit.save(tmp_path / "edit.safetensors")
     with load_edit(tmp_path / "edit.safetensors").apply(toy_model) as again:
-        assert_same(toy_model, edited)
+        assert_same_weights(toy_model, edited)
         assert again.editor["method"] == "KN" and again.editor["others"] == [OTHER.prompt]
 
 
 def test_a_failure_between_two_requests_leaves_the_model_as_it_was(toy_model: tracer.LanguageModel) -> None:
-    before = state(toy_model)
+    before = weights(toy_model)
     with pytest.raises(Exception, match="NaN or infinite"):
         KN(**QUICK, add=1e308).apply(toy_model, [REQUEST, OTHER])
-    assert_same(toy_model, before)
+    assert_same_weights(toy_model, before)
     assert toy_model.edits == []
 
 

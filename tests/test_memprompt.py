@@ -197,8 +197,8 @@ def test_settings_that_make_no_sense_are_refused(model: tracer.LanguageModel) ->
         MemPrompt(miss="nothing")  # pyright: ignore[reportArgumentType]
     with pytest.raises(RequestError, match="no retriever"):
         MemPrompt(retriever="none")
-    with pytest.raises(RequestError, match="leave layer=3 out"):
-        editor_named("memprompt", model, 3)
+    with pytest.raises(RequestError, match="leave layer=1 out"):
+        editor_named("memprompt", model, 1)
     assert set(MEMORY_EDITORS) <= set(EDITORS)
 
 

@@ -7,9 +7,9 @@ import math
 
 import pytest
 import torch
-from conftest import LAYERS, WIDTH, make_tokenizer
+from conftest import LAYERS, WIDTH, assert_same_weights, make_tokenizer, weights
 from families import FAMILIES
-from test_edit import OTHER, REQUEST, assert_same, state
+from test_edit import OTHER, REQUEST
 from test_families import DENSE, POST_NORM
 from test_grace import LONG, PROMPTS, SHORT, next_tokens
 
@@ -167,7 +167,7 @@ def test_requests_trained_side_by_side_find_what_each_finds_alone(toy_model, mon
     """Answers of one and of several tokens, one that is said already, and one that ends before the others."""
     monkeypatch.setattr("editing.added_parameters.t_patcher.AT_ONCE", together)
     editor = TPatcher(memory=40, steps=60, first_check=5, every=5, rate=0.05)
-    before, said = state(toy_model), said_already(toy_model)
+    before, said = weights(toy_model), said_already(toy_model)
     requests = [REQUEST, LONG, said, OTHER, dataclasses.replace(REQUEST, new=" Rome")]
     with editor.apply(toy_model, [OTHER]):  # an edit that stays: its tokens are remembered
         found = editor.each(toy_model, requests, progress=False)
@@ -187,7 +187,7 @@ def test_requests_trained_side_by_side_find_what_each_finds_alone(toy_model, mon
                 (score,) = target_scores(toy_model, [(request.prompt, request.new)])
                 assert score.prob == pytest.approx(written, abs=1e-6)
     assert len({edit.diagnostics[0]["steps"] for edit in found}) > 2
-    assert_same(toy_model, before)
+    assert_same_weights(toy_model, before)
 
 
 @pytest.mark.parametrize(("act", "together"), [("relu", 16), ("relu", 2), ("model", 16)])
@@ -196,7 +196,7 @@ def test_in_turn_gives_the_edits_that_one_call_after_the_other_gives(toy_model, 
     groups = []
     monkeypatch.setattr("editing.added_parameters.t_patcher.trained_patches", counting(groups))
     editor = TPatcher(memory=40, steps=60, first_check=5, every=5, rate=0.05, act=act)
-    before, base = state(toy_model), next_tokens(toy_model, PROMPTS)
+    before, base = weights(toy_model), next_tokens(toy_model, PROMPTS)
     apart = [EditRequest(f"The capital of {name} is", name, " of") for name in ("Spain", "Japan", "Berlin")]
     requests = [REQUEST, *apart, said_already(toy_model), LONG, OTHER, dataclasses.replace(REQUEST, new=" Rome")]
     found = editor.in_turn(toy_model, requests, seed=5)
@@ -221,7 +221,7 @@ def test_in_turn_gives_the_edits_that_one_call_after_the_other_gives(toy_model, 
                 torch.testing.assert_close(getattr(mine, part), getattr(theirs, part), atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(next_tokens(toy_model, PROMPTS), expected, atol=1e-5, rtol=1e-5)
     undo_all(found)
-    assert_same(toy_model, before)
+    assert_same_weights(toy_model, before)
 
 
 def counting(groups: list):
@@ -283,14 +283,14 @@ def said_already(model: tracer.LanguageModel) -> EditRequest:
 
 
 def test_an_answer_is_learnt_with_no_weight_changed_and_training_predicts_what_is_written(family_model) -> None:
-    before, base = state(family_model), next_tokens(family_model, PROMPTS)
+    before, base = weights(family_model), next_tokens(family_model, PROMPTS)
     editor = TPatcher(memory=100, steps=400, memory_weight=0.1)
     with editor.apply(family_model, [SHORT]) as edit:
         record = edit.diagnostics[0]
         assert record["probability_written"] > 3 * record["probability_before"], record
         score = target_scores(family_model, [(SHORT.prompt, SHORT.new)])[0]
         assert record["said"] == (score.predicted == score.target)
-        assert_same(family_model, before)
+        assert_same_weights(family_model, before)
     assert torch.equal(next_tokens(family_model, PROMPTS), base)
     assert all(parameter.grad is None for parameter in family_model.torch.parameters())
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in family_model.torch.modules())

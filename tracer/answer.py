@@ -65,7 +65,7 @@ def values_at(
     metric: Metric,
     answers: Int[Tensor, " fact"],
     others: Int[Tensor, " fact"] | None,
-    clean: Float[Tensor, "fact vocab"],
+    clean: Float[Tensor, "#fact vocab"],
     of: Int[Tensor, " row"],
 ) -> Float[Tensor, " row"]:
     """The metric from the last block's output.
@@ -76,7 +76,7 @@ def values_at(
         metric: what is read.
         answers: token ids.
         others: of the alternative answers.
-        clean: logits of the clean runs.
+        clean: logits of the clean runs, of each fact or of all.
         of: which fact each row belongs to.
     """
     found = []

@@ -30,4 +30,4 @@ def percentile_interval(
     """The lower and upper end of the `level` interval."""
     tail = 100 * (1 - level) / 2
     low, high = np.percentile(means, [tail, 100 - tail], axis=0)
-    return np.asarray(low), np.asarray(high)
+    return low, high
