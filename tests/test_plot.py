@@ -65,6 +65,15 @@ def test_the_subjects_tokens_and_no_others_are_starred() -> None:
     assert row_labels(panels(plot_trace(made_trace()))[0]) == ["<bos>", "The*", "Needle*", "is", "in"]
 
 
+@pytest.mark.parametrize("n", range(1, len(MAPS) + 1))
+def test_rows_are_labelled_at_the_first_panel_of_each_row_of_any_number_of_maps(n: int) -> None:
+    drawn = panels(plot_trace(made_trace(MAPS[:n])))
+    first = [axes for axes in drawn if axes.get_subplotspec().is_first_col()]
+    labelled = [axes for axes in drawn if any(label.get_visible() for label in axes.get_yticklabels())]
+    assert all(axes in labelled and row_labels(axes)[0] == "<bos>" for axes in first)
+    assert len(first) == {1: 1, 2: 1, 3: 1, 4: 2, 5: 2, 6: 2}[n]
+
+
 def test_special_tokens_and_no_others_are_grey() -> None:
     labels = panels(plot_trace(made_trace()))[0].get_yticklabels()
     assert [label.get_color() == SPECIAL for label in labels] == [True, False, False, False, False]

@@ -46,8 +46,8 @@ def panels_for(
     names: Sequence[str], labels: Sequence[str], *, n_layers: int, row_height: float = 0.22
 ) -> tuple[Figure, list[Axes]]:
     """A figure sized for its labels and layers, with one panel for each name, at most three in a row, rows alike."""
-    down = -(-len(names) // PANELS_A_ROW)
-    across = -(-len(names) // down)
+    across = _across(len(names))
+    down = -(-len(names) // across)
     width = across * float(np.clip(0.1 * n_layers + 1.6, 3.5, 5.0)) + 0.075 * max(map(len, labels))
     height = down * (max(row_height * len(labels), 1.6) + 1.0) + 0.7
     spacing = ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08, wspace=0.03)
@@ -56,6 +56,11 @@ def panels_for(
     for unused in grid[len(names) :]:
         unused.remove()
     return figure, list(grid[: len(names)])
+
+
+def _across(n_panels: int) -> int:
+    """Panels in a row, so that rows are alike: four stand two by two."""
+    return -(-n_panels // -(-n_panels // PANELS_A_ROW))
 
 
 def headline(figure: Figure, title: str, caption: str) -> None:
@@ -86,7 +91,7 @@ def label_rows(panels: Sequence[Axes], labels: Sequence[str], grey: Sequence[int
     """Labels at the first panel of each row; the others share them."""
     for axes in panels:
         axes.tick_params(axis="y", length=0, labelsize=8.5)
-    for axes in panels[::PANELS_A_ROW]:
+    for axes in panels[:: _across(len(panels))]:
         axes.set_yticks(range(len(labels)), labels)
         for row in grey:
             axes.get_yticklabels()[row].set_color(SPECIAL)
