@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The README's tables of all editors. Each command goes on where it was stopped; together they take many hours.
+# The tables of all editors, of the README and of FINDINGS.md. Each command goes on where it was stopped; together they take many hours.
 #
 #   benchmarks/compare.sh smollm2 5 DATA [runs/compare]
 #

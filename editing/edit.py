@@ -25,8 +25,6 @@ from tracer.model import LanguageModel
 if TYPE_CHECKING:
     from editing.lora import Adapter
 
-ROMES = {"r-rome": "r-ROME", "rome": "ROME", "p-rome": "p-ROME"}
-
 
 @dataclass(frozen=True)
 class Written:
@@ -227,8 +225,8 @@ class Edit:
 
     @property
     def method(self) -> str:
-        """What made it, as the literature writes it: of ROME its variant."""
-        return ROMES.get(self.editor.get("variant", ""), str(self.editor.get("method")))
+        """What made it, as the literature writes it."""
+        return str(self.editor.get("method"))
 
     @property
     def title(self) -> str:

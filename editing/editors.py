@@ -59,13 +59,13 @@ def editor_named(name: str, model: LanguageModel, layer: int | None = None, /, *
 
     Raises:
         RequestError: there is no such editor or setting, or a layer is missing.
+        SiteError: the model has no such layer.
     """
     check_name(name)
+    if "layer" in settings:
+        layer = _one_of(layer, settings.pop("layer"))
     if layer is not None:
         layer = whole("layer", layer, 3)
-    if "layer" in settings:
-        layer = _one_of(layer, whole("layer", settings.pop("layer"), 3))
-    if layer is not None:
         model.anatomy.check_layer(layer)
     if "variant" in settings and name in VARIANTS:
         raise RequestError(f"{name} is a variant itself: leave variant={settings['variant']!r} out.")
@@ -95,12 +95,11 @@ def check_name(name: str) -> None:
         raise RequestError(f"There is no editor {name!r}. Choose from {', '.join(EDITORS)}.")
 
 
-def _make_at_layer(kind: Callable[..., Editor], model: LanguageModel, layer: int | None, **settings: Any) -> Editor:
+def _make_at_layer(kind: Callable[..., Editor], _model: LanguageModel, layer: int | None, **settings: Any) -> Editor:
     if "layers" in settings:
         raise RequestError(f"This editor writes one layer, not layers={settings['layers']!r}. Write layer=3.")
     if layer is None:
         raise RequestError("Which layer? Give one (--layer 3); `tracer locate` or `editing check-layers` find it.")
-    model.anatomy.check_layer(layer)
     return kind(layer=layer, **settings)
 
 
@@ -193,7 +192,7 @@ def _make_serac(model: LanguageModel, layer: int | None, **settings: Any) -> Edi
     return dataclasses.replace(made, scope=load_scope(checkpoint))
 
 
-VARIANTS = ("r-rome", "rome", "p-rome", "ft", "ft-l", "ft-m")
+VARIANTS = ("r-rome", "rome", "p-rome", "ft", "ft-l", "ft-m")  # names that say a variant themselves
 FAMILIES: Mapping[str, Mapping[str, Callable[..., Editor]]] = {
     "locate then edit": {
         "r-rome": partial(_make_at_layer, partial(ROME, variant="r-rome")),

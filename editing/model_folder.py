@@ -27,7 +27,7 @@ def merge(edit: Edit, folder: str | Path) -> Path:
         raise EditFailedError("Only a model with this one edit applied can be merged. Apply it, undo the others.")
     if edit.attachments:
         raise EditFailedError(
-            f"{edit.editor.get('method')} leaves the weights as they are, so there is nothing to merge: "
+            f"{edit.method} leaves the weights as they are, so there is nothing to merge: "
             f"edit.save(path) keeps the edit."
         )
     if folder.exists():

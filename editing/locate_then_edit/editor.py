@@ -153,6 +153,11 @@ class LocateThenEdit(ABC):
         warn_of(*found)
         return found
 
+    @property
+    def method(self) -> str:
+        """What an edit's record says made it."""
+        return type(self).__name__
+
     def values(
         self, model: LanguageModel, requests: Sequence[EditRequest], seed: int, count: Count = uncounted
     ) -> list[Value]:
@@ -222,7 +227,7 @@ class LocateThenEdit(ABC):
         found = {"rate": search.rate, "relative": search.relative, "clamp": search.clamp}
         own = {one.name: getattr(self, one.name) for one in dataclasses.fields(self) if not one.metadata.get("local")}
         settings = {**own, **found, "corpus": corpus, "seed": seed}
-        return Edit(tuple(requests), (), {"method": type(self).__name__, **settings}, base)
+        return Edit(tuple(requests), (), {"method": self.method, **settings}, base)
 
 
 def value_record(request: EditRequest, value: Value, written: float) -> dict[str, Any]:

@@ -33,6 +33,7 @@ from editing.stopwatch import timed
 from tracer.model import LanguageModel
 
 Variant = Literal["r-rome", "rome", "p-rome"]
+TITLES = {"r-rome": "r-ROME", "rome": "ROME", "p-rome": "p-ROME"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +62,11 @@ class ROME(LocateThenEdit):
         check_flag(self, "identity")
         if self.variant not in get_args(Variant):
             raise RequestError(f"There is no variant {self.variant!r}. Choose from {', '.join(get_args(Variant))}.")
+
+    @property
+    def method(self) -> str:
+        """The variant, as the literature writes it."""
+        return TITLES[self.variant]
 
     def written(self) -> tuple[int, ...]:
         """The one layer that is written."""

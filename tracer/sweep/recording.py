@@ -76,6 +76,7 @@ def record(
 
 def _keep_arguments(kept: Recording) -> Callable[..., None]:
     def hook(block: nn.Module, args: tuple, kwargs: dict) -> None:
+        """Keeps what the block is called with."""
         arguments = by_name(type(block).forward, block, args, kwargs)
         if "hidden_states" not in arguments or not any(name in arguments for name in CACHE_NAMES):
             raise AnatomyError(
