@@ -6,7 +6,7 @@ A new editor is one line in `FAMILIES`: a factory that takes the model, a layer 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, Protocol
 
@@ -61,7 +61,7 @@ def editor_named(name: str, model: LanguageModel, layer: int | None = None, /, *
         RequestError: there is no such editor or setting, or a layer is missing.
         SiteError: the model has no such layer.
     """
-    check_name(name)
+    check_settings(name, settings)
     if "layer" in settings:
         layer = _one_of(layer, settings.pop("layer"))
     if layer is not None:
@@ -93,6 +93,17 @@ def check_name(name: str) -> None:
     """Raises RequestError where there is no editor of this name."""
     if name not in EDITORS:
         raise RequestError(f"There is no editor {name!r}. Choose from {', '.join(EDITORS)}.")
+
+
+def check_settings(name: str, settings: Iterable[str]) -> None:
+    """Raises RequestError where there is no editor of this name, or a setting is none of its own."""
+    check_name(name)
+    if name not in KINDS:  # one that was added from outside
+        return
+    known = {one.name for one in dataclasses.fields(KINDS[name])} | {"layer"}
+    known |= {"checkpoint"} if KINDS[name] in (MEND, KE, SERAC) else set()
+    for unknown in (setting for setting in settings if setting not in known and setting != "layers"):  # see below
+        raise RequestError(f"{name} has no setting {unknown!r}. Choose from {', '.join(sorted(known))}.")
 
 
 def _make_at_layer(kind: Callable[..., Editor], _model: LanguageModel, layer: int | None, **settings: Any) -> Editor:
@@ -221,6 +232,13 @@ FAMILIES: Mapping[str, Mapping[str, Callable[..., Editor]]] = {
         "mello": partial(_make_memory, MeLLo),
         "serac": _make_serac,
     },
+}
+KINDS: Mapping[str, type] = {  # whose fields are their settings
+    **dict.fromkeys(("r-rome", "rome", "p-rome"), ROME),
+    **dict.fromkeys(("ft", "ft-l", "ft-m"), FT),
+    **{"memit": MEMIT, "pmet": PMET, "emmet": EMMET, "alphaedit": AlphaEdit, "kn": KN, "mend": MEND, "ke": KE},
+    **{"grace": GRACE, "t-patcher": TPatcher, "calinet": CaliNet},
+    **{"ike": IKE, "memprompt": MemPrompt, "mello": MeLLo, "serac": SERAC},
 }
 EDITORS: Mapping[str, Callable[..., Editor]] = {
     name: make for editors in FAMILIES.values() for name, make in editors.items()

@@ -53,6 +53,12 @@ def planted_comparison(
     return read_comparison(folder)
 
 
+def with_hops(folder: Path, editor: str, records: Sequence[Mapping[str, Any]]) -> Comparison:
+    """The comparison there with multi-hop cases of one of its editors."""
+    _evaluation(folder / "runs" / "mquake" / "multi-hop" / editor, "multi-hop", "cases.jsonl", records)
+    return read_comparison(folder)
+
+
 def point(edits: int, cases: Sequence[Mapping[str, Any]], fixed: Sequence[Mapping[str, Any]], ratio: float = 1.0):
     """The record of one checkpoint."""
     text = {"perplexity": 10.0 * ratio, "ratio": ratio, "kl": 0.1, "collapsed": ratio > 1.5}

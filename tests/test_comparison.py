@@ -338,6 +338,26 @@ def test_options_that_say_nothing_about_mquake_are_refused_or_with_other_files_n
     assert "does not apply" not in told("counterfact")
 
 
+@pytest.mark.parametrize(
+    ("options", "said", "before"),
+    [
+        (["--benchmark", "zsre"], "No file can be read as zsre", True),
+        (["--layer", "99"], "Layer 99 is outside", False),
+        (["--set", "memit.layers=[1,77]"], "memit: Layer 77 is outside", False),
+    ],
+)
+def test_what_does_not_fit_the_files_or_the_model_is_refused_before_any_edit(
+    model_folder: Path, tmp_path: Path, options: list[str], said: str, before: bool
+) -> None:
+    (tmp_path / "counterfact.json").write_text(json.dumps(records()), encoding="utf-8")
+    words = ["compare", "--data", str(tmp_path / "counterfact.json"), "--editors", "ft,memit", "--layer", "1"]
+    told = CliRunner().invoke(
+        app, [*words, "--model", str(model_folder), "--quiet", "--out", str(tmp_path / "run"), *options]
+    )
+    assert told.exit_code == 2 and said in told.output
+    assert ("Loading" in told.output) is not before and not (tmp_path / "run" / "comparison.json").exists()
+
+
 def test_batches_larger_than_the_data_are_refused_before_anything_runs(toy_model, data, planted, tmp_path) -> None:
     plan = ComparisonPlan(protocols=("batch",), sizes=(1, 100))
     with pytest.raises(EvaluationError, match="4 cases without conflicts"):
@@ -435,6 +455,7 @@ def test_settings_are_tables_of_editors_or_of_new_names(tmp_path: Path) -> None:
     [
         (["memory"], {}, RequestError, "no editor 'memory'"),
         (["rome", "rome"], {}, EvaluationError, "name each once"),
+        (["ft"], {"ft": {"stepz": 3}}, RequestError, "ft has no setting 'stepz'. Choose from batch, "),
         (["rome"], {"mine": {"clamp": 1}}, EvaluationError, "say no editor"),
         *(([label], {label: {"editor": "rome"}}, EvaluationError, "letters and digits") for label in PATHS),
     ],

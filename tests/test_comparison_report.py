@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import json
 import re
+from itertools import combinations
 from pathlib import Path
 
 import pandas as pd
 import pytest
-from compared import COST, DATA, planted_comparison, point, scores
+from compared import COST, DATA, planted_comparison, point, scores, with_hops
+from matplotlib.text import Text
 from test_report import Elements, in_browser
 
-from editing.comparison import Comparison, recommend, save_comparison
-from editing.comparison.plot import log_ticks, ratio_ticks
-from editing.comparison.report import UNIT
+from editing.comparison import Comparison, read_comparison, recommend, save_comparison
+from editing.comparison.plot import log_ticks, plot_costs, ratio_ticks
+from editing.comparison.profile import profile
+from editing.comparison.report import UNIT, report_data
 from editing.comparison.tables import _wide, scores_frame, shown_tables
 from editing.evaluation.definitions import DEFINITIONS
+from tracer.errors import FileFormatError
 
 
 def of(reliability: float, locality: float, n: int = 4, seconds: float = 1.0) -> list[dict]:
@@ -83,11 +87,66 @@ def test_what_could_not_be_written_is_counted_in_every_table(tmp_path: Path) -> 
     refused = [{**scores(at, {"reliability_token_acc": 0.0}), "diagnostics": {"not_editable": "no"}} for at in range(2)]
     written = [scores(at + 2, {"reliability_token_acc": 1.0}, seconds=0.5) for at in range(2)]
     both = [*refused, *written]
-    found = planted_comparison(tmp_path, {"a": both}, batches={"a": {4: both}}, points={"a": [point(4, both, [])]})
+    planted_comparison(tmp_path, {"a": both}, batches={"a": {4: both}}, points={"a": [point(4, both, [])]})
+    hops = [{**one, "after": {"multi_hop": 0.0}} for one in both]
+    found = with_hops(tmp_path, "a", hops)
     tables = [one.cells for one in shown_tables(found, scores_frame(found)) if one.title.endswith("edits: scores")]
-    assert [table.loc[table["editor"] == "a", "not editable"].to_list() for table in tables] == [["2"]] * 3
+    assert [table.loc[table["editor"] == "a", "not editable"].to_list() for table in tables] == [["2"]] * 4
     (batch,) = (one.cells for one in shown_tables(found, scores_frame(found)) if "batch edits: scores" in one.title)
     assert batch.loc[batch["editor"] == "a", "edit_seconds"].to_list() == ["0.5, 1 in all"]
+
+
+def test_the_alarm_of_a_sequence_and_the_passages_of_its_text_are_in_its_table(whole: Comparison) -> None:
+    (table,) = (one for one in shown_tables(whole, scores_frame(whole)) if "sequential edits: scores" in one.title)
+    rows = table.cells.query("editor == 'good'")
+    assert dict(zip(rows["edits"], rows["alarm"], strict=True)) == {2: "no", 4: "collapsed"}
+    assert table.source.endswith("; perplexity over 12 of 12 passages")
+
+
+def test_of_a_sequence_too_the_unedited_model_and_the_edits_that_were_made_stand_by_themselves(tmp_path: Path) -> None:
+    refused = {**scores(0, {"reliability_token_acc": 0.0}), "diagnostics": {"not_editable": "no"}}
+    cases = [refused, scores(1, {"reliability_token_acc": 1.0}, {"reliability_token_acc": 0.5})]
+    found = planted_comparison(tmp_path, {}, points={"a": [point(2, cases, [])]})
+    rows = scores_frame(found).query("score == 'reliability_token_acc'").set_index(["when", "cases"])["mean"]
+    assert rows.to_dict() == {
+        ("before", "all"): 50, ("after", "all"): 50, ("before", "editable"): 50, ("after", "editable"): 100
+    }  # fmt: skip
+
+
+def test_the_page_of_batches_alone_weighs_what_they_measured(tmp_path: Path) -> None:
+    found = planted_comparison(tmp_path, {}, batches={"a": {4: of(0.5, 1)}, "b": {4: of(1.0, 1)}})
+    assert report_data(found, [])["weights"] == {"batch": 1}
+
+
+@pytest.mark.parametrize("text", ['{"edits"', "{}", '{"edits": 3}'])
+def test_a_damaged_file_of_costs_is_named(tmp_path: Path, text: str) -> None:
+    planted_comparison(tmp_path, {"a": of(1, 1)}, costs={"a": COST})
+    (tmp_path / "costs/a.json").write_text(text, encoding="utf-8")
+    with pytest.raises(FileFormatError, match=r"a\.json holds costs of another version"):
+        read_comparison(tmp_path)
+
+
+def test_a_damaged_comparison_is_named(tmp_path: Path) -> None:
+    planted_comparison(tmp_path, {"a": of(1, 1)})
+    (tmp_path / "comparison.json").write_text('{"editors": {}}', encoding="utf-8")
+    with pytest.raises(FileFormatError, match="comparison.json holds a comparison of another version: 'left_out'"):
+        read_comparison(tmp_path)
+
+
+def test_no_name_in_the_figure_of_costs_stands_on_another_name_or_point(tmp_path: Path) -> None:
+    editors = ("r-rome", "rome", "emmet", "memit", "alphaedit", "calinet", "t-patcher", "grace")
+    found = planted_comparison(
+        tmp_path, {name: of(0.9 + at / 400, 0.9, seconds=3 + at / 8) for at, name in enumerate(editors)}
+    )
+    figure = plot_costs(found, profile(found, resamples=20))
+    assert figure is not None
+    figure.draw_without_rendering()
+    (axes,) = figure.axes
+    boxes = {text.get_text(): Text.get_window_extent(text) for text in axes.texts}
+    marks = [axes.transData.transform(line.get_xydata()[0]) for line in axes.lines]
+    assert set(boxes) == set(editors) and len(marks) == len(editors)
+    assert not any(one.overlaps(other) for one, other in combinations(boxes.values(), 2))
+    assert not any(box.contains(*mark) for box in boxes.values() for mark in marks)
 
 
 def test_each_way_of_asking_for_several_hops_has_an_unedited_model_of_its_own(tmp_path: Path) -> None:
@@ -163,7 +222,7 @@ def test_the_page_needs_no_network_and_no_text_can_end_its_script(page: Path) ->
     text = page.read_text("utf-8")
     own = Elements(re.sub(r"<script>.*?</script>", "", text, flags=re.S))
     asked = [value for _, attributes in own.tags for name, value in attributes.items() if name in ("src", "href")]
-    assert asked == ["data:,"] and "http" not in text.replace("https://", "http")[:3000]
+    assert asked == ["data:,"] and not re.search(r"https?://|@import|url\((?!data:)", text)
     assert "<b>untrained" not in text
     (numbers,) = re.findall(r'<script id="data" type="application/json">(.*?)</script>', text, re.S)
     about = json.loads(numbers)

@@ -102,6 +102,6 @@ def test_the_command_prints_formula_and_source_or_all_names() -> None:
     assert told.exit_code == 0 and "1[n(y) < n(z)]" in told.stdout and "Meng et al. 2022" in told.stdout
     assert CliRunner().invoke(app, ["explain-metric"]).stdout.split() == list(DEFINITIONS | PROPERTIES)
     told = CliRunner().invoke(app, ["explain-metric", "portability"])
-    assert told.exit_code == 0 and "token accuracy on what follows from the edits" in told.stdout
+    assert told.exit_code == 0 and "token accuracy on what follows from an edit" in told.stdout
     told = CliRunner().invoke(app, ["explain-metric", "fluency"]).stdout  # a metric and a property
     assert "H_n the entropy" in told and "As a property: entropy of texts after / before" in told

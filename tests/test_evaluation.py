@@ -32,6 +32,7 @@ from editing.evaluation import (
     summary,
 )
 from editing.evaluation.benchmarks import counterfact_case
+from editing.evaluation.case import COMPUTED_TOGETHER
 from editing.evaluation.matches import gen_contains, gen_exact
 from editing.evaluation.metrics import case_metrics
 from editing.evaluation.summary import edit_seconds, harmonic_mean
@@ -396,6 +397,15 @@ def test_seconds_leave_out_the_first_edits() -> None:
     assert edit_seconds(cases) == (2, 1.5, 2.5, 3)
 
 
+def test_seconds_leave_out_the_first_edits_that_were_computed_at_once() -> None:
+    def computed(seconds: float, together: int) -> CaseScores:
+        return CaseScores("", {}, {}, {COMPUTED_TOGETHER: together}, seconds)
+
+    first, second = [computed(9.0, 3)] * 3, [computed(1.0, 2)] * 2
+    assert edit_seconds([*first, *second]) == (1, 1, 1, 2)
+    assert edit_seconds(first) == (9, 9, 9, 1)  # nothing else is known
+
+
 def test_an_edit_is_timed_without_its_scoring(toy_model: tracer.LanguageModel) -> None:
     import time
 
@@ -442,7 +452,7 @@ def test_settings_of_an_editor_are_given_by_name(toy_model: tracer.LanguageModel
     ("name", "layer", "settings", "said"),
     [
         ("memory", 1, {}, "There is no editor 'memory'"),
-        ("r-rome", 1, {"depth": 3}, "r-rome cannot be made with depth=3"),
+        ("r-rome", 1, {"depth": 3}, "r-rome has no setting 'depth'. Choose from clamp, "),
         ("memit", None, {}, "Which layer"),
         ("kn", 1, {}, "leave layer=1 out"),
     ],

@@ -12,7 +12,7 @@ from remembering import reading_model
 from transformers import PreTrainedTokenizerFast
 
 import tracer
-from editing import MeLLo, MemPrompt
+from editing import MEMIT, MeLLo, MemPrompt
 from editing.errors import EvaluationError
 from editing.evaluation import mquake
 from editing.evaluation.mquake import (
@@ -206,6 +206,16 @@ def test_a_plain_editors_model_reads_answered_questions_first(model: tracer.Lang
 def test_the_first_of_contradicting_edits_in_a_group_is_written() -> None:
     case, other = mquake._whole(WHOLE), mquake._whole({**WHOLE, "case_id": 8})
     assert mquake.without_repeats([case, other]) == list(case.requests)
+
+
+def test_an_editor_that_needs_a_subject_refuses_the_file_without_subjects(model, tmp_path) -> None:
+    path = tmp_path / "mquake.json"
+    path.write_text(json.dumps([REDUCED]), encoding="utf-8")
+    with pytest.raises(
+        EvaluationError, match="MEMIT writes at the subject's last token, and the edits of this reduced"
+    ):
+        evaluate_hops(model, MEMIT(layers=(1,)), read_hops(path), tmp_path / "run", progress=False)
+    assert not (tmp_path / "run").exists()
 
 
 def test_groups_of_none_are_refused(model: tracer.LanguageModel) -> None:

@@ -76,7 +76,7 @@ def test_what_was_not_measured_is_said_and_who_lacks_something_is_not_ranked(tmp
     assert [one.editor for one in ranking.ranked] == ["whole"]
     assert ranking.not_ranked == {"part": "locality (counterfact, single)"}
     assert [one.editor for one in recommend(found, {"reliability": 1}, resamples=20).ranked] == ["part", "whole"]
-    with pytest.raises(EvaluationError, match="measured nothing"):
+    with pytest.raises(EvaluationError, match="measured nothing. What it did measure: reliability, locality, time"):
         recommend(found, {"fluency": 1})
 
 

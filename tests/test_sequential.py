@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 
+import numpy as np
 import pytest
 import torch
 from planted import RECORD, Dictated, Planted, RankOne, Refuses, simple_cases
@@ -219,7 +220,7 @@ def test_a_sequence_writes_texts_of_its_edits_and_none_of_the_fixed_cases(toy_mo
     cases = [dataclasses.replace(case, samples=("The people of",)) for case in simple_cases(2)]
     examination = Examination(toy_model, Questions(writing=True, free=False, kl=False))
     (point,) = sequential_edits(examination, RankOne(), cases, SequentialPlan(checkpoints=(2,)), progress=False)
-    assert [list(sequential_summary([point])["score"]).count("fluency")] == [1]
+    assert list(sequential_summary([point]).query("score == 'fluency'")["when"]) == ["before", "after"]
     assert all("fluency" in case.after for case in point.scores)
     assert not any("fluency" in case.after for case in point.fixed)
 
@@ -235,8 +236,9 @@ def test_a_refused_case_shares_the_perplexity_of_its_batch(toy_model: tracer.Lan
 
 def test_the_table_of_a_sequence_has_retention_and_last_edit_side_by_side(toy_model) -> None:
     table = sequential_summary(sequence(toy_model, Dictated(memory=1), simple_cases(3, "Constantinople")))
-    row = table[(table["edits"] == 3) & (table["score"] == "reliability_tf_exact")].iloc[0]
-    assert (row["mean"], row["last"], row["n"]) == (pytest.approx(100 / 3), 100, 3)
+    rows = table[(table["edits"] == 3) & (table["score"] == "reliability_tf_exact")].set_index("when")
+    assert rows.loc["after", ["mean", "last", "n"]].to_list() == [pytest.approx(100 / 3), 100, 3]
+    assert rows.loc["before", ["mean", "n"]].to_list() == [0, 3] and np.isnan(rows.loc["before", "last"])
     ratio = table[(table["edits"] == 3) & (table["score"] == "perplexity_ratio")].iloc[0]
     assert ratio["mean"] == pytest.approx(1)
 

@@ -10,26 +10,30 @@ from typing import Annotated, Any
 import typer
 
 from editing.comparison.compare import compare as run_comparison
-from editing.comparison.entrant import entrants, read_settings
+from editing.comparison.entrant import check_layers, entrants, read_settings
 from editing.comparison.files import Reading, read_files
 from editing.comparison.folder import Comparison
 from editing.comparison.plan import TEXT, ComparisonPlan
 from editing.comparison.saving import save_comparison
 from editing.editors import EDITORS
 from editing.errors import EvaluationError
+from editing.evaluation.alarms import FACTOR
 from editing.evaluation.choices import read_choices
 from editing.evaluation.cli_options import (
     ALL_CHECKPOINTS,
+    KL,
     Checkpoints,
     Choices,
     ChoicesACase,
     Evenly,
+    Factor,
     Free,
     Groups,
     KnownHops,
     Sizes,
     SnippetsOption,
     Step,
+    Stop,
     Text,
     Writing,
     told_snippets,
@@ -61,7 +65,8 @@ from tracer.options import names
 
 # Options about cases of one edit, and of how such edits are made.
 NOT_OF_HOPS = (
-    *("protocols", "batch", "step", "checkpoints", "benchmark", "groups", "choices", "choices_a_case"),
+    *("protocols", "batch", "step", "checkpoints", "factor", "stop"),
+    *("benchmark", "groups", "choices", "choices_a_case"),
     *("free", "kl", "text", "known_hops", "writing", "snippets"),
 )
 
@@ -88,12 +93,14 @@ def compare(
     batch: Sizes = "1,10,100",
     step: Step = 1,
     checkpoints: Checkpoints = ALL_CHECKPOINTS,
+    factor: Factor = FACTOR,
+    stop: Stop = False,
     together: Annotated[int, typer.Option(min=1, help="Cases of MQuAKE whose edits live together.")] = 1,
     groups: Groups = None,
     choices: Choices = None,
     choices_a_case: ChoicesACase = 5,
     free: Free = True,
-    kl: Annotated[bool, typer.Option("--kl/--no-kl", help="Also KL where nothing should change.")] = True,
+    kl: KL = True,
     text: Text = TEXT,
     known_hops: KnownHops = False,
     writing: Writing = False,
@@ -133,7 +140,9 @@ def compare(
         plan = ComparisonPlan(
             protocols=several,
             sizes=listed_numbers(batch, "--batch"),
-            sequence=SequentialPlan(checkpoints=listed_numbers(checkpoints, "--checkpoints"), step=step),
+            sequence=SequentialPlan(
+                checkpoints=listed_numbers(checkpoints, "--checkpoints"), step=step, factor=factor, stop=stop
+            ),
             questions=Questions(
                 free=free,
                 kl=kl,
@@ -152,6 +161,9 @@ def compare(
         if any(one.lacks_layer for one in takes_part):
             located = located_layer(opened_model, progress=show_progress(quiet))
             takes_part = [dataclasses.replace(one, layer=located) if one.lacks_layer else one for one in takes_part]
+        if layer is not None:
+            opened_model.anatomy.check_layer(layer)
+        check_layers(takes_part, opened_model)
         found = run_comparison(
             opened_model,
             takes_part,

@@ -21,9 +21,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from editing.editors import EDITORS, Editor, check_name, editor_named, needs_layer
+from editing.editors import EDITORS, Editor, check_settings, editor_named, needs_layer
 from editing.errors import EvaluationError
 from editing.options import hashable
+from tracer.errors import SiteError
 from tracer.model import LanguageModel
 
 LABEL = re.compile(r"\w(?:[\w.-]*\w)?")
@@ -66,7 +67,7 @@ def entrants(
         tables: settings by name.
 
     Raises:
-        RequestError: there is no such editor.
+        RequestError: there is no such editor, or it has no such setting.
         EvaluationError: a name twice or with other signs than - _ . in it, or a table that is no editor's.
     """
     tables = tables or {}
@@ -77,6 +78,18 @@ def entrants(
     if not chosen or len(set(chosen)) < len(chosen):
         raise EvaluationError(f'{", ".join(chosen) or "No editor"}: name each once, or write "all".')
     return [_entrant(label, layer, tables.get(label, {})) for label in chosen]
+
+
+def check_layers(chosen: Sequence[Entrant], model: LanguageModel) -> None:
+    """Raises SiteError, with the entrant's name, where one is to write a layer that the model does not have."""
+    for one in chosen:
+        several = one.settings.get("layers", ())
+        layers = [one.layer, *(several if isinstance(several, tuple) else ())]
+        for layer in (layer for layer in layers if isinstance(layer, int)):  # other things, making it refuses
+            try:
+                model.anatomy.check_layer(layer)
+            except SiteError as error:
+                raise SiteError(f"{one.label}: {error}") from error
 
 
 def read_settings(path: str | Path) -> dict[str, dict[str, Any]]:
@@ -101,7 +114,7 @@ def _entrant(label: str, layer: int | None, table: Mapping[str, Any]) -> Entrant
         raise EvaluationError(f"{label!r} names no editor of a table. Use letters and digits, and - _ . between them.")
     settings = dict(table)
     editor = settings.pop("editor", label)
-    check_name(editor)
+    check_settings(editor, settings)
     own = settings.pop("layer", None)
     asked = layer if needs_layer(editor) and "layers" not in settings else None
     return Entrant(label, editor, asked if own is None else own, settings)

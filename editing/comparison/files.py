@@ -69,6 +69,8 @@ def read_files(
         if name in files:
             raise EvaluationError(f"Two files are called {name}. Rename one: tables name them so.")
         files[name] = reading.file(path)
+    if reading.benchmark and reading.benchmark not in {one.name for one in files.values()}:
+        raise EvaluationError(f"No file can be read as {reading.benchmark}. Leave the benchmark out, or name its file.")
     hops = [name for name, one in files.items() if isinstance(one, HopBenchmark)]
     if hops and not_of_hops:
         _tell_apart(hops, not_of_hops, others=len(files) > len(hops))

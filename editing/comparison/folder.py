@@ -85,6 +85,9 @@ def read_comparison(folder: str | Path) -> Comparison:
     with of_this_version(path, "a comparison"):
         about = json.loads(path.read_text(encoding="utf-8"))
         order = {label: place for place, label in enumerate(about["editors"])}
+        left_out = "; ".join(f"{one['editor']}: {one['reason']}" for one in about["left_out"])
+        if not all("family" in one for one in about["editors"].values()):
+            raise KeyError("family")
     found = {}
     for manifest in sorted((folder / "runs").glob(f"*/*/*/{MANIFEST}")):
         data, protocol, editor = manifest.parent.parts[-3:]
@@ -92,9 +95,15 @@ def read_comparison(folder: str | Path) -> Comparison:
         if editor in order and (evaluation.cases or evaluation.batches or evaluation.checkpoints):
             found[data, protocol, editor] = evaluation
     if not found:
-        left_out = "; ".join(f"{one['editor']}: {one['reason']}" for one in about["left_out"])
         raise EvaluationError(f"{folder}: nothing was evaluated. {left_out}".strip())
     ordered = dict(sorted(found.items(), key=lambda item: (*item[0][:2], order[item[0][2]])))
     files = {label: costs_path(folder, label) for label in order}
-    costs = {label: json.loads(path.read_text(encoding="utf-8")) for label, path in files.items() if path.is_file()}
+    costs = {label: _costs(path) for label, path in files.items() if path.is_file()}
     return Comparison(folder, about, ordered, costs)
+
+
+def _costs(path: Path) -> dict[str, Any]:
+    """What a file of costs holds."""
+    with of_this_version(path, "costs"):
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return {name: found[name] for name in ("edits", "memory")} | found

@@ -196,21 +196,39 @@ def _plain_log(axis: Axis, ticks: Sequence[float]) -> None:
 
 
 def _named(figure: Figure, axes: Axes, places: dict[str, tuple[float, float]], colours: dict[str, tuple]) -> None:
-    """Names beside their points, moved down where one would stand on another, with a thin line to the point."""
+    """Names beside their points, each as near as none stands on another name or point.
+
+    One that is not at its point's height has a thin line to it.
+    """
     figure.draw_without_rendering()
-    to_pixels = axes.transData.transform
-    taken: list[tuple[float, float]] = []
-    step, width = 9.5 * figure.dpi / 72, 62 * figure.dpi / 72
-    for editor, place in sorted(places.items(), key=lambda item: -item[1][1]):
-        x, y = to_pixels(place)
-        at = y
-        while any(abs(at - other) < step and abs(x - beside) < width for beside, other in taken):
-            at -= step / 4
-        taken.append((x, at))
-        lift = (at - y) * 72 / figure.dpi
-        arrow = {"arrowstyle": "-", "linewidth": 0.4, "color": "#999999", "shrinkB": 2} if abs(lift) > 4 else None
-        axes.annotate(editor, place, (7, lift), textcoords="offset points", va="center", fontsize=7.5,
-                      color=colours[editor], arrowprops=arrow)  # fmt: skip
+    points = {editor: axes.transData.transform(place) for editor, place in places.items()}
+    inch, (bottom, top) = figure.dpi / 72, axes.bbox.intervaly
+    taken: list[tuple[float, float, float]] = []  # begin, end and height of a name
+    gap, step, letter = 7 * inch, 9.5 * inch, 4.9 * inch
+
+    def spot(editor: str, side: int, at: float) -> tuple[float, float, float]:
+        """The place of a name right (1) or left (-1) of its point."""
+        near = points[editor][0] + side * gap
+        begin, end = sorted((near, near + side * letter * len(editor)))
+        return begin, end, at
+
+    def is_free(editor: str, place: tuple[float, float, float]) -> bool:
+        """Whether a name there stands on nothing."""
+        begin, end, at = place
+        names = any(abs(at - high) < step and begin < right and left < end for left, right, high in taken)
+        others = [point for name, point in points.items() if name != editor]
+        on_points = any(abs(at - high) < 0.7 * step and begin - gap < along < end + gap / 2 for along, high in others)
+        return bottom < at < top and not names and not on_points
+
+    for editor, (_, y) in sorted(points.items(), key=lambda item: -item[1][1]):
+        lifts = (sign * count * step / 4 for count in range(200) for sign in (-1, 1))
+        free = ((side, lift) for lift in lifts for side in (1, -1) if is_free(editor, spot(editor, side, y + lift)))
+        side, lift = next(free, (1, 0.0))
+        taken.append(spot(editor, side, y + lift))
+        arrow = {"arrowstyle": "-", "linewidth": 0.4, "color": "#999999", "shrinkB": 2}
+        axes.annotate(editor, places[editor], (side * 7, lift / inch), textcoords="offset points", va="center",
+                      ha="left" if side > 0 else "right", fontsize=7.5, color=colours[editor],
+                      arrowprops=arrow if abs(lift) > 4 * inch else None)  # fmt: skip
 
 
 def _by_family(comparison: Comparison) -> list[str]:

@@ -64,14 +64,14 @@ def _follow(statistic: str, groups: tuple[str, ...]) -> tuple[str, ...]:
 PROPERTIES: Mapping[str, Property] = {
     one.name: one
     for one in (
-        Property("reliability", "token accuracy on the edits' prompts", ("reliability_token_acc",)),
-        Property("generalization", "token accuracy on paraphrases", ("generalization_token_acc",)),
+        Property("reliability", "token accuracy on the edits' prompts, each edit alone", ("reliability_token_acc",)),
+        Property("generalization", "token accuracy on paraphrases, each edit alone", ("generalization_token_acc",)),
         Property(
             "portability",
-            "token accuracy on what follows from the edits, the mean over its kinds",
+            "token accuracy on what follows from an edit made alone, and multi-hop answers; the mean over kinds",
             (*_follow("token_acc", FOLLOWS), "multi_hop"),
         ),
-        Property("locality", "agreement with the model before on neighbours", ("locality_agreement",)),
+        Property("locality", "agreement with the model before on neighbours, each edit alone", ("locality_agreement",)),
         Property(
             "side-effects",
             "agreement on the subject's other relations and on neighbours behind the edited fact",
@@ -84,8 +84,8 @@ PROPERTIES: Mapping[str, Property] = {
                  protocol="batch"),
         Property("sequence", "retention of reliability after the most edits",
                  ("reliability_token_acc",), protocol="sequential"),
-        Property("time", "seconds an edit (median; computed at once, a share): 10 ms is 1, 100 s is 0, each factor of "
-                 "ten a quarter",
+        Property("time", "seconds an edit (median; computed at once, a share) on the machine as it was then: 10 ms is "
+                 "1, 100 s is 0, each factor of ten a quarter",
                  ("edit_seconds",), "seconds", best=1e-2, worst=1e2),
         Property("preparation", "one-off seconds, with training: 1 s is 1, 10,000 s is 0, each factor of ten a quarter",
                  ("one_off_seconds", "training_seconds"), "cost", best=1, worst=1e4),

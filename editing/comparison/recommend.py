@@ -92,9 +92,11 @@ def recommend(
     lacking = {editor: _lacking(editor, measured) for editor in comparison.editors}
     editors = [editor for editor, missing in lacking.items() if not missing]
     if not measured or not editors:
+        there = ", ".join(measured_properties(comparison)) or "nothing"
+        what = f"measured {', '.join(measured)}, and no editor has all of that" if measured else "measured nothing"
         raise EvaluationError(
-            f"Of {', '.join(weights)} {comparison.folder} measured {', '.join(measured) or 'nothing'}, and no editor "
-            f"has all of that. Weigh something else, or run `editing compare` with the data that lacks."
+            f"Of {', '.join(weights)} {comparison.folder} {what}. What it did measure: {there}. Weigh that, or run "
+            f"`editing compare` with the data that lacks."
         )
     values, cases = property_draws(measured, editors, resamples=resamples, seed=seed)
     total = sum(weights[name] for name in measured)

@@ -44,7 +44,7 @@ def _ranking(found: Recommendation) -> str:
     frame.insert(0, "", [str(place) for place in range(1, len(frame) + 1)])
     known = frame["low"].notna().to_list()
     interval = [
-        f"{low:.1f} to {high:.1f}" if there else ""
+        f"{low:.1f} to {high:.1f}" if there and high > low else ""  # cases that all say the same show no spread
         for low, high, there in zip(frame["low"], frame["high"], known, strict=True)
     ]
     frame = frame.drop(columns=["low", "high"]).round(1)
@@ -53,7 +53,9 @@ def _ranking(found: Recommendation) -> str:
     cases = ", ".join(f"{n} of {data}" for data, n in found.cases.items())
     lines = [frame.to_string(index=False), "", f"first: share of resamples of the cases ({cases or 'none'}) it wins"]
     lines += [f"{name} ({weight:g}): {PROPERTIES[name].said}" for name, weight in found.weights.items()]
-    lines += [f"{name}: NOT MEASURED here, and left out of the score" for name in found.not_measured]
+    lines += [
+        f"{name}: NOT MEASURED here ({PROPERTIES[name].said}), and left out of the score" for name in found.not_measured
+    ]
     return "\n".join(lines + [f"{editor} is not ranked; it lacks {what}" for editor, what in found.not_ranked.items()])
 
 

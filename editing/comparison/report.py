@@ -7,7 +7,7 @@ resampled values are whole numbers of 1/10000.
 from __future__ import annotations
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -53,7 +53,7 @@ def report_data(comparison: Comparison, tables: Sequence[ShownTable]) -> dict[st
         "about": comparison.about["model"],
         "cases": cases,
         "editors": [{"name": editor, "family": comparison.family(editor)} for editor in comparison.editors],
-        "weights": {name: WEIGHTS.get(name, 0) for name in measured},
+        "weights": _weights(measured),
         "properties": [
             {
                 "name": name,
@@ -80,6 +80,12 @@ def report_data(comparison: Comparison, tables: Sequence[ShownTable]) -> dict[st
         "definitions": {name: vars(DEFINITIONS[name]) for name in columns if name in DEFINITIONS},
         "left_out": list(comparison.about["left_out"]),
     }
+
+
+def _weights(measured: Iterable[str]) -> dict[str, int]:
+    """What the sliders begin with: where none of `WEIGHTS` was measured all that was weighs the same."""
+    found = {name: WEIGHTS.get(name, 0) for name in measured}
+    return found if any(found.values()) else dict.fromkeys(found, 1)
 
 
 def _whole(values: np.ndarray) -> list[int | None]:

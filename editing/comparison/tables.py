@@ -16,6 +16,7 @@ import pandas as pd
 
 from editing.comparison.costs import OF_TRAINING
 from editing.comparison.folder import Comparison, Key
+from editing.evaluation.alarms import PASSAGES
 from editing.evaluation.case import CaseScores
 from editing.evaluation.definitions import GROUPS
 from editing.evaluation.metrics import metric_name
@@ -35,6 +36,7 @@ SCORES = (
     *(metric_name(group, "agree") for group in ("other_relation", "distracting_neighborhood")),
     *(metric_name(group, "agree") for group in ("relation_specificity", "forgetfulness")),
     *("other_task_accuracy", "fluency", "consistency", "perplexity_ratio", "edit_wise", "instance_wise", "multi_hop"),
+    *("multi_hop_exact", "unanswered"),
 )
 WHOLE = tuple(
     metric_name(group, statistic)
@@ -43,6 +45,12 @@ WHOLE = tuple(
     if not group.startswith(("other", "distracting", "relation", "forget", "neighborhood"))
 )
 UNEDITED = "unedited"
+OF_EDITS = {  # columns behind the scores
+    "single": ("edit_seconds", "not editable"),
+    "batch": ("edit_seconds", "not editable"),
+    "sequential": ("edit_seconds", "not editable", "alarm"),
+    HOPS: ("not editable",),
+}
 
 
 @dataclass(frozen=True)
@@ -99,11 +107,12 @@ def shown_tables(comparison: Comparison, frame: pd.DataFrame) -> list[ShownTable
         for word, names in (("scores", SCORES), ("whole answers", WHOLE)):
             cells = _wide(rows, names)
             if cells is not None:
-                if word == "scores" and protocol != HOPS:
+                if word == "scores":
                     keys = [name for name in ("editor", "edits") if name in cells]
-                    extra = _of_edits(evaluations)[[*keys, "edit_seconds", "not editable"]]
+                    extra = _of_edits(evaluations)[[*keys, *OF_EDITS[protocol]]]
                     cells = cells.merge(extra, on=keys, how="left").fillna("")
-                found.append(ShownTable(f"{data}, {protocol} edits: {word}", source, cells))
+                read = _passages(evaluations) if "perplexity_ratio" in cells else ""
+                found.append(ShownTable(f"{data}, {protocol} edits: {word}", source + read, cells))
     if comparison.costs:
         found.append(_costs(comparison))
     return found
@@ -122,7 +131,7 @@ def latex(tables: Sequence[ShownTable]) -> str:
 def _rows(key: Key, evaluation: Evaluation) -> pd.DataFrame:
     data, protocol, editor = key
     parts = [evaluation.summarised(editable_only=False).assign(cases="all")]
-    if evaluation.not_editable and not evaluation.checkpoints:
+    if evaluation.not_editable:
         parts.append(evaluation.summarised(editable_only=True).assign(cases="editable"))
     frame = pd.concat([part for part in parts if len(part)], ignore_index=True).rename(columns={"size": "edits"})
     fixed = {"editor": editor, "data": data, "protocol": protocol}
@@ -164,19 +173,27 @@ def _unedited(before: pd.DataFrame) -> pd.DataFrame:
 
 
 def _of_edits(evaluations: Mapping[Key, Evaluation]) -> pd.DataFrame:
-    """By editor and number of edits the seconds they took, and how many cases could not be edited."""
+    """By editor and number of edits the seconds they took, how many could not be made, and whether the alarm rang."""
     rows = []
     for (_, _, editor), evaluation in evaluations.items():
         if evaluation.cases:
-            rows.append((editor, 1, _seconds(evaluation.cases), str(evaluation.not_editable)))
+            rows.append((editor, 1, _seconds(evaluation.cases), str(evaluation.not_editable), ""))
         for size, cases in evaluation.batches.items():
             written = [case.seconds for case in cases if case.editable]
             total = sum(written)
             said = f"{total / len(written):.3g}, {total:.3g} in all" if total > 0 else ""
-            rows.append((editor, size, said, _not_editable(cases)))
+            rows.append((editor, size, said, _not_editable(cases), ""))
         for point in evaluation.checkpoints:
-            rows.append((editor, point.edits, _seconds(point.scores), _not_editable(point.scores)))
-    return pd.DataFrame(rows, columns=pd.Index(["editor", "edits", "edit_seconds", "not editable"]))
+            alarm = "collapsed" if point.text.collapsed else "no"
+            rows.append((editor, point.edits, _seconds(point.scores), _not_editable(point.scores), alarm))
+    return pd.DataFrame(rows, columns=pd.Index(["editor", "edits", "edit_seconds", "not editable", "alarm"]))
+
+
+def _passages(evaluations: Mapping[Key, Evaluation]) -> str:
+    """How many passages the perplexity is over, in words: ratios over others are others."""
+    asked = (one.about.get("questions", {}).get("text") for one in evaluations.values() if not one.checkpoints)
+    read = {*filter(None, asked), *(len(PASSAGES) for one in evaluations.values() if one.checkpoints)}
+    return f"; perplexity over {' or '.join(map(str, sorted(read)))} of {len(PASSAGES)} passages" if read else ""
 
 
 def _seconds(cases: Sequence[CaseScores]) -> str:

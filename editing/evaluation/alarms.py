@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from editing.errors import EditingWarning, RequestError
-from editing.scoring.distributions import Distributions, Moved
+from editing.scoring.distributions import MAX_BYTES, Distributions, Moved
 from editing.scoring.scores import Pair, TargetScore, target_scores
 from tracer.errors import NumericsError
 from tracer.model import LanguageModel
@@ -69,7 +69,7 @@ class CollapseAlarm:
         *,
         passages: Sequence[str] = PASSAGES,
         factor: float = FACTOR,
-        max_bytes: int = 2**26,
+        max_bytes: int = MAX_BYTES,
     ) -> None:
         """Reads the text.
 
@@ -77,7 +77,7 @@ class CollapseAlarm:
             model: as it is before the edits.
             passages: each read from its first word on.
             factor: growth of perplexity that rings.
-            max_bytes: of distributions kept for KL.
+            max_bytes: of distributions kept for KL; the text is of some 250 tokens, a number each for every word.
 
         Raises:
             RequestError: a factor that would always ring, or a passage of one word.

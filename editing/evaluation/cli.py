@@ -8,20 +8,24 @@ from typing import Annotated, Any
 import typer
 
 from editing.editors import check_name, editor_named
+from editing.evaluation.alarms import FACTOR
 from editing.evaluation.benchmarks import BENCHMARKS, read_benchmark
 from editing.evaluation.choices import read_choices
 from editing.evaluation.cli_options import (
     ALL_CHECKPOINTS,
+    KL,
     Checkpoints,
     Choices,
     ChoicesACase,
     Evenly,
+    Factor,
     Free,
     Groups,
     KnownHops,
     Sizes,
     SnippetsOption,
     Step,
+    Stop,
     Text,
     Writing,
     told_snippets,
@@ -67,11 +71,10 @@ def evaluate(
     batch: Sizes = "1,10,100",
     step: Step = 1,
     checkpoints: Checkpoints = ALL_CHECKPOINTS,
-    factor: Annotated[float, typer.Option(help="Growth of perplexity that rings the alarm.")] = 1.5,
-    stop: Annotated[
-        bool, typer.Option("--stop", help="Stop a sequence there, back at the last good checkpoint.")
-    ] = False,
+    factor: Factor = FACTOR,
+    stop: Stop = False,
     free: Free = True,
+    kl: KL = True,
     text: Text = 0,
     known_hops: KnownHops = False,
     choices: Choices = None,
@@ -112,6 +115,7 @@ def evaluate(
             plan=plan,
             questions=Questions(
                 free=free,
+                kl=kl,
                 text=text,
                 known_hops=known_hops,
                 writing=writing,

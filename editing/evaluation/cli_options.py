@@ -16,10 +16,13 @@ Evenly = Annotated[bool, typer.Option("--evenly", help="Every (records // n)th o
 Sizes = Annotated[str, typer.Option(help="Sizes of batches, comma-separated.")]
 Step = Annotated[int, typer.Option(min=1, help="Edits of a sequence written together.")]
 Checkpoints = Annotated[str, typer.Option(help="Of a sequence, comma-separated.")]
+Factor = Annotated[float, typer.Option(help="Growth of perplexity that rings a sequence's alarm.")]
+Stop = Annotated[bool, typer.Option("--stop", help="Stop a sequence there, back at the last good checkpoint.")]
 Groups = Annotated[str | None, typer.Option(help="Kinds of prompts asked, comma-separated; default: all.")]
 Choices = Annotated[Path | None, typer.Option(help="PIQA file: another task, as a side effect.")]
 ChoicesACase = Annotated[int, typer.Option(min=1, help="Of its questions, asked with each case.")]
 Free = Annotated[bool, typer.Option("--free/--no-free", help="Also greedy answers (gen_exact).")]
+KL = Annotated[bool, typer.Option("--kl/--no-kl", help="Also KL where nothing should change.")]
 Text = Annotated[int, typer.Option(min=0, help="Passages of a fixed text read after each edit: perplexity.")]
 KnownHops = Annotated[
     bool, typer.Option("--known-hops", help="Also by themselves: one-hop questions whose second hop the model knows.")

@@ -12,7 +12,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from editing.errors import EvaluationError
+from editing.evaluation.alarms import PASSAGES
 from editing.evaluation.metrics import metric_name
+from editing.scoring.distributions import MAX_BYTES
 
 ROME = "Meng et al. 2022 (ROME), sec. 3.4"
 MEMIT = "Meng et al. 2023 (MEMIT), sec. 5.2 (zsRE)"
@@ -66,6 +68,7 @@ GROUPS: Mapping[str, tuple[str, str]] = {
     "other_task": ("a goal with two ways to reach it; y the right one, z the other", "Bisk et al. 2020; " + SURVEY),
 }
 LOST = "n: cases after which the model gives numbers"
+KEPT = f" and whose distributions before fit into {MAX_BYTES / 2**20:.0f} MiB"
 BEST = "of several right answers the best one counts"
 STATISTICS: Mapping[str, tuple[str, str, str]] = {
     "preferred": ("1[n(y) < n(z)]; a tie is a failure", "per cent", ""),
@@ -88,7 +91,7 @@ STATISTICS: Mapping[str, tuple[str, str, str]] = {
         "per cent",
         "n: cases with such prompts",
     ),
-    "kl": ("(1/T) sum_t KL(p0(. | x, y_<t), p(. | x, y_<t))", "nats a token", LOST),
+    "kl": ("(1/T) sum_t KL(p0(. | x, y_<t), p(. | x, y_<t))", "nats a token", LOST + KEPT),
 }
 NOTES: Mapping[str, str] = {
     "specificity_accuracy": "against the benchmark's answer; specificity or locality in papers (ROME, MEMIT: zsRE)",
@@ -113,6 +116,9 @@ SOURCES: Mapping[tuple[str, str], str] = {
         if source in (SURVEY, KNOWEDIT)
     },
 }
+
+
+TEXT = f"a fixed text: its first passages (--text N), after the steps of a sequence all {len(PASSAGES)}"
 
 
 def _composed(group: str, statistic: str) -> Definition:
@@ -152,8 +158,8 @@ DEFINITIONS: Mapping[str, Definition] = {
         "per cent",
         ROME + " (RS)",
     ),
-    ("perplexity_ratio", "exp(mean nll a token now) / exp(the same before)", "a fixed text", "ratio", HERE),
-    ("text_kl", "mean KL(p0, p) a token", "a fixed text", "nats a token", HERE),
+    ("perplexity_ratio", "exp(mean nll a token now) / exp(the same before)", TEXT, "ratio", HERE),
+    ("text_kl", "mean KL(p0, p) a token", TEXT, "nats a token", HERE),
     ("relative_change", "max over edited weights of |W_k - W_0| / |W_0|, Frobenius", "nothing", "ratio", HERE),
     ("edit_wise", "share of a case's edits with every token right on their own prompts", "cloze prompts", "per cent",
      MQUAKE),
@@ -165,9 +171,9 @@ DEFINITIONS: Mapping[str, Definition] = {
     ("unanswered", "share without any answer", "multi-hop questions and their single hops", "per cent", HERE),
     (
         "edit_seconds",
-        "median over edits of the wall-clock time of apply, device synchronised, the first 2 left out; with quartiles. "
-        "Edits that are computed at once share their time. In the table of costs the median of three edits made one by "
-        "one, after a first one",
+        "median over edits of the wall-clock time of apply, device synchronised; with quartiles. The first 2 are "
+        "left out; of edits computed at once, which share their time, all of the first group where others follow. In "
+        "the table of costs the median of three edits made one by one, after a first one",
         "nothing",
         "s",
         HERE,

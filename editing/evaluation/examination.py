@@ -99,7 +99,8 @@ class Examination:
         scores = dict(zip(read, target_scores(self.model, read, visit=moved), strict=True))
         prompts = list(dict.fromkeys(_changing(cases))) if self.questions.free else []
         texts = dict(zip(prompts, answers(self.model, prompts), strict=True)) if self.questions.free else None
-        divergences = {pair: float(np.mean(values)) for pair, values in moved.values.items()}
+        whole = {pair: values for pair, values in moved.values.items() if len(values) == len(scores[pair].target)}
+        divergences = {pair: float(np.mean(values)) for pair, values in whole.items()}
         told: Mapping[str, Any] = {"base": self.unedited.scores(pairs), "divergences": divergences, "texts": texts}
         now = _general(text.judged(scores, moved)) if text else {}
         return [case_metrics(case, scores, **told) | now | self._writing(case) for case in cases]

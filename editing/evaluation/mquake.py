@@ -160,6 +160,11 @@ def check_group(size: int, name: str) -> None:
         raise EvaluationError(f"Groups of {size!r} cases hold none. Write {name}=1.")
 
 
+def names_no_subject(case: MultiHop) -> bool:
+    """Whether its file has edits without subjects, for which their whole prompts stand."""
+    return any(request.subject == request.prompt for request in case.requests)
+
+
 def without_repeats(cases: Sequence[MultiHop]) -> list[EditRequest]:
     """The edits of these cases, the first of each fact."""
     known: set[FactName] = set()
@@ -262,7 +267,7 @@ def _whole(record: Mapping[str, Any]) -> MultiHop:
 
 
 def _reduced(record: Mapping[str, Any]) -> MultiHop:
-    """Its edits name no subject: the whole prompt stands for it, which is enough for editors with a memory."""
+    """Its edits name no subject: the whole prompt stands for it, which is enough for editors that need none."""
     edits = _listed(record, "edits", least=1)
     requests = tuple(EditRequest(one["prompt"], one["prompt"], one["target_new"]) for one in edits)
     right = (record["new_answer"], *_listed(record, "new_answer_alias"))

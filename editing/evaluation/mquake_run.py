@@ -25,11 +25,13 @@ from editing.evaluation.mquake import (
     check_group,
     multi_hop_before,
     multi_hop_scores,
+    names_no_subject,
     read_mquake,
 )
 from editing.evaluation.records import Evaluation, read_cases
 from editing.evaluation.slices import slice_in_words
 from editing.evaluation.unedited import UneditedModel
+from editing.locate_then_edit.editor import LocateThenEdit
 from tracer.errors import NumericsError
 from tracer.facts.readers import read_records
 from tracer.model import LanguageModel
@@ -83,10 +85,16 @@ def evaluate_hops(
     """Multi-hop scores of an editor into a folder; run again, it goes on where it stopped.
 
     Raises:
-        EvaluationError: no case a group, another evaluation in the folder, or an editor that cannot be undone.
+        EvaluationError: no case a group, another evaluation in the folder, an editor that cannot be undone, or one
+            that needs a subject where the file names none.
         AnatomyError, BaseModelError: the editor cannot edit this model at all.
     """
     check_group(benchmark.together, "together")
+    if isinstance(editor, LocateThenEdit) and any(map(names_no_subject, benchmark.cases)):
+        raise EvaluationError(
+            f"{editor.method} writes at the subject's last token, and the edits of this reduced MQuAKE file name no "
+            f"subjects. Take the file with `requested_rewrite`, or an editor that needs none."
+        )
     folder = Path(folder)
     about = continued_manifest(folder, _manifest(model, editor, benchmark, seed))
     lines, known = Lines(folder / "cases.jsonl"), read_cases(folder)

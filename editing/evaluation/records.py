@@ -54,14 +54,12 @@ class Evaluation:
         return self.summarised(editable_only=False)
 
     def summarised(self, *, editable_only: bool) -> pd.DataFrame:
-        """The same, with or without cases that could not be edited; of a sequence always with them."""
+        """The same, with or without cases that could not be edited."""
         if self.batches:
             return batch_summary(self.batches, editable_only=editable_only)
-        return (
-            sequential_summary(self.checkpoints)
-            if self.checkpoints
-            else summary(self.cases, editable_only=editable_only)
-        )
+        if self.checkpoints:
+            return sequential_summary(self.checkpoints, editable_only=editable_only)
+        return summary(self.cases, editable_only=editable_only)
 
     @property
     def not_editable(self) -> int:
@@ -76,7 +74,7 @@ class Evaluation:
         Where some cases could not be edited a second table, of the others alone, if any, follows the first.
         """
         table, shown = self.table, [readable(self.table)]
-        if self.not_editable and not self.checkpoints:
+        if self.not_editable:
             others = self.summarised(editable_only=True)
             shown += [readable(others)] if len(others) else []
         paths = [self.folder / f"table.{kind}" for kind in ("csv", "md", "tex")]

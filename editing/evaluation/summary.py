@@ -67,25 +67,32 @@ def batch_summary(batches: Mapping[int, Sequence[CaseScores]], *, editable_only:
     return pd.DataFrame(rows)
 
 
-def sequential_summary(checkpoints: Sequence[Checkpoint]) -> pd.DataFrame:
-    """A row for each checkpoint and score: edits, score, mean, half_width, n, last.
+def sequential_summary(checkpoints: Sequence[Checkpoint], *, editable_only: bool = False) -> pd.DataFrame:
+    """A row for each checkpoint, time and score: edits, when, score, mean, half_width, n, last.
 
-    `mean` is the retention, `last` the mean over the last step; metrics of the fixed set, perplexity_ratio,
-    text_kl and the largest relative_change (but that of a weight that was zero) stand beside them.
+    `before` is the unedited model, asked the same. `mean` is the retention, `last` the mean over the last step; metrics
+    of the fixed set, perplexity_ratio, text_kl and the largest relative_change (but that of a weight that was zero)
+    stand beside them.
+
+    Args:
+        checkpoints: of one sequence.
+        editable_only: leave out edits that could not be written, which otherwise count as failures.
     """
     rows = []
     for point in checkpoints:
         for cases in (point.scores, point.fixed):
-            for row in summary(cases).query("when == 'after'").to_dict("records"):
-                last = scale(row["score"]) * point.last(row["score"])
-                rows.append({"edits": point.edits, **row, "last": last if cases is point.scores else np.nan})
+            for row in summary(cases, editable_only=editable_only).to_dict("records"):
+                retained = cases is point.scores and row["when"] == "after"
+                last = scale(row["score"]) * point.last(row["score"]) if retained else np.nan
+                rows.append({"edits": point.edits, **row, "last": last})
         model = {
             "perplexity_ratio": point.text.ratio,
             "text_kl": point.text.kl,
             "relative_change": max(filter(math.isfinite, point.relative_change.values()), default=0.0),
         }
-        rows += [{"edits": point.edits, "score": name, "mean": value, **_once(value)} for name, value in model.items()]
-    return pd.DataFrame(rows, columns=pd.Index(["edits", "score", "mean", "half_width", "n", "last"]))
+        about = {"edits": point.edits, "when": "after"}
+        rows += [{**about, "score": name, "mean": value, **_once(value)} for name, value in model.items()]
+    return pd.DataFrame(rows, columns=pd.Index(["edits", "when", "score", "mean", "half_width", "n", "last"]))
 
 
 def _once(value: float) -> dict[str, float]:
@@ -144,8 +151,13 @@ def _has(metrics: Mapping[str, float], parts: Sequence[str]) -> bool:
 
 
 def edit_seconds(cases: Sequence[CaseScores], *, discard: int = 2) -> tuple[float, float, float, int]:
-    """Median seconds an edit with both quartiles and n, the first `discard` left out: they warm up."""
-    known = np.array([case.seconds for case in cases if case.editable and not np.isnan(case.seconds)][discard:])
+    """Median seconds an edit with both quartiles and n, the first `discard` left out: they warm up.
+
+    Edits computed at once share their time, so all of the first ones' group are left out where others follow.
+    """
+    timed = [case for case in cases if case.editable and not np.isnan(case.seconds)]
+    group = max(discard, timed[0].together) if timed else discard
+    known = np.array([case.seconds for case in timed[group if len(timed) > group else discard :]])
     if not len(known):
         return float("nan"), float("nan"), float("nan"), 0
     low, median, high = np.percentile(known, [25, 50, 75])
