@@ -66,7 +66,9 @@ ABOUT = """# Every editor
 Written by `python benchmarks/all_editors.py` from the means in this folder (MODEL.csv.gz; MODEL.tar.gz has the records
 they are of, made by `benchmarks/compare.sh`). Percentages with 95 % intervals over the records. Without one: all
 records say the same, or it is one number, as of a single edit and of the perplexity after a batch or a sequence. Of a
-batch all its records are asked, of a sequence all edits made so far, its locality on 50 other questions.
+batch all its records are asked, of a sequence all edits made so far, its locality on 50 other questions. How many
+passages of the fixed text a perplexity ratio is over differs between files and protocols (1 or 3; 12 after the edits of
+a sequence): compare it within a table. A sequence rings the alarm where it passes 1.5.
 `editing explain-metric NAME` has a score's formula and source. Perplexity ratios are cut at 1e12.
 """
 

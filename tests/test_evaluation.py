@@ -392,6 +392,19 @@ def test_a_difference_is_paired_by_case() -> None:
     assert paired_difference([lost, *first[1:]], second, "ES", resamples=50).n == 39
 
 
+def test_cases_of_one_group_are_drawn_together() -> None:
+    first = [CaseScores(str(n), {}, {"ES": float(n % 4 < 2)}) for n in range(200)]
+    second = [CaseScores(str(n), {}, {"ES": 0.0}) for n in range(200)]
+    alone = paired_difference(first, second, "ES", resamples=2000)
+    pairs = paired_difference(first, second, "ES", groups={str(n): str(n // 2) for n in range(200)}, resamples=2000)
+    width = 2 * 1.96 * 50  # per cent, over the root of the number of draws
+    assert alone.mean == pairs.mean == 50 and alone.n == pairs.n == 200
+    assert alone.high - alone.low == pytest.approx(width / 200**0.5, rel=0.1)
+    assert pairs.high - pairs.low == pytest.approx(width / 100**0.5, rel=0.1)
+    uneven = {str(n): "all" if n < 100 else str(n) for n in range(200)}
+    assert paired_difference(first, second, "ES", groups=uneven, resamples=200).mean == 50
+
+
 def test_seconds_leave_out_the_first_edits() -> None:
     cases = [CaseScores(str(n), {}, {}, seconds=value) for n, value in enumerate((9.0, 9.0, 1.0, 2.0, 3.0))]
     assert edit_seconds(cases) == (2, 1.5, 2.5, 3)

@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 from all_editors import FILES, MODELS, overview, read_results, tables
 from compared import planted_comparison, point, scores
+from differences import differences
 from editor_figures import plot_course, plot_singles
 from results import finished_scores, packed
 
@@ -159,6 +160,33 @@ def test_a_figure_of_batches_has_the_unedited_model_where_it_was_asked(tmp_path)
     curves = sorted(tuple(map(float, line.get_ydata())) for line in figure.axes[0].lines)
     assert len(curves) == 2 and curves[0] < curves[1]
     assert [text.get_text() for text in figure.legends[0].texts] == ["ROME", "unedited"]
+
+
+def test_differences_are_paired_and_of_whole_facts_where_these_are_told(tmp_path) -> None:
+    def single(*values: float):
+        return [scores(n, {"ES": value}, {"ES": 0.0}) for n, value in enumerate(values)]
+
+    found = planted_comparison(tmp_path, {"good": single(1, 1, 1, 0), "poor": single(1, 0, 0, 0)})
+    (row,) = differences(found, "good", "poor")
+    about = {"data": "counterfact", "protocol": "single", "edits": 1, "score": "ES", "mean": 50.0, "n": 4}
+    assert {name: row[name] for name in about} == about and row["low"] < 50 < row["high"]
+    (alike,) = differences(found, "good", "poor", {"0": "a", "1": "a", "2": "b", "3": "b"})
+    assert (alike["mean"], alike["low"], alike["high"]) == (50, 50, 50)  # each fact differs by a half
+    (base,) = differences(found, "good", "unedited")
+    assert base["mean"] == 75
+    with pytest.raises(SystemExit, match="no other. Choose from good, poor"):
+        list(differences(found, "good", "other"))
+
+
+def test_of_a_sequence_the_fixed_questions_differ_too(tmp_path) -> None:
+    def sequence(value: float):
+        cases = [scores(n, {"ES": value}) for n in range(3)]
+        return [point(3, cases, [scores(n, {"NS": value / 2}) for n in range(2)])]
+
+    found = planted_comparison(tmp_path, {}, points={"good": sequence(1.0), "poor": sequence(0.0)})
+    assert {row["score"]: (row["mean"], row["n"]) for row in differences(found, "good", "poor")} == {
+        "ES": (100, 3), "NS": (50, 2)
+    }  # fmt: skip
 
 
 def test_an_unknown_file_keeps_its_own_name_in_the_tables(tmp_path) -> None:

@@ -121,10 +121,19 @@ def paired_difference(
     second: Iterable[CaseScores],
     score: str,
     *,
+    groups: Mapping[str, str] | None = None,
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Difference:
     """The difference of two editors in a score, with a bootstrap over the cases that both have.
+
+    Args:
+        first: of one editor.
+        second: of the other.
+        score: of `after`, or a compound one.
+        groups: by case, which of them stand or fall together, such as wordings of one fact; whole groups are drawn.
+        resamples: how many.
+        seed: of them.
 
     Raises:
         EvaluationError: fewer than two such cases.
@@ -135,7 +144,7 @@ def paired_difference(
     if len(shared) < 2:
         raise EvaluationError(f"{len(shared)} cases have {score} of both editors. Score both on the same cases.")
     values = np.array([[side[key][part] for side in sides for part in parts] for key in shared], dtype=float)
-    means = np.vstack([values.mean(0), resampled_means(values, resamples=resamples, seed=seed)])
+    means = np.vstack([values.mean(0), _drawn_means(values, shared, groups, resamples=resamples, seed=seed)])
     one, other = (
         np.array([harmonic_mean(row) for row in side.tolist()]) if len(parts) > 1 else side[:, 0]
         for side in np.split(means, 2, axis=1)
@@ -143,6 +152,19 @@ def paired_difference(
     differences = scale(score) * (one - other)
     low, high = percentile_interval(differences[1:])
     return Difference(float(differences[0]), float(low), float(high), len(shared))
+
+
+def _drawn_means(
+    values: np.ndarray, cases: Sequence[str], groups: Mapping[str, str] | None, *, resamples: int, seed: int
+) -> np.ndarray:
+    """Means of resampled cases, or of the cases of resampled groups, [resample, column]."""
+    if groups is None:
+        return resampled_means(values, resamples=resamples, seed=seed)
+    _, at = np.unique([groups[case] for case in cases], return_inverse=True)
+    sums = np.zeros((at.max() + 1, values.shape[1] + 1))
+    np.add.at(sums, at, np.column_stack([values, np.ones(len(values))]))
+    drawn = resampled_means(sums, resamples=resamples, seed=seed)
+    return drawn[:, :-1] / drawn[:, -1:]
 
 
 def _has(metrics: Mapping[str, float], parts: Sequence[str]) -> bool:

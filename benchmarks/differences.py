@@ -1,0 +1,102 @@
+"""How two editors of a comparison differ, case by case: the paired differences that the README and FINDINGS.md quote.
+
+    mkdir -p runs/compare; tar xzf benchmarks/results/smollm2.tar.gz -C runs/compare
+    python benchmarks/differences.py runs/compare/smollm2-many memit alphaedit
+
+Each line: data file and protocol, edits, score, the first editor's mean less the second's with its 95 % interval over
+resampled cases, and n. The second editor may be "unedited". With --data FILE facts are resampled, all records of one
+subject and answer together: zsRE asks one fact in many wordings.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pandas as pd
+
+from editing.comparison import Comparison, read_comparison
+from editing.comparison.tables import SCORES, UNEDITED
+from editing.errors import EvaluationError
+from editing.evaluation import paired_difference, read_benchmark
+from editing.evaluation.case import CaseScores
+from editing.evaluation.metrics import GENERAL_TEXT
+
+Where = tuple[str, str, int]  # data, protocol, edits
+
+
+def main() -> None:
+    """Prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("first")
+    parser.add_argument("second")
+    parser.add_argument("--data", type=Path, help="the file the comparison was made on")
+    parser.add_argument("--benchmark", help="as it was read")
+    options = parser.parse_args()
+    facts = facts_of(options.data, options.benchmark) if options.data else None
+    rows = differences(read_comparison(options.folder), options.first, options.second, facts)
+    print(pd.DataFrame(rows).round(1).to_string(index=False))
+
+
+def facts_of(path: Path, benchmark: str | None) -> dict[str, str]:
+    """By case the subject and answer that it writes."""
+    cases = read_benchmark(path, benchmark=benchmark).cases
+    return {case.id: f"{case.request.subject}: {case.request.new}" for case in cases if case.request is not None}
+
+
+def differences(
+    comparison: Comparison, first: str, second: str, facts: Mapping[str, str] | None = None
+) -> Iterator[dict[str, object]]:
+    """A row for each file, protocol, number of edits and score that both have; per cent, but for ratios.
+
+    Args:
+        comparison: of both editors.
+        first: its label.
+        second: of another one, or "unedited".
+        facts: by case, where facts are resampled and not cases.
+
+    Raises:
+        SystemExit: the comparison has nothing of one of them.
+    """
+    sides = [_cases(comparison, name) for name in (first, first if second == UNEDITED else second)]
+    for name, side in zip((first, second), sides, strict=True):
+        if not side:
+            raise SystemExit(f"{comparison.folder} has no {name}. Choose from {', '.join(comparison.editors)}.")
+    for where in (where for where in sides[0] if where in sides[1]):
+        one, other = (side[where] for side in sides)
+        if second == UNEDITED:
+            other = [dataclasses.replace(case, after=case.before) for case in one]
+        for score in SCORES:
+            if score in GENERAL_TEXT and where[1] != "single":  # one number, and not of a case
+                continue
+            try:
+                found = paired_difference(one, other, score, groups=facts)
+            except EvaluationError:  # not asked of both
+                continue
+            about = dict(zip(("data", "protocol", "edits"), where, strict=True))
+            yield {**about, "score": score, **dataclasses.asdict(found)}
+
+
+def _cases(comparison: Comparison, editor: str) -> dict[Where, list[CaseScores]]:
+    """An editor's cases; of a sequence with the scores of the fixed set, whose cases are its first ones."""
+    found = {
+        (data, protocol, edits): list(cases)
+        for (data, protocol, name), edits, cases in comparison.scored()
+        if name == editor
+    }
+    for (data, protocol, name), evaluation in comparison.evaluations.items():
+        for point in evaluation.checkpoints if name == editor else ():
+            both = {case.case_id: case for case in found[data, protocol, point.edits]}
+            for case in point.fixed:
+                own = both.get(case.case_id, case)
+                merged = {"before": {**own.before, **case.before}, "after": {**own.after, **case.after}}
+                both[case.case_id] = dataclasses.replace(case, **merged)
+            found[data, protocol, point.edits] = list(both.values())
+    return found
+
+
+if __name__ == "__main__":
+    main()
