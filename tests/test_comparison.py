@@ -342,6 +342,7 @@ def test_options_that_say_nothing_about_mquake_are_refused_or_with_other_files_n
     ("options", "said", "before"),
     [
         (["--benchmark", "zsre"], "No file can be read as zsre", True),
+        (["--out", str(Path(__file__))], "Invalid value for '--out'", True),
         (["--layer", "99"], "Layer 99 is outside", False),
         (["--set", "memit.layers=[1,77]"], "memit: Layer 77 is outside", False),
     ],

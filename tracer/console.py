@@ -51,7 +51,7 @@ Threads = Annotated[
         min=1, help="Of PyTorch in each process; part of the settings, as rounding is.", rich_help_panel="Workers"
     ),
 ]
-Out = Annotated[Path | None, typer.Option(help="Folder for figures and files; default runs/NAME.")]
+Out = Annotated[Path | None, typer.Option(file_okay=False, help="Folder for figures and files; default runs/NAME.")]
 
 
 @contextmanager
