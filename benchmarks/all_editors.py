@@ -44,10 +44,12 @@ OVERVIEW = {
         "CounterFact",
         ("S", "reliability_token_acc", "generalization_token_acc", "locality_agreement", "other_relation_agreement"),
     ),
+    "portability.counterfact_subject_replace": ("CounterFact", ("subject_replace_token_acc",)),
     "portability.zsre_onehop": (
         "zsRE",
         ("reliability_token_acc", "generalization_token_acc", "locality_agreement", "one_hop_token_acc"),
     ),
+    "portability.zsre_inverse_relation": ("zsRE", ("reversed_relation_token_acc",)),
 }
 FIGURES = {
     ("portability.counterfact_locality", "single"): "editors_counterfact",

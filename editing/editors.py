@@ -1,6 +1,7 @@
 """Editors by name, and the one contract they keep.
 
-A new editor is one line in `FAMILIES`: a factory that takes the model, a layer or None, and settings by name.
+A new editor is one line in `FAMILIES`: a factory that takes the model, a layer or None, and settings by name. With its
+class in `KINDS` a setting that it does not have is named before a model is loaded.
 """
 
 from __future__ import annotations
