@@ -38,8 +38,8 @@ beside=serac,memprompt,grace,t-patcher,calinet,ike
 weights=r-rome,rome,memit,emmet,alphaedit,pmet,kn,ft,ft-l,ft-m
 single "$locality" "$beside,$weights" 100
 single "$one_hop" "$beside,$weights" 100 --benchmark zsre-survey
-compare "$model" "$replaced" "$beside,$weights" --n 70 --no-free --no-kl
-compare "$model" "$reversed" "$beside,$weights" --n 70 --no-free --no-kl --benchmark zsre-survey
+compare "$model-portability" "$replaced" "$beside,$weights" --n 70 --no-free --no-kl
+compare "$model-portability" "$reversed" "$beside,$weights" --n 70 --no-free --no-kl --benchmark zsre-survey
 counterfact=$data/counterfact.dev.json.gz
 compare "$model-counterfact" "$counterfact" r-rome,rome,emmet --n 100 --no-free --no-kl --text 1
 compare "$model-counterfact" "$counterfact" memit --n 100 --batch 100 --protocols single,batch --no-free --no-kl --text 1
