@@ -13,7 +13,7 @@ from editing.comparison.explain_cli import explain_metric
 from editing.comparison.recommend_cli import recommend
 from editing.edit import Edit
 from editing.edit_file import load_edit
-from editing.editors import check_located, check_name, editor_named
+from editing.editors import check_located, check_settings, editor_named
 from editing.errors import RequestError
 from editing.evaluation.cli import evaluate
 from editing.layer_check.cli import check_layers
@@ -126,8 +126,8 @@ def edit(
 ) -> None:
     """Edit one fact with any editor and save the edit."""
     with reported():
-        check_name(editor)
         request, chosen = EditRequest(prompt, subject, new, subject_at=subject_at), named_values(settings or [])
+        check_settings(editor, chosen)
         if save.is_dir():
             raise RequestError(f"{save} is a folder. Write --save {save / 'edit.safetensors'}.")
         opened_model = opened(model, device, dtype)

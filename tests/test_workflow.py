@@ -211,10 +211,16 @@ def test_an_editor_that_needs_no_layer_edits_by_command(folder: Path) -> None:
             ["edit", "--editor", "memit", "--set", "layers=[1]", "--layer", "2", "--model", "MODEL"],
             "leave layer=2 out",
         ),
-        (["edit", "--set", "model=1", "--layer", "1", "--model", "MODEL"], "rome cannot be made with model=1"),
+        (
+            ["edit", "--set", "model=1", "--layer", "1", "--model", "MODEL"],
+            "rome has no setting 'model'. Choose from clamp, ",
+        ),
         (["edit", "--set", "identity=maybe", "--layer", "1", "--model", "MODEL"], "identity='maybe' is neither"),
         (["edit", "--set", "radius=None", "--editor", "grace", "--model", "MODEL"], "radius=None is no number"),
-        (["edit", "--set", "clam=2", "--layer", "1", "--model", "MODEL"], "rome cannot be made with clam=2"),
+        (
+            ["edit", "--set", "clam=2", "--layer", "1", "--model", "MODEL"],
+            "rome has no setting 'clam'. Choose from clamp, ",
+        ),
     ],
 )
 def test_editors_that_do_not_fit_are_refused(folder: Path, arguments: list[str], said: str) -> None:

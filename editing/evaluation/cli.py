@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from editing.editors import check_name, editor_named
+from editing.editors import check_settings, editor_named
 from editing.evaluation.alarms import FACTOR
 from editing.evaluation.benchmarks import BENCHMARKS, read_benchmark
 from editing.evaluation.choices import read_choices
@@ -93,12 +93,12 @@ def evaluate(
 ) -> None:
     """Score an editor on a benchmark; stopped or killed, the same command goes on where it was."""
     with reported():
-        check_name(editor)
         check_protocol(protocol)
         sizes = listed_numbers(batch, "--batch")
         points = listed_numbers(checkpoints, "--checkpoints")
         plan = SequentialPlan(checkpoints=points, step=step, factor=factor, stop=stop)
         chosen, references = named_values(settings or []), told_snippets(snippets, writing)
+        check_settings(editor, chosen)
         cases = read_benchmark(data, n=n, evenly=evenly, benchmark=benchmark, together=protocol != "single")
         cases = cases.only(names(groups)) if groups else cases
         cases = cases.asking(read_choices(choices), choices_a_case) if choices else cases
