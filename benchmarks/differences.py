@@ -1,4 +1,4 @@
-"""How two editors of a comparison differ, case by case: the paired differences that the README and FINDINGS.md quote.
+"""How two editors of a comparison differ, case by case: most paired differences that the README and FINDINGS.md quote.
 
     mkdir -p runs/compare; tar xzf benchmarks/results/smollm2.tar.gz -C runs/compare
     python benchmarks/differences.py runs/compare/smollm2-many memit alphaedit
@@ -59,12 +59,12 @@ def differences(
         facts: by case, where facts are resampled and not cases.
 
     Raises:
-        SystemExit: the comparison has nothing of one of them.
+        EvaluationError: the comparison has nothing of one of them.
     """
     sides = [_cases(comparison, name) for name in (first, first if second == UNEDITED else second)]
     for name, side in zip((first, second), sides, strict=True):
         if not side:
-            raise SystemExit(f"{comparison.folder} has no {name}. Choose from {', '.join(comparison.editors)}.")
+            raise EvaluationError(f"{comparison.folder} has no {name}. Choose from {', '.join(comparison.editors)}.")
     for where in (where for where in sides[0] if where in sides[1]):
         one, other = (side[where] for side in sides)
         if second == UNEDITED:

@@ -103,7 +103,7 @@ def check_settings(name: str, settings: Iterable[str]) -> None:
         return
     known = {one.name for one in dataclasses.fields(KINDS[name])} | {"layer"}
     known |= {"checkpoint"} if KINDS[name] in (MEND, KE, SERAC) else set()
-    for unknown in (setting for setting in settings if setting not in known and setting != "layers"):  # see below
+    for unknown in sorted({*settings} - known - {"layers"}):  # of layers, an editor of one layer says what to write
         raise RequestError(f"{name} has no setting {unknown!r}. Choose from {', '.join(sorted(known))}.")
 
 

@@ -17,6 +17,7 @@ from editor_figures import plot_course, plot_singles
 from results import finished_scores, packed
 
 from editing.comparison import read_comparison, scores_frame
+from editing.errors import EvaluationError
 
 
 def test_a_packed_comparison_is_read_again_and_holds_no_word_of_the_data(tmp_path) -> None:
@@ -175,7 +176,7 @@ def test_differences_are_paired_and_of_whole_facts_where_these_are_told(tmp_path
     assert (alike["mean"], alike["low"], alike["high"]) == (50, 50, 50)  # each fact differs by a half
     (base,) = differences(found, "good", "unedited")
     assert base["mean"] == 75
-    with pytest.raises(SystemExit, match="no other. Choose from good, poor"):
+    with pytest.raises(EvaluationError, match="no other. Choose from good, poor"):
         list(differences(found, "good", "other"))
 
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from editing.comparison.compare import compare as run_comparison
-from editing.comparison.entrant import check_layers, entrants, read_settings
+from editing.comparison.entrant import entrants, read_settings
 from editing.comparison.files import Reading, read_files
 from editing.comparison.folder import Comparison
 from editing.comparison.plan import TEXT, ComparisonPlan
@@ -163,7 +163,8 @@ def compare(
             takes_part = [dataclasses.replace(one, layer=located) if one.lacks_layer else one for one in takes_part]
         if layer is not None:
             opened_model.anatomy.check_layer(layer)
-        check_layers(takes_part, opened_model)
+        for one in takes_part:
+            one.check_layers(opened_model)
         found = run_comparison(
             opened_model,
             takes_part,

@@ -51,6 +51,16 @@ class Entrant:
         """Whether it cannot be made for want of a layer."""
         return self.layer is None and needs_layer(self.editor) and "layers" not in self.settings
 
+    def check_layers(self, model: LanguageModel) -> None:
+        """Raises SiteError, with its label, where it is to write a layer that the model does not have."""
+        several = self.settings.get("layers", ())
+        layers = [self.layer, *(several if isinstance(several, tuple) else ())]
+        for layer in (layer for layer in layers if isinstance(layer, int)):  # other things, making it refuses
+            try:
+                model.anatomy.check_layer(layer)
+            except SiteError as error:
+                raise SiteError(f"{self.label}: {error}") from error
+
     def made(self, model: LanguageModel) -> Editor:
         """The editor, suited to a model; may take a while for one that trains."""
         return editor_named(self.editor, model, self.layer, **self.settings)
@@ -78,18 +88,6 @@ def entrants(
     if not chosen or len(set(chosen)) < len(chosen):
         raise EvaluationError(f'{", ".join(chosen) or "No editor"}: name each once, or write "all".')
     return [_entrant(label, layer, tables.get(label, {})) for label in chosen]
-
-
-def check_layers(chosen: Sequence[Entrant], model: LanguageModel) -> None:
-    """Raises SiteError, with the entrant's name, where one is to write a layer that the model does not have."""
-    for one in chosen:
-        several = one.settings.get("layers", ())
-        layers = [one.layer, *(several if isinstance(several, tuple) else ())]
-        for layer in (layer for layer in layers if isinstance(layer, int)):  # other things, making it refuses
-            try:
-                model.anatomy.check_layer(layer)
-            except SiteError as error:
-                raise SiteError(f"{one.label}: {error}") from error
 
 
 def read_settings(path: str | Path) -> dict[str, dict[str, Any]]:

@@ -69,6 +69,7 @@ GROUPS: Mapping[str, tuple[str, str]] = {
 }
 LOST = "n: cases after which the model gives numbers"
 KEPT = f" and whose distributions before fit into {MAX_BYTES / 2**20:.0f} MiB"
+TEXT = f"a fixed text: its first passages (--text N), after the steps of a sequence all {len(PASSAGES)}"
 BEST = "of several right answers the best one counts"
 STATISTICS: Mapping[str, tuple[str, str, str]] = {
     "preferred": ("1[n(y) < n(z)]; a tie is a failure", "per cent", ""),
@@ -116,9 +117,6 @@ SOURCES: Mapping[tuple[str, str], str] = {
         if source in (SURVEY, KNOWEDIT)
     },
 }
-
-
-TEXT = f"a fixed text: its first passages (--text N), after the steps of a sequence all {len(PASSAGES)}"
 
 
 def _composed(group: str, statistic: str) -> Definition:
