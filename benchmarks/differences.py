@@ -19,10 +19,10 @@ import pandas as pd
 
 from editing.comparison import Comparison, read_comparison
 from editing.comparison.tables import SCORES, UNEDITED
+from editing.datasets.case import CaseScores
 from editing.errors import EvaluationError
 from editing.evaluation import paired_difference, read_benchmark
-from editing.evaluation.case import CaseScores
-from editing.evaluation.metrics import GENERAL_TEXT
+from editing.metrics.of_cases import GENERAL_TEXT
 
 Where = tuple[str, str, int]  # data, protocol, edits
 

@@ -23,7 +23,7 @@ from torch import Tensor
 
 import tracer
 from editing import MEMIT, ROME, EditRequest, layers_around
-from editing.evaluation.benchmarks import read_benchmark
+from editing.datasets.benchmarks import read_benchmark
 from editing.locate_then_edit.covariance import second_moments
 from editing.locate_then_edit.editor import LocateThenEdit, editable
 from editing.locate_then_edit.rows import Rows, request_rows

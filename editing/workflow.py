@@ -11,9 +11,9 @@ from typing import Any, Literal
 import pandas as pd
 
 import tracer
+from editing.datasets.bundled import MOST_NEIGHBOURS, MOST_PARAPHRASES
 from editing.edit import Edit
 from editing.editors import Editor
-from editing.evaluation.bundled import MOST_NEIGHBOURS, MOST_PARAPHRASES
 from editing.locate_then_edit.rome import ROME
 from editing.request import EditRequest, check_requests
 from editing.scoring.generation import complete

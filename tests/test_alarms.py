@@ -10,7 +10,7 @@ from planted import Planted, simple_cases
 
 import tracer
 from editing import EditingWarning, RequestError
-from editing.evaluation.alarms import PASSAGES, CollapseAlarm
+from editing.metrics.alarms import PASSAGES, CollapseAlarm
 
 TEXT = ("France is a country and Rome is a city.", "She speaks French at home.")
 

@@ -19,10 +19,10 @@ from editing.cli import app
 from editing.comparison import ComparisonPlan, Entrant, compare, entrants, read_comparison, read_settings, scores_frame
 from editing.comparison.costs import training_costs
 from editing.comparison.tables import shown_tables
+from editing.datasets.benchmarks import Benchmark
 from editing.editors import EDITORS
 from editing.errors import EvaluationError, RequestError
 from editing.evaluation import Questions, SequentialPlan, read_benchmark
-from editing.evaluation.benchmarks import Benchmark
 from editing.training.checkpoint import State, save_state, training_spent
 from tracer.storage import cache_folder, write_json
 

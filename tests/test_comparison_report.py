@@ -18,7 +18,7 @@ from editing.comparison.plot import log_ticks, plot_costs, ratio_ticks
 from editing.comparison.profile import profile
 from editing.comparison.report import UNIT, report_data
 from editing.comparison.tables import _wide, scores_frame, shown_tables
-from editing.evaluation.definitions import DEFINITIONS
+from editing.metrics.definitions import DEFINITIONS
 from tracer.errors import FileFormatError
 
 

@@ -17,8 +17,8 @@ from editing.comparison.notes import Notes
 from editing.comparison.plan import Task, tasks
 from editing.comparison.progress import shown_progress
 from editing.comparison.unit import Unit, in_order, units_of
+from editing.datasets.benchmarks import Benchmark
 from editing.evaluation import Questions, read_benchmark
-from editing.evaluation.benchmarks import Benchmark
 from editing.evaluation.lines import Lines
 
 PLAN = ComparisonPlan(

@@ -10,6 +10,8 @@ import tracer
 from editing import EditRequest
 from editing.cli import app
 from editing.comparison.properties import PROPERTIES
+from editing.datasets.benchmarks import counterfact_case
+from editing.datasets.choices import with_choices
 from editing.errors import EvaluationError
 from editing.evaluation import (
     Ask,
@@ -25,10 +27,8 @@ from editing.evaluation import (
     single_edits,
     summary,
 )
-from editing.evaluation.benchmarks import counterfact_case
-from editing.evaluation.choices import with_choices
-from editing.evaluation.definitions import DEFINITIONS, GROUPS, definition
-from editing.evaluation.mquake import MultiHopScores
+from editing.evaluation.multi_hop import MultiHopScores
+from editing.metrics.definitions import DEFINITIONS, GROUPS, definition
 
 
 def every_group() -> Case:

@@ -15,6 +15,8 @@ from planted import RECORD, Dictated, Planted, RankOne, Refuses, simple_cases
 
 import tracer
 from editing import FT, ROME, CovarianceError, EditRequest, RequestError
+from editing.datasets.benchmarks import counterfact_case
+from editing.datasets.case import COMPUTED_TOGETHER
 from editing.edit import Edit
 from editing.editors import EDITORS, editor_named
 from editing.errors import EvaluationError
@@ -31,12 +33,10 @@ from editing.evaluation import (
     single_edits,
     summary,
 )
-from editing.evaluation.benchmarks import counterfact_case
-from editing.evaluation.case import COMPUTED_TOGETHER
-from editing.evaluation.matches import gen_contains, gen_exact
-from editing.evaluation.metrics import case_metrics
 from editing.evaluation.summary import edit_seconds, harmonic_mean
 from editing.evaluation.tables import as_latex, as_markdown, readable, shown
+from editing.metrics.matches import gen_contains, gen_exact
+from editing.metrics.of_cases import case_metrics
 from editing.scoring.scores import TargetScore
 from tracer.errors import SiteError
 

@@ -12,9 +12,9 @@ from transformers import PreTrainedTokenizerFast
 
 import tracer
 from editing import IKE, EditFailedError, EditRequest, MemPrompt, RequestError, load_edit
+from editing.datasets.benchmarks import counterfact_case
 from editing.editors import EDITORS, editor_named
 from editing.evaluation import Examination, Questions, single_edits
-from editing.evaluation.benchmarks import counterfact_case
 from editing.memory import MemoryRecord, ScopedFacts, bundled_facts
 from editing.memory.memory import MEMORY_EDITORS, memory_of
 from editing.memory.memprompt import ARROW, BREAK, EXAMPLES, asked, with_task

@@ -13,16 +13,12 @@ from transformers import PreTrainedTokenizerFast
 
 import tracer
 from editing import MEMIT, MeLLo, MemPrompt
+from editing.datasets import mquake
+from editing.datasets.mquake import MultiHop, Question, is_mquake, read_hops, read_mquake
 from editing.errors import EvaluationError
-from editing.evaluation import mquake
-from editing.evaluation.mquake import (
-    MultiHop,
-    MultiHopScores,
-    Question,
-    multi_hop_scores,
-    read_mquake,
-)
-from editing.evaluation.mquake_run import evaluate_hops, is_mquake, read_hops
+from editing.evaluation import multi_hop
+from editing.evaluation.multi_hop import MultiHopScores, multi_hop_scores
+from editing.evaluation.multi_hop_run import evaluate_hops
 from editing.memory.mello import Reasoned
 from editing.memory.memory import memory_of
 from editing.request import EditRequest
@@ -182,7 +178,7 @@ def test_a_case_never_sees_edits_of_another_group(model: tracer.LanguageModel, m
         seen.update((prompt, [record.subject for record in memory.records] if memory else []) for prompt in prompts)
         return ["x"] * len(prompts)
 
-    monkeypatch.setattr(mquake, "answers", watching)
+    monkeypatch.setattr(multi_hop, "answers", watching)
     found = list(multi_hop_scores(model, editor, cases, group=2, progress=False))
     both = ["Thunderbird", "Mustang"]
     assert seen == {"Thunderbird": both, "Mustang": both, "Corolla": ["Corolla"]}
@@ -197,7 +193,7 @@ def test_a_plain_editors_model_reads_answered_questions_first(model: tracer.Lang
         read.extend(prompts)
         return ["Elon Musk"] * len(prompts)
 
-    monkeypatch.setattr(mquake, "answers", reading)
+    monkeypatch.setattr(multi_hop, "answers", reading)
     (found,) = multi_hop_scores(model, Planted(), [mquake._whole(WHOLE)], progress=False)
     assert read[-1].endswith("Q: Who founded SpaceX? A:") and read[-1].count("Q: ") == 4
     assert found.multi_hop == 1 and found.instance_wise == 0

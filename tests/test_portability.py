@@ -13,14 +13,14 @@ from typer.testing import CliRunner
 import tracer
 from editing import EditRequest
 from editing.cli import app
+from editing.datasets.choices import read_choices, with_choices
+from editing.datasets.portability import recalled
 from editing.errors import EvaluationError
 from editing.evaluation import Ask, Case, CaseScores, Examination, Group, Questions, read_benchmark, single_edits
-from editing.evaluation.choices import read_choices, with_choices
-from editing.evaluation.hops import with_known_hops
-from editing.evaluation.metrics import case_metrics
+from editing.evaluation.known_hops import with_known_hops
 from editing.evaluation.plot import plot_single
-from editing.evaluation.portability import recalled
 from editing.evaluation.unedited import UneditedModel
+from editing.metrics.of_cases import case_metrics
 from editing.scoring.scores import TargetScore
 
 HOP = {"Recalled Relation": "(French, spoken in, Paris)", "New Question": "Where do people speak as Angela Merkel did "

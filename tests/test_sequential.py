@@ -12,6 +12,7 @@ from planted import RECORD, Dictated, Planted, RankOne, Refuses, simple_cases
 
 import tracer
 from editing import EditingWarning, EditRequest
+from editing.datasets.benchmarks import counterfact_case
 from editing.edit import undo_all
 from editing.errors import EvaluationError
 from editing.evaluation import (
@@ -27,8 +28,7 @@ from editing.evaluation import (
     single_edits,
     without_conflicts,
 )
-from editing.evaluation.benchmarks import counterfact_case
-from editing.evaluation.metrics import GENERAL_TEXT, MOST_RATIO
+from editing.metrics.of_cases import GENERAL_TEXT, MOST_RATIO
 from editing.scoring.scores import target_scores
 
 QUICK = Questions(free=False)

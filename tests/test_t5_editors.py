@@ -18,8 +18,8 @@ from editing.added_parameters.calinet_keeping import kept_prompts
 from editing.added_parameters.last_layer import last_layer
 from editing.added_parameters.patch_texts import said
 from editing.added_parameters.silent_rows import silent_rows
+from editing.datasets.case import Case
 from editing.editors import Editor, editor_named
-from editing.evaluation.case import Case
 from editing.evaluation.making import made_each, made_together
 from editing.memory import ScopedFact, ScopedFacts
 from editing.memory.scope import untrained_scope

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 import tracer
-from editing.evaluation.fluency import TfIdf, consistency, fluency, ngram_entropy, treebank_words
-from editing.evaluation.matches import gen_contains, gen_exact, normalise
+from editing.metrics.fluency import TfIdf, consistency, fluency, ngram_entropy, treebank_words
+from editing.metrics.matches import gen_contains, gen_exact, normalise
 from editing.scoring.generation import answers, complete, seeded_samples
 
 

@@ -15,10 +15,9 @@ from editing.comparison.files import Reading, read_files
 from editing.comparison.folder import Comparison
 from editing.comparison.plan import TEXT, ComparisonPlan
 from editing.comparison.saving import save_comparison
+from editing.datasets.choices import read_choices
 from editing.editors import EDITORS
 from editing.errors import EvaluationError
-from editing.evaluation.alarms import FACTOR
-from editing.evaluation.choices import read_choices
 from editing.evaluation.cli_options import (
     ALL_CHECKPOINTS,
     KL,
@@ -42,6 +41,7 @@ from editing.evaluation.examination import Questions
 from editing.evaluation.sequential import SequentialPlan
 from editing.evaluation.tables import as_markdown
 from editing.located_layer import located_layer
+from editing.metrics.alarms import FACTOR
 from editing.options import Seed, listed_numbers, named_values
 from tracer.console import (
     AsJson,

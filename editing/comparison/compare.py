@@ -17,7 +17,7 @@ from editing.comparison.notes import Notes, threads_before
 from editing.comparison.plan import ComparisonPlan, Data, check_sizes, tasks
 from editing.comparison.progress import shown_progress
 from editing.comparison.unit import in_order, units_of
-from editing.evaluation.benchmarks import Benchmark
+from editing.datasets.benchmarks import Benchmark
 from tracer.model import LanguageModel
 from tracer.storage import remove_half_written
 from tracer.workers import Backend, team_of, threads_each, torch_threads

@@ -17,12 +17,13 @@ from editing.comparison.entrant import Entrant
 from editing.comparison.folder import costs_path
 from editing.comparison.plan import ASKED, ComparisonPlan, Data, Task, entry
 from editing.comparison.unit import COSTS, EVERYTHING, Outcome, Unit
+from editing.datasets.benchmarks import Benchmark
+from editing.datasets.mquake import HopBenchmark
 from editing.editors import Editor
 from editing.errors import EditingError, EditingWarning, EvaluationError
-from editing.evaluation.benchmarks import Benchmark
 from editing.evaluation.efficiency import empty_cache, measure_efficiency
 from editing.evaluation.making import hook_count
-from editing.evaluation.mquake_run import HopBenchmark, evaluate_hops
+from editing.evaluation.multi_hop_run import evaluate_hops
 from editing.evaluation.records import Evaluation
 from editing.evaluation.run import ProtocolName, evaluate
 from tracer.errors import TracerError

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from editing.comparison.properties import PROPERTIES
-from editing.evaluation.definitions import DEFINITIONS, HERE, Definition, definition
+from editing.metrics.definitions import DEFINITIONS, HERE, Definition, definition
 from tracer.console import AsJson, reported, result
 
 

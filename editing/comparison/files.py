@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from editing.datasets.benchmarks import BENCHMARKS, Benchmark, fitting_benchmarks, read_benchmark
+from editing.datasets.case import Ask
+from editing.datasets.mquake import HopBenchmark, is_mquake, read_hops
 from editing.errors import EditingWarning, EvaluationError
-from editing.evaluation.benchmarks import BENCHMARKS, Benchmark, fitting_benchmarks, read_benchmark
-from editing.evaluation.case import Ask
-from editing.evaluation.mquake_run import HopBenchmark, is_mquake, read_hops
 from tracer.facts.readers import read_records
 
 

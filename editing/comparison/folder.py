@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from editing.datasets.case import CaseScores
 from editing.errors import EvaluationError
-from editing.evaluation.case import CaseScores
 from editing.evaluation.manifest import MANIFEST
 from editing.evaluation.records import Evaluation, read_evaluation
 from tracer.storage import of_this_version

@@ -17,12 +17,13 @@ from typing import Any
 
 from editing.comparison.entrant import Entrant
 from editing.comparison.folder import run_folder_of
+from editing.datasets.benchmarks import Benchmark
+from editing.datasets.conflicts import without_conflicts
+from editing.datasets.mquake import HopBenchmark
 from editing.errors import EvaluationError
-from editing.evaluation.benchmarks import Benchmark
-from editing.evaluation.conflicts import without_conflicts
 from editing.evaluation.examination import Questions
 from editing.evaluation.manifest import MANIFEST, cases_digest, questions_record
-from editing.evaluation.mquake_run import PROTOCOL, HopBenchmark
+from editing.evaluation.multi_hop_run import PROTOCOL
 from editing.evaluation.records import read_evaluation
 from editing.evaluation.run import SIZES, ProtocolName
 from editing.evaluation.sequential import SequentialPlan

@@ -21,10 +21,10 @@ import numpy as np
 
 from editing.comparison.costs import total_cost
 from editing.comparison.folder import Comparison
+from editing.datasets.case import CaseScores
 from editing.errors import EvaluationError
-from editing.evaluation.case import CaseScores
-from editing.evaluation.metrics import metric_name
 from editing.evaluation.summary import edit_seconds
+from editing.metrics.of_cases import metric_name
 
 Read = Callable[[CaseScores], float]
 UNTOUCHED = ("other_relation", "distracting_neighborhood", "relation_specificity", "forgetfulness")

@@ -18,7 +18,7 @@ from editing.comparison.folder import Comparison
 from editing.comparison.profile import measured_properties, property_draws
 from editing.comparison.properties import PROPERTIES
 from editing.comparison.tables import ShownTable
-from editing.evaluation.definitions import DEFINITIONS
+from editing.metrics.definitions import DEFINITIONS
 from tracer.storage import atomic_path
 from tracer.web_page import UNIT, filled, script_json
 

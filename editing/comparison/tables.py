@@ -16,14 +16,14 @@ import pandas as pd
 
 from editing.comparison.costs import OF_TRAINING
 from editing.comparison.folder import Comparison, Key
-from editing.evaluation.alarms import PASSAGES
-from editing.evaluation.case import CaseScores
-from editing.evaluation.definitions import GROUPS
-from editing.evaluation.metrics import metric_name
-from editing.evaluation.mquake_run import PROTOCOL as HOPS
+from editing.datasets.case import CaseScores
+from editing.evaluation.multi_hop_run import PROTOCOL as HOPS
 from editing.evaluation.records import Evaluation
 from editing.evaluation.summary import edit_seconds
 from editing.evaluation.tables import as_latex, as_markdown, shown
+from editing.metrics.alarms import PASSAGES
+from editing.metrics.definitions import GROUPS
+from editing.metrics.of_cases import metric_name
 
 SCORES = (
     *("ES", "PS", "NS", "S", "reliability_token_acc", "generalization_token_acc", "locality_agreement"),

@@ -1,14 +1,13 @@
 """What an edit did: scores that are comparable between editors, models and papers."""
 
+from editing.datasets.benchmarks import Benchmark, read_benchmark
+from editing.datasets.bundled import bundled_records
+from editing.datasets.case import Ask, Case, CaseScores, Group
+from editing.datasets.choices import read_choices
+from editing.datasets.conflicts import without_conflicts
 from editing.evaluation.batch import batch_edits
-from editing.evaluation.benchmarks import Benchmark, read_benchmark
-from editing.evaluation.bundled import bundled_records
-from editing.evaluation.case import Ask, Case, CaseScores, Group
 from editing.evaluation.checkpoints import Checkpoint, retention_matrix
-from editing.evaluation.choices import read_choices
-from editing.evaluation.conflicts import without_conflicts
 from editing.evaluation.counterfact import evaluate_counterfact
-from editing.evaluation.definitions import Definition, definition
 from editing.evaluation.efficiency import Efficiency, measure_efficiency
 from editing.evaluation.examination import Examination, Questions
 from editing.evaluation.records import Evaluation, read_evaluation
@@ -21,6 +20,7 @@ from editing.evaluation.summary import (
     sequential_summary,
     summary,
 )
+from editing.metrics.definitions import Definition, definition
 from editing.scoring.scores import TargetScore, target_scores
 
 __all__ = [

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from editing.datasets.case import Case, CaseScores
+from editing.datasets.conflicts import without_conflicts
 from editing.editors import Editor
 from editing.errors import EvaluationError
-from editing.evaluation.case import Case, CaseScores
-from editing.evaluation.conflicts import without_conflicts
 from editing.evaluation.examination import Examination
 from editing.evaluation.making import Made, left_as_it_was, made_together
-from editing.evaluation.metrics import GENERAL_TEXT
+from editing.metrics.of_cases import GENERAL_TEXT
 from tracer.errors import NumericsError
 from tracer.progress import bar
 

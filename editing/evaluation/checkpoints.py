@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from editing.evaluation.alarms import GeneralText
-from editing.evaluation.case import CaseScores
+from editing.datasets.case import CaseScores
+from editing.metrics.alarms import GeneralText
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,9 @@ from typing import Annotated, Any
 
 import typer
 
+from editing.datasets.benchmarks import BENCHMARKS, read_benchmark
+from editing.datasets.choices import read_choices
 from editing.editors import check_settings, editor_named
-from editing.evaluation.alarms import FACTOR
-from editing.evaluation.benchmarks import BENCHMARKS, read_benchmark
-from editing.evaluation.choices import read_choices
 from editing.evaluation.cli_options import (
     ALL_CHECKPOINTS,
     KL,
@@ -38,6 +37,7 @@ from editing.evaluation.sequential import SequentialPlan
 from editing.evaluation.summary import edit_seconds
 from editing.evaluation.tables import readable
 from editing.located_layer import layer_for
+from editing.metrics.alarms import FACTOR
 from editing.options import EditorName, Layer, Seed, Settings, listed_numbers, named_values
 from tracer.console import (
     AsJson,

@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 
 from editing.errors import EvaluationError
-from editing.evaluation.fluency import Snippets, read_snippets
 from editing.evaluation.sequential import CHECKPOINTS
+from editing.metrics.fluency import Snippets, read_snippets
 
 ALL_CHECKPOINTS = ",".join(map(str, CHECKPOINTS))
 Evenly = Annotated[bool, typer.Option("--evenly", help="Every (records // n)th of the file, not its first n.")]

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from editing.datasets.benchmarks import counterfact_cases
+from editing.datasets.case import CaseScores
 from editing.editors import Editor
-from editing.evaluation.benchmarks import counterfact_cases
-from editing.evaluation.case import CaseScores
 from editing.evaluation.examination import Examination, Questions
 from editing.evaluation.single import single_edits
 from tracer.model import LanguageModel

@@ -10,13 +10,12 @@ from typing import Any
 
 import numpy as np
 
+from editing.datasets.case import Case
 from editing.errors import EvaluationError
-from editing.evaluation import metrics
-from editing.evaluation.alarms import PASSAGES, CollapseAlarm, GeneralText
-from editing.evaluation.case import Case
-from editing.evaluation.fluency import Snippets, TfIdf, consistency, fluency
-from editing.evaluation.metrics import GENERAL_TEXT, MOST_RATIO, case_metrics
 from editing.evaluation.unedited import UneditedModel
+from editing.metrics import of_cases
+from editing.metrics.alarms import PASSAGES, CollapseAlarm, GeneralText
+from editing.metrics.fluency import Snippets, TfIdf, consistency, fluency
 from editing.scoring.distributions import MAX_BYTES, Moved
 from editing.scoring.generation import answers, seeded_samples
 from editing.scoring.scores import target_scores
@@ -87,8 +86,8 @@ class Examination:
         staying = [pair for case in cases for pair in case.staying] if self.questions.kl else []
         scores = self.unedited.ask(pairs, keep=staying)
         texts = self.unedited.texts(_changing(cases)) if self.questions.free else None
-        as_before = dict.fromkeys(GENERAL_TEXT, 0.0) | {"perplexity_ratio": 1.0} if self._alarm else {}
-        return [case_metrics(case, scores, texts=texts) | as_before | self._writing(case) for case in cases]
+        as_before = dict.fromkeys(of_cases.GENERAL_TEXT, 0.0) | {"perplexity_ratio": 1.0} if self._alarm else {}
+        return [of_cases.case_metrics(case, scores, texts=texts) | as_before | self._writing(case) for case in cases]
 
     def after(self, cases: Sequence[Case]) -> list[dict[str, float]]:
         """The metrics of the model as it is now, compared with what it said in `before`."""
@@ -103,15 +102,15 @@ class Examination:
         divergences = {pair: float(np.mean(values)) for pair, values in whole.items()}
         told: Mapping[str, Any] = {"base": self.unedited.scores(pairs), "divergences": divergences, "texts": texts}
         now = _general(text.judged(scores, moved)) if text else {}
-        return [case_metrics(case, scores, **told) | now | self._writing(case) for case in cases]
+        return [of_cases.case_metrics(case, scores, **told) | now | self._writing(case) for case in cases]
 
     def failed(self, case: Case, before: Mapping[str, float]) -> dict[str, float]:
         """What `after` would give, of a case that could not be edited."""
-        return metrics.failed(case, before, kl=self.questions.kl)
+        return of_cases.failed(case, before, kl=self.questions.kl)
 
     def lost(self, case: Case, before: Mapping[str, float]) -> dict[str, float]:
         """The same of one after whose edit the model gives NaN."""
-        return metrics.lost(case, before, kl=self.questions.kl)
+        return of_cases.lost(case, before, kl=self.questions.kl)
 
     def forget(self) -> None:
         """Drops the distributions of cases that are done."""
@@ -137,4 +136,4 @@ def _changing(cases: Sequence[Case]) -> list[str]:
 
 def _general(text: GeneralText) -> dict[str, float]:
     """How the model reads the fixed text, as metrics; the same for all cases that are written at once."""
-    return dict(zip(GENERAL_TEXT, (min(text.ratio, MOST_RATIO), text.kl), strict=True))
+    return dict(zip(of_cases.GENERAL_TEXT, (min(text.ratio, of_cases.MOST_RATIO), text.kl), strict=True))

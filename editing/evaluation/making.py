@@ -7,10 +7,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from editing.datasets.case import COMPUTED_TOGETHER, Case
 from editing.edit import Edit
 from editing.editors import Editor
 from editing.errors import BaseModelError, CovarianceError, EditingError, EvaluationError
-from editing.evaluation.case import COMPUTED_TOGETHER, Case
 from editing.request import EditRequest
 from editing.stopwatch import now
 from tracer.errors import AnatomyError, SiteError, TracerError

@@ -15,13 +15,13 @@ from typing import Any
 
 import torch
 
+from editing.datasets.benchmarks import Benchmark
+from editing.datasets.case import Case
 from editing.editors import Editor
 from editing.errors import EvaluationError
-from editing.evaluation.alarms import PASSAGES
-from editing.evaluation.benchmarks import Benchmark
-from editing.evaluation.case import Case
 from editing.evaluation.examination import Examination, Questions
-from editing.evaluation.fluency import WORDS
+from editing.metrics.alarms import PASSAGES
+from editing.metrics.fluency import WORDS
 from tracer.continuing import read_same
 from tracer.model import LanguageModel
 from tracer.storage import to_json, write_json

@@ -18,14 +18,14 @@ from typing import Any
 
 import pandas as pd
 
+from editing.datasets.case import CaseScores
 from editing.errors import EvaluationError
-from editing.evaluation.alarms import GeneralText
-from editing.evaluation.case import CaseScores
 from editing.evaluation.checkpoints import Checkpoint
 from editing.evaluation.lines import Lines
 from editing.evaluation.manifest import MANIFEST
 from editing.evaluation.summary import batch_summary, sequential_summary, summary
 from editing.evaluation.tables import as_latex, as_markdown, readable
+from editing.metrics.alarms import GeneralText
 from tracer.storage import atomic_path, of_this_version
 
 

@@ -7,15 +7,15 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from editing.datasets.benchmarks import Benchmark
+from editing.datasets.case import Case, CaseScores
+from editing.datasets.conflicts import without_conflicts
 from editing.editors import Editor
 from editing.errors import EvaluationError
 from editing.evaluation.batch import batch_edits, check_batches
-from editing.evaluation.benchmarks import Benchmark
-from editing.evaluation.case import Case, CaseScores
 from editing.evaluation.checkpoints import Checkpoint
-from editing.evaluation.conflicts import without_conflicts
 from editing.evaluation.examination import Examination, Questions
-from editing.evaluation.hops import with_known_hops
+from editing.evaluation.known_hops import with_known_hops
 from editing.evaluation.lines import Lines
 from editing.evaluation.manifest import continued_manifest, manifest
 from editing.evaluation.records import Evaluation, read_batches, read_cases, read_checkpoints

@@ -12,19 +12,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from editing.datasets.case import COMPUTED_TOGETHER, Case, CaseScores
+from editing.datasets.conflicts import without_conflicts
 from editing.edit import undo_all
 from editing.edit_file import load_edit
 from editing.editors import Editor
 from editing.errors import BaseModelError, EvaluationError
-from editing.evaluation.alarms import FACTOR, CollapseAlarm
 from editing.evaluation.batch import in_chunks
-from editing.evaluation.case import COMPUTED_TOGETHER, Case, CaseScores
 from editing.evaluation.checkpoints import Checkpoint
-from editing.evaluation.conflicts import without_conflicts
 from editing.evaluation.examination import Examination
 from editing.evaluation.lines import Lines
 from editing.evaluation.making import Computed, Made, left_as_it_was, made_together
-from editing.evaluation.metrics import MOST_RATIO
+from editing.metrics.alarms import FACTOR, CollapseAlarm
+from editing.metrics.of_cases import MOST_RATIO
 from tracer.errors import FileFormatError, NumericsError
 from tracer.model import LanguageModel
 from tracer.progress import Count, bar

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from editing.datasets.case import Case, CaseScores
 from editing.editors import Editor
-from editing.evaluation.case import Case, CaseScores
 from editing.evaluation.examination import Examination
 from editing.evaluation.making import left_as_it_was, made_each
 from tracer.errors import NumericsError

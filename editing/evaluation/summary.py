@@ -15,10 +15,10 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from editing.datasets.case import CaseScores
 from editing.errors import EvaluationError
-from editing.evaluation.case import CaseScores
 from editing.evaluation.checkpoints import Checkpoint
-from editing.evaluation.metrics import GENERAL_TEXT, UNSCALED
+from editing.metrics.of_cases import GENERAL_TEXT, UNSCALED
 from tracer.effect import Estimate
 from tracer.effect.resample import percentile_interval, resampled_means
 

@@ -20,10 +20,10 @@ import numpy as np
 import pandas as pd
 
 import tracer
+from editing.datasets.benchmarks import counterfact_cases
+from editing.datasets.case import CaseScores
 from editing.editors import Editor
 from editing.errors import RequestError
-from editing.evaluation.benchmarks import counterfact_cases
-from editing.evaluation.case import CaseScores
 from editing.evaluation.counterfact import MAGNITUDES, SCORES
 from editing.evaluation.examination import Examination, Questions
 from editing.evaluation.single import CHUNK, single_edits

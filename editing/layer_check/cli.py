@@ -8,9 +8,9 @@ from typing import Annotated, Any
 import typer
 
 import tracer
+from editing.datasets.slices import chosen_numbers
 from editing.editors import check_located, editor_named
 from editing.evaluation import bundled_records
-from editing.evaluation.slices import chosen_numbers
 from editing.layer_check.check import check_by_editing
 from editing.options import EditorName, Seed, Settings, listed_numbers, named_values
 from tracer.console import AsJson, Device, Dtype, Model, Out, Quiet, opened, reported, result, run_folder, show_progress

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
+from editing.datasets.benchmarks import read_benchmark
+from editing.datasets.case import Case
 from editing.errors import RequestError
-from editing.evaluation.benchmarks import read_benchmark
-from editing.evaluation.case import Case
 from editing.meta_learning.records import TrainingRecord
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from editing.evaluation.case import Case
+from editing.datasets.case import Case
 from editing.request import FactName
 
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from editing.evaluation.case import Ask, Group
+from editing.datasets.case import Ask, Group
 from editing.published import Published, aliases, text, texts
 from editing.scoring.scores import Pair
 from tracer.facts.bundled import filled

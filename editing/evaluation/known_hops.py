@@ -9,9 +9,9 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-from editing.evaluation.case import Ask, Case, Group
-from editing.evaluation.matches import gen_contains
+from editing.datasets.case import Ask, Case, Group
 from editing.evaluation.unedited import UneditedModel
+from editing.metrics.matches import gen_contains
 
 
 def with_known_hops(base: UneditedModel, cases: Sequence[Case]) -> tuple[list[Case], int, int]:

@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from editing import published
+from editing.datasets.case import Ask, Case, Group
+from editing.datasets.choices import with_choices
+from editing.datasets.portability import FOLLOWING, knowedit_groups, portability_groups, side_effect_groups
+from editing.datasets.slices import chosen_numbers, slice_in_words
 from editing.errors import EvaluationError, RequestError
-from editing.evaluation.case import Ask, Case, Group
-from editing.evaluation.choices import with_choices
-from editing.evaluation.portability import FOLLOWING, knowedit_groups, portability_groups, side_effect_groups
-from editing.evaluation.slices import chosen_numbers, slice_in_words
 from editing.published import Published
 from editing.request import EditRequest, FactName
 from tracer.facts.readers import read_records

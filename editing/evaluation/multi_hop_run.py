@@ -9,68 +9,28 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from editing.datasets.case import CaseScores
+from editing.datasets.mquake import HopBenchmark, MultiHop, names_no_subject
 from editing.editors import Editor
 from editing.errors import EvaluationError
-from editing.evaluation.case import CaseScores
 from editing.evaluation.lines import Lines
 from editing.evaluation.making import FAILURES, OF_NO_CASE
 from editing.evaluation.manifest import cases_digest, continued_manifest, editor_record, model_record
-from editing.evaluation.mquake import (
-    MultiHop,
-    MultiHopScores,
-    check_group,
-    multi_hop_before,
-    multi_hop_scores,
-    names_no_subject,
-    read_mquake,
-)
+from editing.evaluation.multi_hop import MultiHopScores, check_group, multi_hop_before, multi_hop_scores
 from editing.evaluation.records import Evaluation, read_cases
-from editing.evaluation.slices import slice_in_words
 from editing.evaluation.unedited import UneditedModel
 from editing.locate_then_edit.editor import LocateThenEdit
 from tracer.errors import NumericsError
-from tracer.facts.readers import read_records
 from tracer.model import LanguageModel
 from tracer.progress import bar
-from tracer.storage import file_sha256, to_json
+from tracer.storage import to_json
 from tracer.studies.manifest import software
 
 PROTOCOL = "multi-hop"
 SHARES = ("edit_wise", "instance_wise", "multi_hop", "multi_hop_exact", "unanswered")
-
-
-@dataclass(frozen=True)
-class HopBenchmark:
-    """Cases of an MQuAKE file.
-
-    Attributes:
-        slice: which of the file's records were read.
-        together: cases whose edits live together.
-    """
-
-    cases: tuple[MultiHop, ...]
-    sha256: str
-    slice: str
-    together: int = 1
-    name: str = "mquake"
-    target: str = "target_new"
-
-
-def is_mquake(path: str | Path) -> bool:
-    """Whether a file's records are MQuAKE's."""
-    records = read_records(path)
-    return bool(records) and isinstance(records[0], dict) and {"questions", "new_answer"} <= set(records[0])
-
-
-def read_hops(path: str | Path, *, n: int | None = None, evenly: bool = False, together: int = 1) -> HopBenchmark:
-    """The first `n` cases of an MQuAKE file, or as many evenly over it (see `read_mquake`)."""
-    cases = read_mquake(path, n=n, evenly=evenly)
-    said = slice_in_words(len(read_records(path)), n, len(cases), evenly=evenly)
-    return HopBenchmark(cases, file_sha256(path), said, together)
 
 
 def evaluate_hops(

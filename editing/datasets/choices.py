@@ -10,8 +10,8 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
+from editing.datasets.case import Ask, Case, Group
 from editing.errors import EvaluationError
-from editing.evaluation.case import Ask, Case, Group
 from tracer.facts.readers import read_records
 
 GROUP = "other_task"

@@ -18,8 +18,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from editing.evaluation.case import Case, Group
-from editing.evaluation.matches import gen_contains, gen_exact
+from editing.datasets.case import Case, Group
+from editing.metrics.matches import gen_contains, gen_exact
 from editing.scoring.scores import Pair, TargetScore
 
 ACCURACIES = ("token_acc", "tf_exact", "gen_exact", "gen_contains")

@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from editing.errors import EvaluationError
-from editing.evaluation.alarms import PASSAGES
-from editing.evaluation.metrics import metric_name
+from editing.metrics.alarms import PASSAGES
+from editing.metrics.of_cases import metric_name
 from editing.scoring.distributions import MAX_BYTES
 
 ROME = "Meng et al. 2022 (ROME), sec. 3.4"

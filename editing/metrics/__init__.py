@@ -1,0 +1,1 @@
+"""From what a model says to numbers, and what each of these means. See `editing.evaluation`."""
