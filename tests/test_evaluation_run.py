@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 from planted import Refuses
 from test_comparison import records
 from typer.testing import CliRunner
@@ -51,6 +52,16 @@ def test_a_text_longer_than_the_context_is_named_before_anything_runs(data: Path
     told = run(data, model_folder, tmp_path / "out", code=2)
     assert re.search(rf"EvaluationError: Case {whole[1]['case_id']}, neighborhood: 'go go .* has \d+ tokens", told)
     assert not (tmp_path / "out").exists() or not list((tmp_path / "out").glob("cases*"))
+
+
+def test_a_run_goes_on_with_the_threads_it_was_begun_with(data: Path, model_folder: Path, tmp_path: Path) -> None:
+    other = torch.get_num_threads() + 1
+    run(data, model_folder, tmp_path / "out", "--n", "1", "--threads", str(other))
+    before = records_of(tmp_path / "out", "single")
+    run(data, model_folder, tmp_path / "out", "--n", "1")
+    assert records_of(tmp_path / "out", "single") == before and torch.get_num_threads() == other - 1
+    told = run(data, model_folder, tmp_path / "out", "--n", "1", "--threads", str(other + 1), code=2)
+    assert f"model.threads: {other} there, {other + 1} now" in told
 
 
 @pytest.mark.parametrize("protocol", RECORDS)

@@ -12,12 +12,13 @@ from pathlib import Path
 from editing.comparison.costs import costs_known
 from editing.comparison.entrant import Entrant
 from editing.comparison.evaluating import Evaluating
-from editing.comparison.folder import Comparison, costs_path, read_comparison
-from editing.comparison.notes import Notes, threads_before
+from editing.comparison.folder import ABOUT, Comparison, costs_path, read_comparison
+from editing.comparison.notes import Notes
 from editing.comparison.plan import ComparisonPlan, Data, check_sizes, tasks
 from editing.comparison.progress import shown_progress
 from editing.comparison.unit import in_order, units_of
 from editing.datasets.benchmarks import Benchmark
+from editing.evaluation.manifest import threads_before
 from tracer.model import LanguageModel
 from tracer.storage import remove_half_written
 from tracer.workers import Backend, team_of, threads_each, torch_threads
@@ -57,7 +58,7 @@ def compare(
     """
     folder, plan = Path(folder), plan or ComparisonPlan()
     check_sizes(data, plan)
-    threads = threads or threads_before(folder) or threads_each(workers)
+    threads = threads or threads_before(folder / ABOUT, "comparison") or threads_each(workers)
     with torch_threads(threads):
         notes = Notes(folder, model)
         costs = plan.costs and any(isinstance(one, Benchmark) for one in data.values())

@@ -22,12 +22,6 @@ from tracer.model import LanguageModel
 from tracer.storage import write_json
 
 
-def threads_before(folder: Path) -> int | None:
-    """PyTorch's threads with which a folder's comparison was begun; None in a new folder."""
-    about = read_same(folder / ABOUT, {}, what="comparison", error=EvaluationError) or {}
-    return about.get("model", {}).get("threads")
-
-
 class Notes:
     """What the file says so far.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 import typer
 
 from editing.datasets.benchmarks import BENCHMARKS, read_benchmark
@@ -30,6 +31,7 @@ from editing.evaluation.cli_options import (
     told_snippets,
 )
 from editing.evaluation.examination import Questions
+from editing.evaluation.manifest import MANIFEST, threads_before
 from editing.evaluation.records import Evaluation
 from editing.evaluation.run import check_protocol
 from editing.evaluation.run import evaluate as run_evaluation
@@ -47,6 +49,7 @@ from tracer.console import (
     Model,
     Out,
     Quiet,
+    Threads,
     opened,
     reported,
     result,
@@ -55,6 +58,7 @@ from tracer.console import (
 )
 from tracer.model import DEFAULT_MODEL
 from tracer.options import names
+from tracer.workers import torch_threads
 
 
 def evaluate(
@@ -83,6 +87,7 @@ def evaluate(
     writing: Writing = False,
     snippets: SnippetsOption = None,
     seed: Seed = 0,
+    threads: Threads = None,
     model: Model = DEFAULT_MODEL,
     device: Device = None,
     dtype: Dtype = "float32",
@@ -105,26 +110,28 @@ def evaluate(
         where = run_folder(out, f"evaluate {protocol} {editor} {cases.name} {Path(model).name}")
         opened_model = opened(model, device, dtype, decoder_starts)
         layer = layer_for(editor, opened_model, layer, chosen, progress=show_progress(quiet))
-        found = run_evaluation(
-            opened_model,
-            editor_named(editor, opened_model, layer, **chosen),
-            cases,
-            where,
-            protocol=protocol,
-            sizes=sizes,
-            plan=plan,
-            questions=Questions(
-                free=free,
-                kl=kl,
-                text=text,
-                known_hops=known_hops,
-                writing=writing,
-                snippets=references,
+        before = threads_before(where / MANIFEST, "evaluation")
+        with torch_threads(threads or before or torch.get_num_threads()):
+            found = run_evaluation(
+                opened_model,
+                editor_named(editor, opened_model, layer, **chosen),
+                cases,
+                where,
+                protocol=protocol,
+                sizes=sizes,
+                plan=plan,
+                questions=Questions(
+                    free=free,
+                    kl=kl,
+                    text=text,
+                    known_hops=known_hops,
+                    writing=writing,
+                    snippets=references,
+                    seed=seed,
+                ),
                 seed=seed,
-            ),
-            seed=seed,
-            progress=show_progress(quiet),
-        )
+                progress=show_progress(quiet),
+            )
         paths = [str(path) for path in found.save()]
         record = {"folder": str(where), "scores": found.table.to_dict("records"), "files": paths}
         record["not_editable"] = found.not_editable

@@ -85,6 +85,16 @@ def model_record(model: LanguageModel, fingerprint: str) -> dict[str, Any]:
     return about | ({"decoder_starts": model.decoder_starts} if model.decoder_starts else {})
 
 
+def threads_before(path: Path, what: str) -> int | None:
+    """PyTorch's threads with which whatever this file describes (`what`, in words) was begun; None: no file is there.
+
+    Raises:
+        FileFormatError: the file is damaged.
+    """
+    about = read_same(path, {}, what=what, error=EvaluationError) or {}
+    return about.get("model", {}).get("threads")
+
+
 def editor_record(editor: Editor) -> dict[str, Any]:
     """The editor's class and settings."""
     fields = dataclasses.fields(editor) if dataclasses.is_dataclass(editor) else ()
