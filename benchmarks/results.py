@@ -39,9 +39,12 @@ def main() -> None:
     parser.add_argument("folders", nargs="+", type=Path)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     options = parser.parse_args()
-    frame = pd.concat(map(finished_scores, options.folders), ignore_index=True)
+    folders = [folder for folder in options.folders if _finished(folder)]  # others have just begun
+    if not folders:
+        parser.error("nothing in these folders is finished")
+    frame = pd.concat(map(finished_scores, folders), ignore_index=True)
     options.out.mkdir(parents=True, exist_ok=True)
-    _write(options.out / f"{options.model}.tar.gz", packed(options.folders))
+    _write(options.out / f"{options.model}.tar.gz", packed(folders))
     _write(options.out / f"{options.model}.csv.gz", frame.to_csv(index=False).encode())
 
 

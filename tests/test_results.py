@@ -14,7 +14,7 @@ from all_editors import FILES, MODELS, overview, read_results, tables
 from compared import planted_comparison, point, scores
 from differences import differences
 from editor_figures import plot_course, plot_singles
-from results import finished_scores, packed
+from results import finished_scores, main, packed
 
 from editing.comparison import read_comparison, scores_frame
 from editing.errors import EvaluationError
@@ -50,6 +50,21 @@ def test_a_packed_comparison_is_read_again_and_holds_no_word_of_the_data(tmp_pat
     (evaluation,) = [one for key, one in after.evaluations.items() if key[1] == "single"]
     assert evaluation.not_editable == 1
     assert [case.diagnostics for case in evaluation.cases[:2]] == [{"steps": 8, "loss": 0.5}] * 2
+
+
+def test_comparisons_that_have_just_begun_are_left_out(tmp_path, monkeypatch, capsys) -> None:
+    for name in ("done", "begun"):
+        planted_comparison(tmp_path / name, {"rome": [scores(0, {"ES": 1.0})]})
+    (tmp_path / "done/runs/counterfact/single/rome/table.tex").touch()
+    words = ["results.py", "tiny", "--out", str(tmp_path / "out"), str(tmp_path / "begun")]
+    monkeypatch.setattr("sys.argv", words)
+    with pytest.raises(SystemExit):
+        main()
+    assert "nothing in these folders is finished" in capsys.readouterr().err
+    monkeypatch.setattr("sys.argv", [*words, str(tmp_path / "done")])
+    main()
+    written = pd.read_csv(tmp_path / "out" / "tiny.csv.gz")
+    assert len(written) == len(finished_scores(tmp_path / "done")) > 0
 
 
 def test_unfinished_evaluations_are_left_out(tmp_path) -> None:
