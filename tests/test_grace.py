@@ -19,7 +19,7 @@ from editing.added_parameters.calibration import calibrated_on_bundled_facts, qu
 from editing.added_parameters.codebook import Codebook, Record
 from editing.added_parameters.codebook_branch import codebook_at, rounding_of
 from editing.added_parameters.passing import Padding
-from editing.added_parameters.replaced_value import trained_values, trials_of
+from editing.added_parameters.replaced_value import Trials, trained_values, trials_of
 from editing.edit import undo_all
 from editing.editors import editor_named
 from editing.scoring.generation import complete, continued
@@ -317,6 +317,44 @@ def test_rows_trained_side_by_side_find_what_they_find_alone(family_model: trace
             )
             assert found.losses == pytest.approx(alone.losses, abs=1e-6)
             torch.testing.assert_close(found.value, alone.value, atol=1e-6, rtol=0)
+
+
+def test_once_half_of_the_rows_have_ended_the_others_go_on_without_them(
+    toy_model: tracer.LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    requests, rows = [SHORT, LONG, SHORT], []
+    options = {"rate": 0.3, "steps": 30}
+    (short,) = trained_values(
+        trials_of(toy_model, 2, [SHORT], "last"), start_of(toy_model, [SHORT]), **options, stop_below=0
+    )
+    options["stop_below"] = short.losses[10] + 1e-9
+    (alone,) = trained_values(trials_of(toy_model, 2, [LONG], "last"), start_of(toy_model, [LONG]), **options)
+    nll = Trials.nll
+    monkeypatch.setattr(Trials, "nll", lambda self, values: rows.append(len(values)) or nll(self, values))
+    found = trained_values(trials_of(toy_model, 2, requests, "last"), start_of(toy_model, requests), **options)
+    assert rows == [3] * 11 + [1] * 20
+    assert [len(one.losses) for one in found] == [11, 31, 11]
+    assert found[1].losses == pytest.approx(alone.losses, abs=1e-6)
+    torch.testing.assert_close(found[1].value, alone.value, atol=1e-6, rtol=0)
+
+
+def test_a_request_waits_only_for_the_value_that_its_own_begins_with(
+    toy_model: tracer.LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which a request of the same answer nearby does; one before it in the codebook has nothing to wait for."""
+    editor, requests = near_and_far(toy_model)
+    groups: list[list[str]] = []
+
+    def trained(trials: Trials, *arguments, **options):
+        groups.append([request.subject for request in trials.requests])
+        return trained_values(trials, *arguments, **options)
+
+    monkeypatch.setattr("editing.added_parameters.grace.trained_values", trained)
+    added, other = requests[:2]
+    again = EditRequest(added.prompt, added.subject, added.new)
+    with editor.apply(toy_model, [added, again, other]) as edit:
+        assert [one["rule"] for one in edit.diagnostics][:2] == ["added", "covered"]
+    assert sorted(groups[0]) == sorted([added.subject, other.subject]) and groups[1:] == [[again.subject]]
 
 
 def start_of(model: tracer.LanguageModel, requests: list[EditRequest]) -> torch.Tensor:

@@ -7,7 +7,7 @@ Edits that are attached at the same layer with the same settings share one codeb
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -18,14 +18,16 @@ from editing.added_parameters.attaching import attach_and_score
 from editing.added_parameters.calibration import calibrated_on_bundled_facts
 from editing.added_parameters.codebook import Codebook, Placing, Record
 from editing.added_parameters.codebook_branch import CodebookPlace, Journal, Replace, codebook_at
-from editing.added_parameters.replaced_value import Trials, trained_values, trials_of
-from editing.added_parameters.side_by_side import Company, SideBySide, in_groups
+from editing.added_parameters.replaced_value import queries_of, trained_values, trials_of
+from editing.added_parameters.side_by_side import AT_ONCE, Company, SideBySide
 from editing.edit import Edit
 from editing.errors import RequestError
 from editing.request import EditRequest, check_decoder_only
 from editing.setting_checks import check_above_zero, check_not_negative, check_whole
 from editing.stopwatch import now
 from tracer.model import LanguageModel
+from tracer.model.tokens import encode_with_target
+from tracer.progress import bar
 
 Init = Literal["cold", "warm"]
 
@@ -130,66 +132,62 @@ class GRACE(SideBySide["_Learnt"]):
         progress: bool | None,
         company: Company,
     ) -> list[_Learnt]:
-        """What the codebook is to learn of each request, once it has learnt those before."""
-        book, known = codebook_at(model, self.place), 0
-        seeds = range(seed, seed + len(requests)) if company == "together" else [seed] * len(requests)
+        """What the codebook is to learn of each request, once it has learnt those before.
 
-        def learn(group: Sequence[tuple[EditRequest, int]], found: Sequence[_Learnt]) -> list[_Learnt]:
-            nonlocal book, known
-            for one in () if company == "alone" else found[known:]:
-                book = book.after(one.record)
-            known = len(found)
-            return self._side_by_side(model, book, group, alone=company == "alone")
-
-        pairs = list(zip(requests, seeds, strict=True))
-        return in_groups(pairs, learn, title="training values", progress=progress)
-
-    def _side_by_side(
-        self, model: LanguageModel, book: Codebook, group: Sequence[tuple[EditRequest, int]], *, alone: bool
-    ) -> list[_Learnt]:
-        """Learns the first requests, up to one whose value begins with that of another one here."""
+        The rules go by queries and labels alone, so all requests are placed first. Then values are trained side by
+        side; one that begins with another one's here waits for it.
+        """
         begun = now(model)
-        requests = [request for request, _ in group]
-        trials = trials_of(model, self.layer, requests, self.replace)
-        self._check_reach(model, trials, requests)
-        placings, starts = self._placed(book, trials, [seed for _, seed in group], alone=alone)
-        if len(placings) < len(requests):
-            trials = trials_of(model, self.layer, requests[: len(placings)], self.replace)
+        self._check_reach(model, requests)
+        tasks = self._tasks(model, requests, seed, company)
+        share = (now(model) - begun) / max(1, len(tasks))
+        found: dict[_Task, _Learnt] = {}
+        with bar(len(tasks), "training values", show=progress, unit="edit") as steps:
+            while len(found) < len(tasks):
+                ready = [task for task in tasks if task not in found and (task.before is None or task.before in found)]
+                some = sorted(ready, key=lambda task: task.n_tokens)[:AT_ONCE]  # alike: little padding
+                found |= zip(some, self._trained(model, some, found, share), strict=True)
+                steps.update(len(some))
+        return [found[task] for task in tasks]
+
+    def _tasks(self, model: LanguageModel, requests: Sequence[EditRequest], seed: int, company: Company) -> list[_Task]:
+        """Where each request falls, in a codebook whose values are yet to be trained."""
+        book, tasks = codebook_at(model, self.place), []
+        writers: dict[int, _Task] = {}  # of the values that are trained here, by key
+        queries = queries_of(model, self.layer, requests) if requests else ()
+        for number, (request, query) in enumerate(zip(requests, queries, strict=True)):
+            encoding = encode_with_target(model.tokenizer, request.prompt, request.new)
+            label = encoding.target_ids
+            placing, before, start = book.placing(query, label), None, None
+            if placing.rule == "covered" and placing.nearest is not None:
+                before, start = writers.get(placing.nearest), book.values[placing.nearest]
+            own = seed + number if company == "together" else seed
+            tasks.append(_Task(request, len(encoding.ids), query, label, placing, own, before, start))
+            if company != "alone":
+                book = book.after(Record(query, query.new_zeros(model.d_model), label))
+                writers[_written(placing, book)] = tasks[-1]
+        return tasks
+
+    def _trained(
+        self, model: LanguageModel, tasks: Sequence[_Task], found: Mapping[_Task, _Learnt], share: float
+    ) -> list[_Learnt]:
+        """Trains the values of some requests side by side; `share`: seconds that each of them took before."""
+        begun, queries = now(model), torch.stack([task.query for task in tasks])
+        trials = trials_of(model, self.layer, [task.request for task in tasks], self.replace, queries=queries)
+        starts = []
+        for task, present in zip(tasks, trials.present, strict=True):
+            start = found[task.before].record.value if task.before else task.start
+            starts.append(self._fresh(present, task.seed) if start is None else start.to(present))
         options = {"rate": self.rate, "steps": self.steps, "stop_below": self.stop_below}
         values = trained_values(trials, torch.stack(starts), **options)
-        share = (now(model) - begun) / len(values)
-        parts = zip(trials.queries.cpu(), trials.labels, values, placings, strict=True)
+        share += (now(model) - begun) / len(values)
         return [
-            _Learnt(Record(query, value.value.cpu(), label), placing, value.losses, share)
-            for query, label, value, placing in parts
+            _Learnt(Record(task.query.cpu(), one.value.cpu(), task.label), task.placing, one.losses, share)
+            for task, one in zip(tasks, values, strict=True)
         ]
 
-    def _placed(
-        self, book: Codebook, trials: Trials, seeds: Sequence[int], *, alone: bool
-    ) -> tuple[list[Placing], list[Tensor]]:
-        """Where the requests fall and what their values begin with, up to one that begins with another's here.
-
-        The rules go by queries and labels alone, so that a value to be trained can stand in for the trained one.
-        """
-        placings: list[Placing] = []
-        starts: list[Tensor] = []
-        fresh: set[int | None] = set()  # keys whose values are being trained
-        after = book
-        for query, label, present, seed in zip(trials.queries, trials.labels, trials.present, seeds, strict=True):
-            placing = after.placing(query, label)
-            if placing.rule == "covered" and placing.nearest in fresh:
-                break
-            placings.append(placing)
-            starts.append(self._start(book, placing, present, seed))
-            if not alone:
-                after = after.after(Record(query, starts[-1], label))
-                fresh.add(placing.nearest if placing.rule in ("covered", "overwritten") else len(after) - 1)
-        return placings, starts
-
-    def _start(self, book: Codebook, placing: Placing, present: Tensor, seed: int) -> Tensor:
-        if placing.rule == "covered":
-            assert placing.nearest is not None
-            return book.values[placing.nearest].to(present)
+    def _fresh(self, present: Tensor, seed: int) -> Tensor:
+        """What a new value begins with."""
         if self.init == "warm":
             return present
         return torch.rand(len(present), generator=torch.Generator().manual_seed(seed)).to(present)
@@ -206,14 +204,47 @@ class GRACE(SideBySide["_Learnt"]):
             "bytes_added": 4 * each * (n_after - n_before),
         }
 
-    def _check_reach(self, model: LanguageModel, trials: Trials, requests: Sequence[EditRequest]) -> None:
+    def _check_reach(self, model: LanguageModel, requests: Sequence[EditRequest]) -> None:
         """Above the last layer there is no block by which a value could reach the answer's later tokens."""
-        for request, label in zip(requests, trials.labels, strict=True):
-            if self.layer == model.n_layers - 1 and len(label) > 1:
+        for request in requests if self.layer == model.n_layers - 1 else ():
+            n_tokens = len(encode_with_target(model.tokenizer, request.prompt, request.new).target_ids)
+            if n_tokens > 1:
                 raise RequestError(
-                    f"{request.new!r} has {len(label)} tokens, and a value in the last layer changes the first one "
+                    f"{request.new!r} has {n_tokens} tokens, and a value in the last layer changes the first one "
                     f"alone. Write layer={max(0, model.n_layers - 2)} or lower."
                 )
+
+
+def _written(placing: Placing, book: Codebook) -> int:
+    """The key whose value an edit wrote, in the codebook after it."""
+    if placing.rule in ("covered", "overwritten") and placing.nearest is not None:
+        return placing.nearest
+    return len(book) - 1
+
+
+@dataclass(frozen=True, eq=False)
+class _Task:
+    """A request, where it falls, and what its value begins with.
+
+    Attributes:
+        request: what is to be said.
+        n_tokens: of its prompt and answer.
+        query: what enters the matrix at the prompt's end, [n_in].
+        label: token ids of the answer.
+        placing: in the codebook after the requests before.
+        seed: of a value that begins anew.
+        before: whose value this one begins with, if that is trained here too.
+        start: the codebook's value that this one begins with, if one was there before, [n_out].
+    """
+
+    request: EditRequest
+    n_tokens: int
+    query: Tensor
+    label: tuple[int, ...]
+    placing: Placing
+    seed: int
+    before: _Task | None
+    start: Tensor | None
 
 
 @dataclass(frozen=True, eq=False)

@@ -3,11 +3,13 @@
     loss(v) = -(1/T) sum_t log p(y_t | x, y_<t)      with the matrix's output replaced by v
 The weights never change, so what enters the block is recorded once. Replacing the last token alone leaves
 the tokens before it as they are: their keys and values come from the recording, in every block above.
-Requests are trained side by side, each with its own value: their rows meet nowhere.
+Requests are trained side by side, each with its own value: their rows meet nowhere. Once half of them have ended,
+the others go on without them.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,7 +24,7 @@ from editing.request import EditRequest
 from tracer.anatomy import is_stored_transposed
 from tracer.model import LanguageModel
 from tracer.model.prompt_ends import prompts_end_at
-from tracer.model.tokens import encode_with_target, right_padded
+from tracer.model.tokens import TargetEncoding, encode_with_target, right_padded
 from tracer.precision import wide, wide_dtype
 from tracer.sweep.hooks import output_changed
 from tracer.sweep.recording import record
@@ -35,7 +37,8 @@ class Trials:
 
     Attributes:
         model: the model.
-        matrix: whose output is replaced.
+        layer: whose value matrix gives the values.
+        requests: one a row.
         above: the blocks from the matrix's own up, on the tokens that the values can change.
         ends: where each prompt ends, among those tokens, [row].
         replace: "last": values stand there alone; "prompt": up to there.
@@ -44,12 +47,23 @@ class Trials:
     """
 
     model: LanguageModel
-    matrix: nn.Module
+    layer: int
+    requests: tuple[EditRequest, ...]
     above: UpperBlocks
     ends: Tensor
     replace: Replace
     queries: Tensor
     labels: tuple[tuple[int, ...], ...]
+
+    @property
+    def matrix(self) -> nn.Module:
+        """Whose output is replaced."""
+        return self.model.anatomy.value_matrix(self.layer)
+
+    def of_rows(self, rows: Sequence[int]) -> Trials:
+        """These requests alone."""
+        requests = [self.requests[row] for row in rows]
+        return trials_of(self.model, self.layer, requests, self.replace, queries=self.queries[list(rows)])
 
     @cached_property
     def present(self) -> Tensor:
@@ -75,32 +89,63 @@ class Trials:
         return torch.stack([row.mean() for row in tokens.split([len(label) for label in self.labels])])
 
 
-def trials_of(model: LanguageModel, layer: int, requests: Sequence[EditRequest], replace: Replace) -> Trials:
+def trials_of(
+    model: LanguageModel,
+    layer: int,
+    requests: Sequence[EditRequest],
+    replace: Replace,
+    *,
+    queries: Tensor | None = None,
+) -> Trials:
     """Records what values at `layer` leave as it is.
+
+    Args:
+        model: the model.
+        layer: whose value matrix gives the values.
+        requests: one a row.
+        replace: where the values stand.
+        queries: `queries_of` the requests, if they are known, [row, n_in].
 
     Raises:
         RequestError: a prompt of one token.
     """
+    queries = queries_of(model, layer, requests) if queries is None else queries
+    encodings = _encodings(model, requests)
+    # The last target token is predicted, never read.
+    ids, mask = right_padded([encoding.ids[:-1] for encoding in encodings], device=model.device)
+    ends = [encoding.n_prompt - 1 for encoding in encodings]
+    with torch.no_grad(), prompts_end_at(model, ends):
+        run = record(model, ids, attention_mask=mask)
+    # One token before the prompts' ends as well: a codebook asks nothing in a pass that begins there.
+    first = min(ends) - 1 if replace == "last" else 0
+    above = upper_blocks(run, layer, first=first, stop=ids.shape[1], lengths=mask.sum(1))
+    last = torch.tensor(ends, device=model.device)
+    labels = tuple(one.target_ids for one in encodings)
+    return Trials(model, layer, tuple(requests), above, last - first, replace, queries, labels)
+
+
+def queries_of(model: LanguageModel, layer: int, requests: Sequence[EditRequest]) -> Tensor:
+    """What enters the value matrix at the end of each prompt, in float32 or wider, [row, n_in].
+
+    Each by itself: a prompt is to give the same query, to the bit, in whatever company it is asked for.
+
+    Raises:
+        RequestError: a prompt of one token.
+    """
+    prompts = [one.ids[: one.n_prompt] for one in _encodings(model, requests)]
+    return torch.cat([queries_at_ends(model, layer, [ids]) for ids in prompts]).to(wide_dtype(model.dtype))
+
+
+def _encodings(model: LanguageModel, requests: Sequence[EditRequest]) -> list[TargetEncoding]:
+    """Prompts with their answers, as the model can read them."""
     encodings = [encode_with_target(model.tokenizer, request.prompt, request.new) for request in requests]
     for request, encoding in zip(requests, encodings, strict=True):
         if encoding.n_prompt < 2:
             raise RequestError(
                 f"{request.prompt!r} is one token, which a codebook never changes. Write a longer prompt."
             )
-    # The last target token is predicted, never read.
-    ids, mask = right_padded([encoding.ids[:-1] for encoding in encodings], device=model.device)
-    model.check_length(ids.shape[1])
-    matrix, ends = model.anatomy.value_matrix(layer), [encoding.n_prompt - 1 for encoding in encodings]
-    with torch.no_grad(), prompts_end_at(model, ends):
-        run = record(model, ids, attention_mask=mask)
-    # One token before the prompts' ends as well: a codebook asks nothing in a pass that begins there.
-    first = min(ends) - 1 if replace == "last" else 0
-    above = upper_blocks(run, layer, first=first, stop=ids.shape[1], lengths=mask.sum(1))
-    # Each by itself: a prompt is to give the same query, to the bit, in whatever company it is asked for.
-    queries = torch.cat([queries_at_ends(model, layer, [one.ids[: one.n_prompt]]) for one in encodings])
-    queries = queries.to(wide_dtype(model.dtype))
-    last = torch.tensor(ends, device=model.device)
-    return Trials(model, matrix, above, last - first, replace, queries, tuple(one.target_ids for one in encodings))
+        model.check_length(len(encoding.ids) - 1)
+    return encodings
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,12 +172,12 @@ def trained_values(trials: Trials, starts: Tensor, *, rate: float, steps: int, s
     values = [start.clone().requires_grad_() for start in starts.detach()]
     best, losses = list(starts.detach()), [[] for _ in values]
     optimiser = torch.optim.Adam(values, lr=rate)
-    going = list(range(len(values)))
+    tried = going = list(range(len(values)))  # rows of the trials, and those that have not ended
     for turn in range(steps + 1):
-        found = trials.nll(torch.stack(values))
+        found = dict(zip(tried, trials.nll(torch.stack([values[row] for row in tried])), strict=True))
         for row in going:
             loss = found[row].item()
-            if not torch.isfinite(found[row]):
+            if not math.isfinite(loss):
                 raise EditFailedError(f"The loss became {loss} after {turn} steps. Use a smaller rate than {rate}.")
             losses[row].append(loss)
             if loss <= min(losses[row]):
@@ -141,8 +186,10 @@ def trained_values(trials: Trials, starts: Tensor, *, rate: float, steps: int, s
         if not going:
             break
         optimiser.zero_grad()  # rows that have ended stay where they are
-        gradients = torch.autograd.grad(found[going].sum(), [values[row] for row in going])
-        for row, gradient in zip(going, gradients, strict=True):
+        loss = torch.stack([found[row] for row in going]).sum()
+        for row, gradient in zip(going, torch.autograd.grad(loss, [values[row] for row in going]), strict=True):
             values[row].grad = gradient
         optimiser.step()
+        if 2 * len(going) <= len(tried):
+            trials, tried = trials.of_rows([tried.index(row) for row in going]), going
     return [TrainedValue(value, tuple(seen)) for value, seen in zip(best, losses, strict=True)]
