@@ -19,7 +19,7 @@ from editing.added_parameters.calibration import calibrated_on_bundled_facts, qu
 from editing.added_parameters.codebook import Codebook, Record
 from editing.added_parameters.codebook_branch import codebook_at, rounding_of
 from editing.added_parameters.passing import Padding
-from editing.added_parameters.replaced_value import Trials, trained_values, trials_of
+from editing.added_parameters.replaced_value import TrainedValue, Trials, trained_values, trials_of
 from editing.edit import undo_all
 from editing.editors import editor_named
 from editing.scoring.generation import complete, continued
@@ -322,20 +322,30 @@ def test_rows_trained_side_by_side_find_what_they_find_alone(family_model: trace
 def test_once_half_of_the_rows_have_ended_the_others_go_on_without_them(
     toy_model: tracer.LanguageModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    requests, rows = [SHORT, LONG, SHORT], []
-    options = {"rate": 0.3, "steps": 30}
-    (short,) = trained_values(
-        trials_of(toy_model, 2, [SHORT], "last"), start_of(toy_model, [SHORT]), **options, stop_below=0
-    )
-    options["stop_below"] = short.losses[10] + 1e-9
-    (alone,) = trained_values(trials_of(toy_model, 2, [LONG], "last"), start_of(toy_model, [LONG]), **options)
+    """Rows of which one ends, then a second one, then a third: all have what they have alone."""
+    requests = [LONG, SHORT, OTHER, REQUEST]
+    options = {"rate": 0.3, "steps": 40}
+
+    def alone(request: EditRequest, below: float) -> TrainedValue:
+        trials = trials_of(toy_model, 2, [request], "last")
+        return trained_values(trials, trials.present, **options, stop_below=below)[0]
+
+    whole = [alone(request, 0.0).losses for request in requests]
+    below = max(min(losses) for losses in whole) - 1e-6  # which one of them never reaches
+    expected = [alone(request, below) for request in requests]
+    ends = [len(one.losses) for one in expected]
+    first, second, third, last = sorted(ends)
+    assert 1 < first < second < third < last == 41 and ends != sorted(ends)
+    rows: list[int] = []
     nll = Trials.nll
     monkeypatch.setattr(Trials, "nll", lambda self, values: rows.append(len(values)) or nll(self, values))
-    found = trained_values(trials_of(toy_model, 2, requests, "last"), start_of(toy_model, requests), **options)
-    assert rows == [3] * 11 + [1] * 20
-    assert [len(one.losses) for one in found] == [11, 31, 11]
-    assert found[1].losses == pytest.approx(alone.losses, abs=1e-6)
-    torch.testing.assert_close(found[1].value, alone.value, atol=1e-6, rtol=0)
+    found = trained_values(
+        trials_of(toy_model, 2, requests, "last"), start_of(toy_model, requests), **options, stop_below=below
+    )
+    assert rows == [4] * second + [2] * (third - second) + [1] * (last - third)
+    for one, other in zip(found, expected, strict=True):
+        assert one.losses == pytest.approx(other.losses, abs=1e-6)
+        torch.testing.assert_close(one.value, other.value, atol=1e-6, rtol=0)
 
 
 def test_a_request_waits_only_for_the_value_that_its_own_begins_with(
@@ -355,6 +365,26 @@ def test_a_request_waits_only_for_the_value_that_its_own_begins_with(
     with editor.apply(toy_model, [added, again, other]) as edit:
         assert [one["rule"] for one in edit.diagnostics][:2] == ["added", "covered"]
     assert sorted(groups[0]) == sorted([added.subject, other.subject]) and groups[1:] == [[again.subject]]
+
+
+def test_no_more_are_trained_side_by_side_than_memory_is_meant_for(
+    toy_model: tracer.LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And what is found stands in the order of the requests, also where shorter ones were trained first."""
+    monkeypatch.setattr("editing.added_parameters.grace.AT_ONCE", 2)
+    rows: list[int] = []
+
+    def trained(trials: Trials, *arguments, **options):
+        rows.append(len(trials.requests))
+        return trained_values(trials, *arguments, **options)
+
+    monkeypatch.setattr("editing.added_parameters.grace.trained_values", trained)
+    requests = [LONG, OTHER, REQUEST, SHORT, EditRequest("The {} is red and", "capital", " Paris")]
+    edits = QUICK.each(toy_model, requests)
+    assert rows == [2, 2, 1]
+    labels = [edit.attachments[0].records[0].label for edit in edits]
+    assert labels == [score.target for score in target_scores(toy_model, [(one.prompt, one.new) for one in requests])]
+    assert QUICK.each(toy_model, []) == QUICK.in_turn(toy_model, []) == []
 
 
 def start_of(model: tracer.LanguageModel, requests: list[EditRequest]) -> torch.Tensor:

@@ -109,6 +109,12 @@ class Codebook:
         same = apart <= max(SAME, float(self._slack(index)))
         return Placing("overwritten" if same else "split", near, apart)
 
+    def written(self, placing: Placing) -> int:
+        """The key that an edit placed so writes, whether it is there or will be the next one."""
+        if placing.rule in ("covered", "overwritten") and placing.nearest is not None:
+            return placing.nearest
+        return len(self)
+
     def after(self, record: Record) -> Self:
         """The codebook once this edit is made."""
         placing = self.placing(record.query, record.label)

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from editing.added_parameters.attaching import attach_and_score
 from editing.added_parameters.calibration import calibrated_on_bundled_facts
-from editing.added_parameters.codebook import Codebook, Placing, Record
+from editing.added_parameters.codebook import Placing, Record
 from editing.added_parameters.codebook_branch import CodebookPlace, Journal, Replace, codebook_at
-from editing.added_parameters.replaced_value import queries_of, trained_values, trials_of
+from editing.added_parameters.replaced_value import encodings_of, query_of, trained_values, trials_of
 from editing.added_parameters.side_by_side import AT_ONCE, Company, SideBySide
 from editing.edit import Edit
 from editing.errors import RequestError
@@ -26,7 +26,7 @@ from editing.request import EditRequest, check_decoder_only
 from editing.setting_checks import check_above_zero, check_not_negative, check_whole
 from editing.stopwatch import now
 from tracer.model import LanguageModel
-from tracer.model.tokens import encode_with_target
+from tracer.model.tokens import TargetEncoding
 from tracer.progress import bar
 
 Init = Literal["cold", "warm"]
@@ -137,12 +137,11 @@ class GRACE(SideBySide["_Learnt"]):
         The rules go by queries and labels alone, so all requests are placed first. Then values are trained side by
         side; one that begins with another one's here waits for it.
         """
-        begun = now(model)
-        self._check_reach(model, requests)
-        tasks = self._tasks(model, requests, seed, company)
-        share = (now(model) - begun) / max(1, len(tasks))
         found: dict[_Task, _Learnt] = {}
-        with bar(len(tasks), "training values", show=progress, unit="edit") as steps:
+        with bar(len(requests), "training values", show=progress, unit="edit") as steps:
+            begun = now(model)
+            tasks = self._tasks(model, requests, seed, company)
+            share = (now(model) - begun) / max(1, len(tasks))
             while len(found) < len(tasks):
                 ready = [task for task in tasks if task not in found and (task.before is None or task.before in found)]
                 some = sorted(ready, key=lambda task: task.n_tokens)[:AT_ONCE]  # alike: little padding
@@ -154,18 +153,19 @@ class GRACE(SideBySide["_Learnt"]):
         """Where each request falls, in a codebook whose values are yet to be trained."""
         book, tasks = codebook_at(model, self.place), []
         writers: dict[int, _Task] = {}  # of the values that are trained here, by key
-        queries = queries_of(model, self.layer, requests) if requests else ()
-        for number, (request, query) in enumerate(zip(requests, queries, strict=True)):
-            encoding = encode_with_target(model.tokenizer, request.prompt, request.new)
-            label = encoding.target_ids
-            placing, before, start = book.placing(query, label), None, None
-            if placing.rule == "covered" and placing.nearest is not None:
-                before, start = writers.get(placing.nearest), book.values[placing.nearest]
+        encodings = encodings_of(model, requests)
+        self._check_reach(model, requests, encodings)
+        for number, (request, encoding) in enumerate(zip(requests, encodings, strict=True)):
+            query, label = query_of(model, self.layer, encoding), encoding.target_ids
+            placing = book.placing(query, label)
+            key = book.written(placing)
+            before = writers.get(key) if placing.rule == "covered" else None
+            start = book.values[key] if placing.rule == "covered" and before is None else None
             own = seed + number if company == "together" else seed
             tasks.append(_Task(request, len(encoding.ids), query, label, placing, own, before, start))
             if company != "alone":
                 book = book.after(Record(query, query.new_zeros(model.d_model), label))
-                writers[_written(placing, book)] = tasks[-1]
+                writers[key] = tasks[-1]
         return tasks
 
     def _trained(
@@ -204,22 +204,17 @@ class GRACE(SideBySide["_Learnt"]):
             "bytes_added": 4 * each * (n_after - n_before),
         }
 
-    def _check_reach(self, model: LanguageModel, requests: Sequence[EditRequest]) -> None:
+    def _check_reach(
+        self, model: LanguageModel, requests: Sequence[EditRequest], encodings: Sequence[TargetEncoding]
+    ) -> None:
         """Above the last layer there is no block by which a value could reach the answer's later tokens."""
-        for request in requests if self.layer == model.n_layers - 1 else ():
-            n_tokens = len(encode_with_target(model.tokenizer, request.prompt, request.new).target_ids)
-            if n_tokens > 1:
+        for request, encoding in zip(requests, encodings, strict=True):
+            n_tokens = len(encoding.target_ids)
+            if self.layer == model.n_layers - 1 and n_tokens > 1:
                 raise RequestError(
                     f"{request.new!r} has {n_tokens} tokens, and a value in the last layer changes the first one "
                     f"alone. Write layer={max(0, model.n_layers - 2)} or lower."
                 )
-
-
-def _written(placing: Placing, book: Codebook) -> int:
-    """The key whose value an edit wrote, in the codebook after it."""
-    if placing.rule in ("covered", "overwritten") and placing.nearest is not None:
-        return placing.nearest
-    return len(book) - 1
 
 
 @dataclass(frozen=True, eq=False)

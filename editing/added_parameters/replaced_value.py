@@ -104,13 +104,15 @@ def trials_of(
         layer: whose value matrix gives the values.
         requests: one a row.
         replace: where the values stand.
-        queries: `queries_of` the requests, if they are known, [row, n_in].
+        queries: `query_of` each request, if they are known, [row, n_in].
 
     Raises:
         RequestError: a prompt of one token.
+        FactError: one is longer than the model's context.
     """
-    queries = queries_of(model, layer, requests) if queries is None else queries
-    encodings = _encodings(model, requests)
+    encodings = encodings_of(model, requests)
+    if queries is None:
+        queries = torch.stack([query_of(model, layer, encoding) for encoding in encodings])
     # The last target token is predicted, never read.
     ids, mask = right_padded([encoding.ids[:-1] for encoding in encodings], device=model.device)
     ends = [encoding.n_prompt - 1 for encoding in encodings]
@@ -124,20 +126,22 @@ def trials_of(
     return Trials(model, layer, tuple(requests), above, last - first, replace, queries, labels)
 
 
-def queries_of(model: LanguageModel, layer: int, requests: Sequence[EditRequest]) -> Tensor:
-    """What enters the value matrix at the end of each prompt, in float32 or wider, [row, n_in].
+def query_of(model: LanguageModel, layer: int, encoding: TargetEncoding) -> Tensor:
+    """What enters the value matrix at the prompt's end, in float32 or wider, [n_in].
 
-    Each by itself: a prompt is to give the same query, to the bit, in whatever company it is asked for.
+    Each prompt by itself: it is to give the same query, to the bit, in whatever company it is asked for.
+    """
+    (query,) = queries_at_ends(model, layer, [encoding.ids[: encoding.n_prompt]]).to(wide_dtype(model.dtype))
+    return query
+
+
+def encodings_of(model: LanguageModel, requests: Sequence[EditRequest]) -> list[TargetEncoding]:
+    """Prompts with their answers, as the model can read them.
 
     Raises:
         RequestError: a prompt of one token.
+        FactError: one is longer than the model's context.
     """
-    prompts = [one.ids[: one.n_prompt] for one in _encodings(model, requests)]
-    return torch.cat([queries_at_ends(model, layer, [ids]) for ids in prompts]).to(wide_dtype(model.dtype))
-
-
-def _encodings(model: LanguageModel, requests: Sequence[EditRequest]) -> list[TargetEncoding]:
-    """Prompts with their answers, as the model can read them."""
     encodings = [encode_with_target(model.tokenizer, request.prompt, request.new) for request in requests]
     for request, encoding in zip(requests, encodings, strict=True):
         if encoding.n_prompt < 2:
@@ -176,11 +180,12 @@ def trained_values(trials: Trials, starts: Tensor, *, rate: float, steps: int, s
     for turn in range(steps + 1):
         found = dict(zip(tried, trials.nll(torch.stack([values[row] for row in tried])), strict=True))
         for row in going:
-            loss = found[row].item()
-            if not math.isfinite(loss):
-                raise EditFailedError(f"The loss became {loss} after {turn} steps. Use a smaller rate than {rate}.")
-            losses[row].append(loss)
-            if loss <= min(losses[row]):
+            losses[row].append(found[row].item())
+            if not math.isfinite(losses[row][-1]):
+                raise EditFailedError(
+                    f"The loss became {losses[row][-1]} after {turn} steps. Use a smaller rate than {rate}."
+                )
+            if losses[row][-1] <= min(losses[row]):
                 best[row] = values[row].detach().clone()
         going = [row for row in going if turn < steps and losses[row][-1] >= stop_below]
         if not going:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any, ClassVar, Generic, Literal, TypeVar
 
@@ -13,9 +13,7 @@ from editing.request import EditRequest, check_model, check_requests, listed
 from editing.setting_checks import checked_seed
 from editing.writing import editable
 from tracer.model import LanguageModel
-from tracer.progress import bar
 
-Item = TypeVar("Item")
 Learnt = TypeVar("Learnt")
 # One edit of all; an edit of each, after those before it; an edit of each, as if there were no others.
 Company = Literal["together", "in turn", "alone"]
@@ -102,30 +100,3 @@ class SideBySide(ABC, Generic[Learnt]):
     @abstractmethod
     def _finish(self, edit: Edit, learnt: Sequence[Learnt]) -> None:
         """Attaches what was trained for the edit's requests and fills in its diagnostics."""
-
-
-def in_groups(
-    items: Sequence[Item],
-    learn: Callable[[Sequence[Item], Sequence[Learnt]], list[Learnt]],
-    *,
-    title: str,
-    progress: bool | None,
-    most: int = AT_ONCE,
-) -> list[Learnt]:
-    """What is learnt of all items, a group at a time.
-
-    Args:
-        items: in order.
-        learn: given a group and what was learnt before, learns its first items, one at least.
-        title: of the bar.
-        progress: whether to show it.
-        most: items of a group. One that was learnt in part is followed by a smaller one.
-    """
-    size, found = most, []
-    with bar(len(items), title, show=progress, unit="edit") as steps:
-        while len(found) < len(items):
-            some = learn(items[len(found) : len(found) + size], found)
-            found += some
-            size = min(most, 2 * len(some))
-            steps.update(len(some))
-    return found

@@ -20,7 +20,7 @@ from editing.added_parameters.last_layer import LastLayer, last_layer
 from editing.added_parameters.patch import Patch, attached_patches
 from editing.added_parameters.patch_training import Neurons, Schedule, TrainedPatch, Training, trained_patches
 from editing.added_parameters.side_branch import check_place, model_activation
-from editing.added_parameters.side_by_side import AT_ONCE, Company, SideBySide, in_groups
+from editing.added_parameters.side_by_side import AT_ONCE, Company, SideBySide
 from editing.added_parameters.silent_rows import LEAST_ROWS, SilentRows, silent_rows
 from editing.edit import Edit
 from editing.errors import EditFailedError, RequestError
@@ -28,6 +28,7 @@ from editing.request import EditRequest
 from editing.setting_checks import check_above_zero, check_not_negative, check_whole
 from editing.stopwatch import now
 from tracer.model import LanguageModel
+from tracer.progress import bar
 
 Act = Literal["relu", "model"]
 
@@ -105,18 +106,22 @@ class TPatcher(SideBySide["_Found"]):
     ) -> list[_Found]:
         """The neurons of each request beside those of the requests before it."""
         alone, everyone = company == "alone", [request.subject for request in requests]
-
-        def learn(group: Sequence[_Task], found: Sequence[_Found]) -> list[_Found]:
-            earlier = [] if alone else [patch for one in found for patch in one.patches]
-            return self._side_by_side(model, group, earlier, alone=alone)
-
-        tasks = []
+        tasks: list[_Task] = []
+        found: list[_Found] = []
         for number, request in enumerate(requests):
             subjects, own = (everyone, seed + number) if company == "together" else ([request.subject], seed)
             memory = silent_rows(model, self.memory, seed=seed, without=subjects, progress=progress)
             tasks.append(_Task(request, memory, own))
         most = AT_ONCE if alone or self.act == "relu" else 1  # others fire on everything
-        return in_groups(tasks, learn, title="training neurons", progress=progress, most=most)
+        size = most
+        with bar(len(tasks), "training neurons", show=progress, unit="edit") as steps:
+            while len(found) < len(tasks):
+                earlier = [] if alone else [patch for one in found for patch in one.patches]
+                some = self._side_by_side(model, tasks[len(found) : len(found) + size], earlier, alone=alone)
+                found += some
+                size = min(most, 2 * len(some))  # what was found in part is followed by a smaller group
+                steps.update(len(some))
+        return found
 
     def _side_by_side(
         self, model: LanguageModel, tasks: Sequence[_Task], earlier: Sequence[Patch], *, alone: bool
