@@ -387,6 +387,21 @@ def test_no_more_are_trained_side_by_side_than_memory_is_meant_for(
     assert QUICK.each(toy_model, []) == QUICK.in_turn(toy_model, []) == []
 
 
+def test_a_prompt_of_one_token_is_told_so_in_the_last_layer_too_before_the_model_runs(
+    toy_model: tracer.LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(toy_model.torch, "forward", lambda *_arguments, **_options: pytest.fail("the model ran"))
+    for layer in (2, LAYERS - 1):
+        with pytest.raises(RequestError, match="one token.*longer prompt"):
+            GRACE(layer=layer, radius=0.01).apply(toy_model, [EditRequest("a", "a", " Constantinople")])
+
+
+def test_an_edit_keeps_its_own_query_alone(toy_model: tracer.LanguageModel) -> None:
+    for edit in QUICK.each(toy_model, [LONG, OTHER, REQUEST]):
+        query = edit.attachments[0].records[0].query
+        assert query.untyped_storage().nbytes() == query.numel() * query.element_size()
+
+
 def start_of(model: tracer.LanguageModel, requests: list[EditRequest]) -> torch.Tensor:
     return trials_of(model, 2, requests, "last").present
 

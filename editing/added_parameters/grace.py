@@ -164,7 +164,8 @@ class GRACE(SideBySide["_Learnt"]):
             own = seed + number if company == "together" else seed
             tasks.append(_Task(request, len(encoding.ids), query, label, placing, own, before, start))
             if company != "alone":
-                book = book.after(Record(query, query.new_zeros(model.d_model), label))
+                unknown = query.new_zeros(model.d_model)  # the value, of which no rule asks
+                book = book.after(Record(query, unknown, label))
                 writers[key] = tasks[-1]
         return tasks
 
