@@ -19,6 +19,10 @@ for name in counterfact.dev zsre.eval.dev portability.counterfact_{locality,oneh
 do without+=(--without "$data/$name.json.gz"); done
 editing train --editor serac --data "$counterfact_train" --data "$zsre_train" "${without[@]}" --model "$model" \
   --steps 2000 --out runs/train/serac --quiet
+for editor in mend ke
+do editing train --editor "$editor" --data "$zsre_train" "${without[@]}" --model "$model" \
+  --steps 500 --out "runs/train/$model-$editor" --quiet
+done
 
 compare() { # FOLDER FILE EDITORS [OPTION ...]
   editing compare --model "$model" --layer "$layer" --settings "benchmarks/editors-$model.toml" --out "$out/$1" \
@@ -35,7 +39,7 @@ many() { # FOLDER EDITORS [OPTION ...]
 }
 
 beside=serac,memprompt,grace,t-patcher,calinet,ike
-weights=r-rome,rome,memit,emmet,alphaedit,pmet,kn,ft,ft-l,ft-m
+weights=r-rome,rome,memit,emmet,alphaedit,pmet,mend,ke,kn,ft,ft-l,ft-m
 single "$locality" "$beside,$weights" 100
 single "$one_hop" "$beside,$weights" 100 --benchmark zsre-survey
 compare "$model-portability" "$replaced" "$beside,$weights" --n 70 --no-free --no-kl
@@ -44,13 +48,14 @@ counterfact=$data/counterfact.dev.json.gz
 compare "$model-counterfact" "$counterfact" r-rome,rome,emmet --n 100 --no-free --no-kl --text 1
 compare "$model-counterfact" "$counterfact" memit --n 100 --batch 100 --protocols single,batch --no-free --no-kl --text 1
 
-many sequence serac,memprompt,grace,t-patcher,r-rome,rome,memit,alphaedit,ft-l \
+many sequence serac,memprompt,grace,t-patcher,r-rome,rome,memit,alphaedit,mend,ke,ft-l \
   --protocols sequential --n 300 --checkpoints 1,10,30,100,300
 batched=(memit,alphaedit,emmet,pmet --protocols batch --n 100 --batch 10,100 --no-free --no-kl)
 compare "$model-counterfact-batch" "$locality" "${batched[@]}" --text 1
 compare "$model-batch" "$one_hop" "${batched[@]}" --benchmark zsre-survey
 many many memit,emmet,alphaedit,grace,serac --protocols batch --n 1000 --batch 10,100,500,1000
 many many-pmet pmet --protocols batch --n 1000 --batch 10,100,500
+many many-learned mend,ke --protocols batch --n 1000 --batch 10,100
 compare "$model-together" "$one_hop" mello,memprompt,serac,grace --data "$flat" --benchmark zsre-survey --no-free --no-kl \
   --protocols batch --n 100 --batch 100 --set mello.max_rounds=3 --set mello.new_tokens=96
 compare "$model-hops" "$hops" mello,ike --n 15  # 10 on Gemma
