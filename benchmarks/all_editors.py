@@ -71,7 +71,8 @@ records say the same, or it is one number, as of a single edit and of the perple
 batch all its records are asked, of a sequence all edits made so far, its locality on 50 other questions. How many
 passages of the fixed text a perplexity ratio is over differs between files and protocols (1 or 3; 12 after the edits of
 a sequence): compare it within a table. A sequence rings the alarm where it passes 1.5.
-`editing explain-metric NAME` has a score's formula and source. Perplexity ratios are cut at 1e12.
+`editing explain-metric NAME` has a score's formula and source. Perplexity ratios are cut at 1e12, in figures at 10. An
+empty cell: not run, or nothing to compare with.
 """
 
 

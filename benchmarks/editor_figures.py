@@ -42,6 +42,7 @@ DASHES = ((0, (1, 2)), (0, (4, 2)), (0, (6, 2, 1, 2)), "-")  # of the lines of t
 GREY = "#888888"
 UNEDITED = (0, (1, 1.5))  # the dashes of its line beside curves
 ROW = 0.72  # of the distance between two editors, for the marks of all models
+CEILING = 10.0  # of perplexity ratios: a ruined model's would flatten every other curve
 SINGLES_KEY = "per cent; bars: 95 % intervals over the records; no mark: not run"
 UNKNOWN = "#b07aa1"
 OWN = {  # colours of the family whose curves lie close together; other families have shades of one hue
@@ -119,6 +120,7 @@ def plot_course(rows: pd.DataFrame, protocol: str) -> Figure:
     """Scores against the size of a batch or the edits made: a row for each score, a column for each model.
 
     Bands are 95 % intervals over the records, dotted lines the unedited model. A single edit, one record, is left out.
+    Perplexity ratios above `CEILING` are drawn at it.
     """
     rows = rows.loc[rows["edits"] > 1]
     unedited, rows = rows.loc[rows["when"] == "before"], rows.loc[rows["when"] == "after"]
@@ -130,14 +132,17 @@ def plot_course(rows: pd.DataFrame, protocol: str) -> Figure:
         figure = NotebookFigure(figsize=size, layout="constrained")
         panels = figure.subplots(len(names), len(models), squeeze=False, sharex=True, sharey="row")
         for name, line in zip(names, panels, strict=True):
-            of_score = rows.loc[rows["score"] == name]
+            of_score, cut = rows.loc[rows["score"] == name], False
+            if name == "perplexity_ratio":
+                cut = bool((of_score["mean"] > CEILING).any())
+                of_score = of_score.assign(mean=of_score["mean"].clip(upper=CEILING))
             for model, panel in zip(models, line, strict=True):
                 _curves(panel, of_score.loc[of_score["model"] == model], looks, percent=name != "perplexity_ratio")
                 asked = unedited.loc[(unedited["score"] == name) & (unedited["model"] == model)]
                 once = asked.drop_duplicates("edits").sort_values("edits")
                 if len(once):
                     panel.plot(once["edits"], once["mean"], color=GREY, linewidth=1.0, linestyle=UNEDITED)
-            _score_axis(line[0], name)
+            _score_axis(line[0], name, cut=cut)
         counts = sorted(set(rows["edits"]))
         for model, column in zip(models, panels.T, strict=True):
             column[0].set_title(model)
@@ -166,15 +171,15 @@ def _curves(panel: Axes, rows: pd.DataFrame, looks: dict[str, tuple[tuple, str]]
     panel.spines[["top", "right"]].set_visible(False)
 
 
-def _score_axis(panel: Axes, name: str) -> None:
-    """Per cent from 0, or the growth of perplexity on a logarithmic scale."""
+def _score_axis(panel: Axes, name: str, *, cut: bool) -> None:
+    """Per cent from 0, or the growth of perplexity on a logarithmic scale, `cut` where some grows beyond its end."""
     panel.set_ylabel(COURSE[name])
     if name != "perplexity_ratio":
         panel.set_ylim(-3, 102)
         return
     panel.set_yscale("log")
     ticks = ratio_ticks(*panel.get_ylim())
-    panel.set_yticks(ticks, [f"{tick:g}" for tick in ticks])
+    panel.set_yticks(ticks, [f"{tick:g}+" if cut and tick == CEILING else f"{tick:g}" for tick in ticks])
     panel.yaxis.set_minor_locator(NullLocator())
 
 

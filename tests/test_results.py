@@ -168,6 +168,17 @@ def test_a_figure_of_a_sequence_has_a_row_a_score_and_a_column_a_model_and_leave
     assert {panel.get_title() for panel in figure.axes[:2]} == {"SmolLM2-135M", "other"}
 
 
+def test_a_ruined_model_does_not_flatten_the_other_curves(tmp_path) -> None:
+    rows = [("rome", "after", 10, "perplexity_ratio", 1.1, 0.0), ("mend", "after", 10, "perplexity_ratio", 1e9, 0.0)]
+    (panel, _) = plot_course(results(tmp_path, rows, "sequential"), "sequential").axes
+    assert sorted(float(line.get_ydata()[0]) for line in panel.lines) == [1.1, 10.0] and panel.get_ylim()[1] < 20
+    assert panel.get_yticklabels()[-1].get_text() == "10+"
+    (whole, _) = plot_course(
+        results(tmp_path, [*rows[:1], ("mend", *rows[1][1:4], 10.0, 0.0)], "sequential"), "sequential"
+    ).axes
+    assert whole.get_yticklabels()[-1].get_text() == "10"
+
+
 def test_a_figure_of_batches_has_the_unedited_model_where_it_was_asked(tmp_path) -> None:
     rows = [
         ("rome", when, edits, "ES", mean, 0.1) for edits in (10, 20) for when, mean in (("before", 5), ("after", 8))
