@@ -21,7 +21,7 @@ editing train --editor serac --data "$counterfact_train" --data "$zsre_train" "$
   --steps 2000 --out runs/train/serac --quiet
 for editor in mend ke
 do editing train --editor "$editor" --data "$zsre_train" "${without[@]}" --model "$model" \
-  --steps 500 --out "runs/train/$model-$editor" --quiet
+  --steps 500 --out "runs/train/$model-$editor" --quiet  # Gemma: 300
 done
 
 compare() { # FOLDER FILE EDITORS [OPTION ...]
