@@ -27,6 +27,8 @@ SHARES = {
     "outside": "kept out",
 }
 ABOUT = {"edits_taken": "held-out edits that take, %", "inside": "held-out prompts decided rightly, %"}
+LOWEST = 1e-2  # of a loss's median: the axis ends there
+BELOW = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.17), "ncols": 2, "frameon": False}  # where no data are
 LOSS_COLOURS, SHARE_COLOURS = ("#0072b2", "#d55e00"), ("#0072b2", "#e69f00")
 
 
@@ -37,7 +39,7 @@ def plot_training(result: TrainingResult) -> Figure:
     """
     checks = [record for record in result.curve if record.get("validation")]
     with matplotlib.rc_context(STYLE):
-        figure = NotebookFigure(figsize=(10.0, 3.1), layout="constrained")
+        figure = NotebookFigure(figsize=(10.0, 3.3), layout="constrained")
         axes = figure.subplots(1, 3)
         losses = [name for name in LOSSES if name in result.best]
         for each, name, colour in zip(axes, losses, LOSS_COLOURS, strict=False):
@@ -53,13 +55,16 @@ def plot_training(result: TrainingResult) -> Figure:
 def _loss(axes: Axes, name: str, colour: str, curve: Sequence[Mapping[str, Any]]) -> None:
     steps, checks = ([record for record in curve if bool(record.get("validation")) == held] for held in (False, True))
     thin, dots = {"linewidth": 0.6, "alpha": 0.45, "label": "each step"}, {"markersize": 4, "label": "held out"}
-    axes.plot(_column(steps, "step"), _column(steps, name), color=colour, **thin)
+    each = _column(steps, name)
+    axes.plot(_column(steps, "step"), each, color=colour, **thin)
     axes.plot(_column(checks, "step"), _column(checks, name), "o-", color=colour, linewidth=1.4, **dots)
     axes.set_title(LOSSES[name], loc="left", fontsize=10)
     axes.set_yscale("log")
+    if np.nanmin(each) < LOWEST * np.nanmedian(each):  # a network that has not learned yet drifts by nothing
+        axes.set_ylim(bottom=LOWEST * np.nanmedian(each))
     for of_axis in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
         of_axis(_Plain(labelOnlyBase=False, minor_thresholds=(2, 0.5)))
-    axes.legend(frameon=False)
+    axes.legend(**BELOW)
 
 
 def _shares(axes: Axes, names: Sequence[str], checks: Sequence[Mapping[str, Any]]) -> None:
@@ -70,7 +75,7 @@ def _shares(axes: Axes, names: Sequence[str], checks: Sequence[Mapping[str, Any]
         axes.errorbar(_column(checks, "step"), 100 * share, spread, fmt="o-", color=colour, label=SHARES[name], ms=4)
     axes.set_ylim(-3, 103)
     axes.set_title(ABOUT[names[0]], loc="left", fontsize=10)
-    axes.legend(frameon=False)
+    axes.legend(**BELOW)
 
 
 class _Plain(LogFormatter):
