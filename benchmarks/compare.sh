@@ -19,9 +19,11 @@ for name in counterfact.dev zsre.eval.dev portability.counterfact_{locality,oneh
 do without+=(--without "$data/$name.json.gz"); done
 editing train --editor serac --data "$counterfact_train" --data "$zsre_train" "${without[@]}" --model "$model" \
   --steps 2000 --out runs/train/serac --quiet
+steps=500 hop_cases=15
+if [ "$model" = gemma-3-270m ]; then steps=300 hop_cases=10; fi  # which is slower
 for editor in mend ke
 do editing train --editor "$editor" --data "$zsre_train" "${without[@]}" --model "$model" \
-  --steps 500 --out "runs/train/$model-$editor" --quiet  # Gemma: 300
+  --steps "$steps" --out "runs/train/$model-$editor" --quiet
 done
 
 compare() { # FOLDER FILE EDITORS [OPTION ...]
@@ -58,7 +60,7 @@ many many-pmet pmet --protocols batch --n 1000 --batch 10,100,500
 many many-learned mend,ke --protocols batch --n 1000 --batch 10,100
 compare "$model-together" "$one_hop" mello,memprompt,serac,grace --data "$flat" --benchmark zsre-survey --no-free --no-kl \
   --protocols batch --n 100 --batch 100 --set mello.max_rounds=3 --set mello.new_tokens=96
-compare "$model-hops" "$hops" mello,ike --n 15  # 10 on Gemma
+compare "$model-hops" "$hops" mello,ike --n "$hop_cases"
 
 # Last, with nothing else on the machine: what an edit costs. The scores are finished and are not made again.
 costs=--cold single "$locality" "$beside,$weights" 100

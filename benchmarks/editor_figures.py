@@ -132,10 +132,10 @@ def plot_course(rows: pd.DataFrame, protocol: str) -> Figure:
         figure = NotebookFigure(figsize=size, layout="constrained")
         panels = figure.subplots(len(names), len(models), squeeze=False, sharex=True, sharey="row")
         for name, line in zip(names, panels, strict=True):
-            of_score, cut = rows.loc[rows["score"] == name], False
-            if name == "perplexity_ratio":
-                cut = bool((of_score["mean"] > CEILING).any())
-                of_score = of_score.assign(mean=of_score["mean"].clip(upper=CEILING))
+            of_score = rows.loc[rows["score"] == name]
+            cut = name == "perplexity_ratio" and bool((of_score["mean"] > CEILING).any())
+            if cut:
+                of_score = of_score.assign(mean=of_score["mean"].clip(upper=CEILING), half_width=np.nan)
             for model, panel in zip(models, line, strict=True):
                 _curves(panel, of_score.loc[of_score["model"] == model], looks, percent=name != "perplexity_ratio")
                 asked = unedited.loc[(unedited["score"] == name) & (unedited["model"] == model)]
@@ -178,6 +178,8 @@ def _score_axis(panel: Axes, name: str, *, cut: bool) -> None:
         panel.set_ylim(-3, 102)
         return
     panel.set_yscale("log")
+    if cut:
+        panel.set_ylim(top=1.12 * CEILING)
     ticks = ratio_ticks(*panel.get_ylim())
     panel.set_yticks(ticks, [f"{tick:g}+" if cut and tick == CEILING else f"{tick:g}" for tick in ticks])
     panel.yaxis.set_minor_locator(NullLocator())

@@ -173,10 +173,20 @@ def test_a_ruined_model_does_not_flatten_the_other_curves(tmp_path) -> None:
     (panel, _) = plot_course(results(tmp_path, rows, "sequential"), "sequential").axes
     assert sorted(float(line.get_ydata()[0]) for line in panel.lines) == [1.1, 10.0] and panel.get_ylim()[1] < 20
     assert panel.get_yticklabels()[-1].get_text() == "10+"
-    (whole, _) = plot_course(
-        results(tmp_path, [*rows[:1], ("mend", *rows[1][1:4], 10.0, 0.0)], "sequential"), "sequential"
-    ).axes
-    assert whole.get_yticklabels()[-1].get_text() == "10"
+
+
+@pytest.mark.parametrize(("grown", "top"), [((1.1, 10.0), "10"), ((20.0, 1e9), "10+"), ((11.0, 11.0), "10+")])
+def test_the_last_tick_of_perplexity_says_whether_curves_were_cut_there(tmp_path, grown, top) -> None:
+    rows = [
+        (editor, "after", 10, "perplexity_ratio", ratio, 0.0)
+        for editor, ratio in zip(("rome", "mend"), grown, strict=True)
+    ]
+    frame = results(tmp_path, rows, "sequential")
+    (panel,) = plot_course(frame.loc[frame["model"] != "other"], "sequential").axes
+    low, high = panel.get_ylim()
+    shown = [label.get_text() for place, label in zip(panel.get_yticks(), panel.get_yticklabels(), strict=True)
+             if low <= place <= high]  # fmt: skip
+    assert shown[-1] == top
 
 
 def test_a_figure_of_batches_has_the_unedited_model_where_it_was_asked(tmp_path) -> None:

@@ -27,7 +27,7 @@ SHARES = {
     "outside": "kept out",
 }
 ABOUT = {"edits_taken": "held-out edits that take, %", "inside": "held-out prompts decided rightly, %"}
-LOWEST = 1e-2  # of a loss's median: the axis ends there
+LOWEST = 1e-2  # of a drift's median: its axis ends there, for a network that has not learned yet drifts by nothing
 BELOW = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.17), "ncols": 2, "frameon": False}  # where no data are
 LOSS_COLOURS, SHARE_COLOURS = ("#0072b2", "#d55e00"), ("#0072b2", "#e69f00")
 
@@ -35,7 +35,8 @@ LOSS_COLOURS, SHARE_COLOURS = ("#0072b2", "#d55e00"), ("#0072b2", "#e69f00")
 def plot_training(result: TrainingResult) -> Figure:
     """Left and middle: losses of each step (thin) and held out (dots). Right: shares of what is held out.
 
-    A vertical line marks what was kept. Bars are 95 % intervals of a share.
+    A vertical line marks what was kept. A drift far below the usual one leaves its axis. Bars are 95 % intervals of a
+    share.
     """
     checks = [record for record in result.curve if record.get("validation")]
     with matplotlib.rc_context(STYLE):
@@ -55,13 +56,14 @@ def plot_training(result: TrainingResult) -> Figure:
 def _loss(axes: Axes, name: str, colour: str, curve: Sequence[Mapping[str, Any]]) -> None:
     steps, checks = ([record for record in curve if bool(record.get("validation")) == held] for held in (False, True))
     thin, dots = {"linewidth": 0.6, "alpha": 0.45, "label": "each step"}, {"markersize": 4, "label": "held out"}
-    each = _column(steps, name)
+    each, held = _column(steps, name), _column(checks, name)
     axes.plot(_column(steps, "step"), each, color=colour, **thin)
-    axes.plot(_column(checks, "step"), _column(checks, name), "o-", color=colour, linewidth=1.4, **dots)
+    axes.plot(_column(checks, "step"), held, "o-", color=colour, linewidth=1.4, **dots)
     axes.set_title(LOSSES[name], loc="left", fontsize=10)
     axes.set_yscale("log")
-    if np.nanmin(each) < LOWEST * np.nanmedian(each):  # a network that has not learned yet drifts by nothing
-        axes.set_ylim(bottom=LOWEST * np.nanmedian(each))
+    if name == "drift":
+        least = min(LOWEST * np.nanmedian(each), np.nanmin(held))
+        axes.set_ylim(bottom=least if np.nanmin(each) < least else None)
     for of_axis in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
         of_axis(_Plain(labelOnlyBase=False, minor_thresholds=(2, 0.5)))
     axes.legend(**BELOW)
