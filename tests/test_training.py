@@ -16,6 +16,7 @@ from editing.editors import editor_named
 from editing.memory import ScopedFacts, bundled_facts, load_scope
 from editing.memory.scope_training import ScopeTraining, train_scope
 from editing.training.checkpoint import check_same_training
+from editing.training.result import TrainingResult
 from tracer.errors import FileFormatError
 
 FACTS = ScopedFacts("some", bundled_facts().facts[:150])
@@ -155,3 +156,19 @@ def test_the_figure_of_a_scope_shows_its_losses_and_shares() -> None:
         assert thin == [record[name] for record in steps] and dots == [record[name] for record in looks]
     labels = [text.get_text() for text in figure.axes[2].get_legend().get_texts()]
     assert labels == ["let in", "kept out"]
+
+
+def test_a_network_that_has_not_learned_yet_does_not_stretch_the_axis_of_its_drift() -> None:
+    drifts = [1e-13, 1e-9, 0.4, 0.2, 0.3, 0.1]
+    steps = [{"step": step, "edit_loss": 1.0, "drift": drift} for step, drift in enumerate(drifts, start=1)]
+    held = {"edit_loss": 1.0, "edits_taken": 0.5, "others_taken": 0.5, "n": 8, "validation": True}
+    looks = [held | {"step": step, "drift": drift} for step, drift in ((3, 5e-4), (6, 0.2))]
+    result = TrainingResult(6, looks[1], early=False, seconds=1.0, peak_bytes=0, skipped=0, curve=(*steps, *looks))
+    figure = plot_training(result)
+    figure.canvas.draw()
+    axes = figure.axes[1]
+    low, high = axes.get_ylim()
+    assert low == pytest.approx(0.8 * 5e-4) and high > 0.4
+    below = axes.get_window_extent().y0
+    legends = [each.get_legend().get_window_extent() for each in figure.axes]
+    assert all(legend.y1 < below for legend in legends)

@@ -62,8 +62,7 @@ def _loss(axes: Axes, name: str, colour: str, curve: Sequence[Mapping[str, Any]]
     axes.set_title(LOSSES[name], loc="left", fontsize=10)
     axes.set_yscale("log")
     if name == "drift":
-        least = min(LOWEST * np.nanmedian(each), np.nanmin(held))
-        axes.set_ylim(bottom=least if np.nanmin(each) < least else None)
+        axes.set_ylim(bottom=max(axes.get_ylim()[0], min(LOWEST * np.nanmedian(each), 0.8 * np.nanmin(held))))
     for of_axis in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
         of_axis(_Plain(labelOnlyBase=False, minor_thresholds=(2, 0.5)))
     axes.legend(**BELOW)
