@@ -22,6 +22,7 @@ from tracer.storage import atomic_path
 
 NAMES = {
     "r-rome": "r-ROME",
+    "p-rome": "p-ROME",
     "alphaedit": "AlphaEdit",
     "t-patcher": "T-Patcher",
     "calinet": "CaliNet",

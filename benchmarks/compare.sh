@@ -41,7 +41,7 @@ many() { # FOLDER EDITORS [OPTION ...]
 }
 
 beside=serac,memprompt,grace,t-patcher,calinet,ike
-weights=r-rome,rome,memit,emmet,alphaedit,pmet,mend,ke,kn,ft,ft-l,ft-m
+weights=r-rome,rome,p-rome,memit,emmet,alphaedit,pmet,mend,ke,kn,ft,ft-l,ft-m
 single "$locality" "$beside,$weights" 100
 single "$one_hop" "$beside,$weights" 100 --benchmark zsre-survey
 compare "$model-portability" "$replaced" "$beside,$weights" --n 70 --no-free --no-kl
