@@ -30,6 +30,10 @@ ABOUT = {"edits_taken": "held-out edits that take, %", "inside": "held-out promp
 LOWEST = 1e-2  # of a drift's median: its axis ends there, for a network that has not learned yet drifts by nothing
 BELOW = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.17), "ncols": 2, "frameon": False}  # where no data are
 LOSS_COLOURS, SHARE_COLOURS = ("#0072b2", "#d55e00"), ("#0072b2", "#e69f00")
+MARKS: Sequence[dict[str, Any]] = (
+    {"fmt": "o-"},
+    {"fmt": "s--", "markerfacecolor": "white"},
+)  # two shares may be the same
 
 
 def plot_training(result: TrainingResult) -> Figure:
@@ -69,11 +73,11 @@ def _loss(axes: Axes, name: str, colour: str, curve: Sequence[Mapping[str, Any]]
 
 
 def _shares(axes: Axes, names: Sequence[str], checks: Sequence[Mapping[str, Any]]) -> None:
-    for name, colour in zip(names, SHARE_COLOURS, strict=True):
+    for name, colour, mark in zip(names, SHARE_COLOURS, MARKS, strict=True):
         share = _column(checks, name)
         n = _column(checks, "n" if "n" in checks[0] else f"n_{name}")
         spread = 196 * np.sqrt(share * (1 - share) / n)
-        axes.errorbar(_column(checks, "step"), 100 * share, spread, fmt="o-", color=colour, label=SHARES[name], ms=4)
+        axes.errorbar(_column(checks, "step"), 100 * share, spread, color=colour, label=SHARES[name], ms=4, **mark)
     axes.set_ylim(-3, 103)
     axes.set_title(ABOUT[names[0]], loc="left", fontsize=10)
     axes.legend(**BELOW)
