@@ -16,6 +16,7 @@ import numpy as np
 
 import tracer
 from tracer.answer import predicted_id
+from tracer.errors import TracerError
 from tracer.facts import bundled, spread_over_relations
 from tracer.first_order.screen import rank_correlation
 from tracer.site import KINDS
@@ -59,7 +60,8 @@ def main() -> None:
 def against(study: Study, n: int, timed: int) -> Iterator[dict]:
     """`compared` on facts spread over a study, whose maps are not traced again but for the time of the first few."""
     model = tracer.load(study.manifest.model["name"])
-    assert model.fingerprint() == study.manifest.model["fingerprint"]
+    if model.fingerprint() != study.manifest.model["fingerprint"]:
+        raise TracerError(f"The study is of other weights than {study.manifest.model['name']} has now. Trace it again.")
     traces = list(study.traces())
     for number, (_, exact) in enumerate(traces[:: max(1, len(traces) // n)][:n]):
         settings = exact.settings

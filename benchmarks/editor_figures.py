@@ -153,7 +153,7 @@ def plot_course(rows: pd.DataFrame, protocol: str) -> Figure:
             Line2D([], [], color=colour, marker=mark, markersize=4, linewidth=1.3) for colour, mark in looks.values()
         ]
         labels = [*looks]
-        if len(unedited):  # a sequence's table has no scores from before it
+        if len(unedited):
             marks.append(Line2D([], [], color=GREY, linewidth=1.0, linestyle=UNEDITED))
             labels.append("unedited")
         figure.legend(marks, labels, loc="outside right center", frameon=False)

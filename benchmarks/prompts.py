@@ -40,10 +40,10 @@ class Prompt:
     noise: Tensor
 
 
-def random_model(config: object, device: str = "cpu", dtype: str = "float32") -> LanguageModel:
+def random_model(config: object, device: str = "cpu", dtype: str = "float32", *, seed: int = 0) -> LanguageModel:
     """Random weights of a shape, made on the device."""
-    torch.manual_seed(0)
-    with torch.device(device):
+    with torch.random.fork_rng(), torch.device(device):
+        torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype))
     return tracer.load(model.eval().requires_grad_(False))
 

@@ -149,6 +149,20 @@ def test_no_name_in_the_figure_of_costs_stands_on_another_name_or_point(tmp_path
     assert not any(box.contains(*mark) for box in boxes.values() for mark in marks)
 
 
+def test_the_figure_of_costs_takes_the_seconds_that_were_measured_alone_where_all_have_them(tmp_path: Path) -> None:
+    editors = {name: of(0.9, 0.9, seconds=5.0) for name in ("rome", "memit")}
+
+    def drawn(folder: Path, costs: dict) -> tuple[list[float], str]:
+        found = planted_comparison(folder, editors, costs=costs)
+        (axes,) = plot_costs(found, profile(found, resamples=20)).axes
+        return [float(line.get_xdata()[0]) for line in axes.lines], axes.get_xlabel()
+
+    alone = {"rome": {**COST, "edit_seconds": 2.0}, "memit": {**COST, "edit_seconds": 3.0}}
+    assert drawn(tmp_path / "all", alone) == ([3.0, 2.0], "seconds an edit (median; made alone)")
+    seconds, said = drawn(tmp_path / "one", {"rome": alone["rome"]})
+    assert seconds == [5.0, 5.0] and "a share, where computed at once" in said
+
+
 def test_each_way_of_asking_for_several_hops_has_an_unedited_model_of_its_own(tmp_path: Path) -> None:
     def asked(before: float, n: int):
         return [scores(at, {"multi_hop": 0.5}, {"multi_hop": before}) for at in range(n)]

@@ -100,6 +100,7 @@ def test_a_wrong_name_is_answered_with_those_it_may_mean() -> None:
 def test_the_command_prints_formula_and_source_or_all_names() -> None:
     told = CliRunner().invoke(app, ["explain-metric", "NS"])
     assert told.exit_code == 0 and "1[n(y) < n(z)]" in told.stdout and "Meng et al. 2022" in told.stdout
+    assert "z: the answer it competes with" in told.stdout
     assert CliRunner().invoke(app, ["explain-metric"]).stdout.split() == list(DEFINITIONS | PROPERTIES)
     told = CliRunner().invoke(app, ["explain-metric", "portability"])
     assert told.exit_code == 0 and "token accuracy on what follows from an edit" in told.stdout

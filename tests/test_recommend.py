@@ -68,6 +68,18 @@ def test_equal_editors_share_the_first_place(tmp_path: Path) -> None:
     assert [one.first for one in found.ranked] == [0.5, 0.5]
 
 
+def test_what_the_unedited_model_has_is_said_beside_the_ranking(tmp_path: Path) -> None:
+    def asked(after: float):
+        return [scores(at, {"reliability_token_acc": after}, {"reliability_token_acc": at / 4}) for at in range(4)]
+
+    found = planted_comparison(tmp_path, {"a": asked(1.0), "b": asked(0.5)})
+    assert recommend(found, {"reliability": 1}, resamples=20).unedited == {"reliability": pytest.approx(0.375)}
+    told = CliRunner().invoke(app, ["recommend", str(tmp_path), "--weights", "reliability=1"]).stdout
+    assert "the unedited model has reliability 37.5" in told
+    above = CliRunner().invoke(app, ["recommend", str(tmp_path.parent)])
+    assert above.exit_code and str(tmp_path) in " ".join(above.stderr.replace("\n", "").split())
+
+
 def test_what_was_not_measured_is_said_and_who_lacks_something_is_not_ranked(tmp_path: Path) -> None:
     less = [scores(at, {"reliability_token_acc": 1.0}) for at in range(3)]
     found = planted_comparison(tmp_path, {"whole": cases(0.5, 0.5, 3), "part": less})
@@ -92,7 +104,11 @@ def test_an_editor_with_fewer_cases_than_the_others_is_not_ranked_on_them(tmp_pa
 
 @pytest.mark.parametrize(
     ("weights", "said"),
-    [({"speed": 1}, "no property 'speed'"), ({"time": -1}, "rank nothing"), ({"time": 0}, "rank nothing")],
+    [
+        ({"speed": 1}, "no property 'speed'"),
+        ({"time": -1}, "weight of time is -1"),
+        ({"time": 0}, "No weight is above 0"),
+    ],
 )
 def test_weights_that_rank_nothing_are_refused(tmp_path: Path, weights: dict, said: str) -> None:
     with pytest.raises(EvaluationError, match=said):

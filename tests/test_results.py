@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import tarfile
@@ -214,6 +215,20 @@ def test_differences_are_paired_and_of_whole_facts_where_these_are_told(tmp_path
     assert base["mean"] == 75
     with pytest.raises(EvaluationError, match="no other. Choose from good, poor"):
         list(differences(found, "good", "other"))
+    with pytest.raises(EvaluationError, match='"unedited" goes second: write good unedited'):
+        list(differences(found, "unedited", "good"))
+
+
+def test_the_second_editor_may_stand_in_another_comparison_of_the_model(tmp_path) -> None:
+    def alone(name: str, value: float):
+        return planted_comparison(tmp_path / name, {name: [scores(n, {"ES": value}) for n in range(3)]})
+
+    one, other = alone("good", 1.0), alone("poor", 0.25)
+    (row,) = differences(one, "good", "poor", other=other)
+    assert (row["mean"], row["n"]) == (75, 3)
+    stranger = dataclasses.replace(other, about={**other.about, "model": {"fingerprint": "0" * 64}})
+    with pytest.raises(EvaluationError, match="are of different models"):
+        list(differences(one, "good", "poor", other=stranger))
 
 
 def test_of_a_sequence_the_fixed_questions_differ_too(tmp_path) -> None:

@@ -158,6 +158,14 @@ def test_the_figure_of_a_scope_shows_its_losses_and_shares() -> None:
     assert labels == ["let in", "kept out"]
 
 
+def test_the_interval_of_a_share_is_wilsons_so_that_all_of_few_is_not_certain() -> None:
+    step = {"step": 1, "edit_loss": 1.0, "drift": 0.1}
+    looks = [step | {"edits_taken": 1.0, "others_taken": 0.5, "n": 10, "validation": True}]
+    result = TrainingResult(1, looks[0], early=False, seconds=1.0, peak_bytes=0, skipped=0, curve=(step, *looks))
+    taken, others = (bars.lines[2][0].get_segments()[0][:, 1] for bars in plot_training(result).axes[2].containers)
+    assert taken == pytest.approx([72.2, 100.0], abs=0.1) and others == pytest.approx([23.7, 76.3], abs=0.1)
+
+
 def test_a_network_that_has_not_learned_yet_does_not_stretch_the_axis_of_its_drift() -> None:
     drifts = [1e-13, 1e-9, 0.4, 0.2, 0.3, 0.1]
     steps = [{"step": step, "edit_loss": 1.0, "drift": drift} for step, drift in enumerate(drifts, start=1)]

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from editing.comparison.properties import PROPERTIES
-from editing.metrics.definitions import DEFINITIONS, HERE, Definition, definition
+from editing.metrics.definitions import DEFINITIONS, HERE, LEGEND, Definition, definition
 from tracer.console import AsJson, reported, result
 
 
@@ -35,4 +35,5 @@ def explain_metric(
             result({"metrics": list(EXPLAINED)}, "\n".join(EXPLAINED), as_json=as_json)
         else:
             found = definition(name, EXPLAINED)
-            result(vars(found), str(found), as_json=as_json)
+            symbols = f"\n\n{LEGEND}" if name in DEFINITIONS else ""
+            result(vars(found), f"{found}{symbols}", as_json=as_json)

@@ -81,7 +81,11 @@ def read_comparison(folder: str | Path) -> Comparison:
     folder = Path(folder)
     path = folder / ABOUT
     if not path.is_file():
-        raise EvaluationError(f"{folder} holds no comparison: there is no {ABOUT}. `editing compare` makes one.")
+        inside = ", ".join(sorted(str(one.parent) for one in folder.glob(f"*/{ABOUT}")))
+        raise EvaluationError(
+            f"{folder} holds no comparison: there is no {ABOUT}. "
+            + (f"These do: {inside}." if inside else "`editing compare` makes one.")
+        )
     with of_this_version(path, "a comparison"):
         about = json.loads(path.read_text(encoding="utf-8"))
         order = {label: place for place, label in enumerate(about["editors"])}

@@ -99,6 +99,8 @@ def plot_course(comparison: Comparison, frame: pd.DataFrame, data: str, protocol
 def plot_costs(comparison: Comparison, table: pd.DataFrame) -> Figure | None:
     """Quality against seconds an edit; quality is the mean of the measured ones of `QUALITY`. None without either.
 
+    The seconds are those of the costs, where every editor has them, else those of the cases.
+
     Args:
         comparison: whose editors are drawn.
         table: from `profile`.
@@ -108,7 +110,11 @@ def plot_costs(comparison: Comparison, table: pd.DataFrame) -> Figure | None:
     if not names:
         return None
     quality = {str(editor): float(np.mean(row)) for editor, row in zip(wide.index, wide[names].to_numpy(), strict=True)}
-    seconds = {editor: _seconds(comparison, editor) for editor, value in quality.items() if not np.isnan(value)}
+    drawn = [editor for editor, value in quality.items() if not np.isnan(value)]
+    alone = all(editor in comparison.costs for editor in drawn)
+    seconds = {
+        editor: comparison.costs[editor]["edit_seconds"] if alone else _seconds(comparison, editor) for editor in drawn
+    }
     known = {editor: value for editor, value in seconds.items() if value > 0}
     if not known:
         return None
@@ -116,9 +122,8 @@ def plot_costs(comparison: Comparison, table: pd.DataFrame) -> Figure | None:
     with matplotlib.rc_context(STYLE):
         figure = NotebookFigure(figsize=(5.6, 4.0), layout="constrained")
         axes = figure.subplots()
-        axes.set(
-            xscale="log", xlabel="seconds an edit (median; a share, where computed at once)", ylabel="quality, per cent"
-        )
+        how = "made alone" if alone else "a share, where computed at once"
+        axes.set(xscale="log", xlabel=f"seconds an edit (median; {how})", ylabel="quality, per cent")
         axes.set_title(f"quality: mean of {', '.join(names)}", loc="left", fontsize=8)
         places = {editor: (value, quality[editor]) for editor, value in known.items()}
         for editor, (x, y) in places.items():

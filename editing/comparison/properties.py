@@ -119,6 +119,12 @@ class Component:
         """Those it was measured of, on as many cases as of any."""
         return {editor for editor in {*self.values, *self.constants} if not self.unfinished(editor)}
 
+    @property
+    def before(self) -> float:
+        """The mean over the cases of the unedited model; NaN where it is not asked."""
+        cases = next(iter(self.values.values()), {})
+        return float(np.mean([before for _, before in cases.values()])) if cases else math.nan
+
     def unfinished(self, editor: str) -> str:
         """How many cases an editor has where others have more, in words; "" where it has as many, or none."""
         most, own = max(map(len, self.values.values()), default=0), len(self.values.get(editor, ()))
@@ -130,8 +136,13 @@ def check_weights(weights: Mapping[str, float]) -> None:
     unknown = [name for name in weights if name not in PROPERTIES]
     if unknown:
         raise EvaluationError(f"There is no property {unknown[0]!r}. Choose from {', '.join(PROPERTIES)}.")
-    if not any(weights.values()) or min(weights.values()) < 0 or not all(map(math.isfinite, weights.values())):
-        raise EvaluationError(f"Weights {dict(weights)} rank nothing. Write e.g. --weights reliability=1,locality=2.")
+    for name, weight in weights.items():
+        if not (math.isfinite(weight) and weight >= 0):
+            raise EvaluationError(f"The weight of {name} is {weight:g}. Give 0 or more, as in --weights {name}=1.")
+    if not any(weights.values()):
+        raise EvaluationError(
+            "No weight is above 0, so nothing is ranked. Write e.g. --weights reliability=1,locality=2."
+        )
 
 
 def components(comparison: Comparison, wanted: Property) -> list[Component]:

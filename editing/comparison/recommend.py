@@ -18,7 +18,7 @@ import pandas as pd
 
 from editing.comparison.folder import Comparison
 from editing.comparison.profile import measured_properties, property_draws
-from editing.comparison.properties import Component, check_weights
+from editing.comparison.properties import PROPERTIES, Component, check_weights
 from editing.errors import EvaluationError
 from tracer.effect.resample import percentile_interval
 
@@ -52,6 +52,7 @@ class Recommendation:
         weights: of the properties that were measured.
         not_measured: weighted properties that no editor was measured on.
         not_ranked: editors that lack something, with what.
+        unedited: of the weighted properties, in [0, 1], what the model has before an edit, where that is asked.
         cases: how many were resampled, by data file.
     """
 
@@ -59,6 +60,7 @@ class Recommendation:
     weights: Mapping[str, float]
     not_measured: tuple[str, ...]
     not_ranked: Mapping[str, str]
+    unedited: Mapping[str, float]
     cases: Mapping[str, int]
 
     def to_frame(self) -> pd.DataFrame:
@@ -106,8 +108,18 @@ def recommend(
         weights={name: weights[name] for name in measured},
         not_measured=tuple(name for name in weights if name not in measured),
         not_ranked={editor: missing for editor, missing in lacking.items() if missing},
+        unedited=_unedited(measured),
         cases=cases,
     )
+
+
+def _unedited(measured: Mapping[str, Sequence[Component]]) -> dict[str, float]:
+    shares = {
+        name: float(np.mean([part.before for part in parts]))
+        for name, parts in measured.items()
+        if PROPERTIES[name].kind == "share"
+    }
+    return {name: share for name, share in shares.items() if not math.isnan(share)}
 
 
 def _lacking(editor: str, measured: Mapping[str, Sequence[Component]]) -> str:

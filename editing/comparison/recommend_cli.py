@@ -34,6 +34,7 @@ def recommend(
             "weights": dict(found.weights),
             "not_measured": list(found.not_measured),
             "not_ranked": dict(found.not_ranked),
+            "unedited": {name: 100 * value for name, value in found.unedited.items()},
             "cases": dict(found.cases),
         }
         result(record, _ranking(found), as_json=as_json)
@@ -51,7 +52,13 @@ def _ranking(found: Recommendation) -> str:
     frame.insert(3, "95 %", interval)
     frame["first"] = [f"{share:.0f} %" if there else "" for share, there in zip(frame["first"], known, strict=True)]
     cases = ", ".join(f"{n} of {data}" for data, n in found.cases.items())
-    lines = [frame.to_string(index=False), "", f"first: share of resamples of the cases ({cases or 'none'}) it wins"]
+    resampled = [f"first: share of resamples of the cases ({cases}) it wins"] if cases else []
+    if not cases:
+        frame = frame.drop(columns=["95 %", "first"])
+    lines = [frame.to_string(index=False), "", *resampled]
+    if found.unedited:
+        said = ", ".join(f"{name} {100 * value:.1f}" for name, value in found.unedited.items())
+        lines.append(f"the unedited model has {said}: what counts for an editor is what it adds")
     lines += [f"{name} ({weight:g}): {PROPERTIES[name].said}" for name, weight in found.weights.items()]
     lines += [
         f"{name}: NOT MEASURED here ({PROPERTIES[name].said}), and left out of the score" for name in found.not_measured
@@ -68,5 +75,7 @@ def _weights(listed: str) -> dict[str, float]:
         try:
             found[name] = float(weight)
         except ValueError as error:
-            raise EvaluationError(f"--weights {one!r}: {weight!r} is no number. Write {name}=1.") from error
+            raise EvaluationError(
+                f"--weights {one!r}: {weight!r} is no number. Write {name}=1, several with commas between."
+            ) from error
     return found

@@ -22,6 +22,8 @@ SURVEY = "Yao et al. 2023, sec. 3 and 5"
 KNOWEDIT = "Zhang et al. 2024 (KnowEdit), sec. 4"
 MQUAKE = "Zhong et al. 2023 (MQuAKE), sec. 4"
 HERE = "as measured here"
+LEGEND = """x: a prompt; y = y_1..y_T: its answer; z: the answer it competes with; p: the model now; p0: before the edit
+a_t = argmax p(. | x, y_<t); n(y) = -(1/T) sum_t log p(y_t | x, y_<t)"""
 BY_CASE = "mean over the prompts of a case, then over cases"
 
 
@@ -204,6 +206,6 @@ def definition(name: str, among: Mapping[str, Definition] = DEFINITIONS) -> Defi
     """
     if name in among:
         return among[name]
-    alike = difflib.get_close_matches(name, among, n=3, cutoff=0.5)
+    alike = difflib.get_close_matches(name, among, n=3, cutoff=0.7)
     meant = f"Did you mean {', '.join(alike)}?" if alike else "`editing explain-metric` without a name lists them."
     raise EvaluationError(f"There is no metric {name!r}. {meant}")

@@ -76,11 +76,18 @@ def _shares(axes: Axes, names: Sequence[str], checks: Sequence[Mapping[str, Any]
     for name, colour, mark in zip(names, SHARE_COLOURS, MARKS, strict=True):
         share = _column(checks, name)
         n = _column(checks, "n" if "n" in checks[0] else f"n_{name}")
-        spread = 196 * np.sqrt(share * (1 - share) / n)
+        middle, half = _wilson(share, n)
+        spread = 100 * np.stack([share - (middle - half), middle + half - share]).clip(0)
         axes.errorbar(_column(checks, "step"), 100 * share, spread, color=colour, label=SHARES[name], ms=4, **mark)
     axes.set_ylim(-3, 103)
     axes.set_title(ABOUT[names[0]], loc="left", fontsize=10)
     axes.legend(**BELOW)
+
+
+def _wilson(share: np.ndarray, n: np.ndarray, z: float = 1.96) -> tuple[np.ndarray, np.ndarray]:
+    """Middle and half width of Wilson's 95 % interval of a share, which also 0 and 1 have."""
+    middle, half = share + z**2 / (2 * n), z * np.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
+    return middle / (1 + z**2 / n), half / (1 + z**2 / n)
 
 
 class _Plain(LogFormatter):
