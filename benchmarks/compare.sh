@@ -4,6 +4,9 @@
 #
 #   benchmarks/compare.sh smollm2 5 DATA [runs/compare]
 #
+# The committed records are of the same commands, but several of them side by side in folders of their own
+# (MODEL-many, -many-beside, -many-emmet ...), which benchmarks/differences.py takes two at a time.
+#
 # Arguments: the model, the layer for editors that benchmarks/editors-MODEL.toml tells none, the folder of the files
 # below (the published ones, or subsets of them), and where the comparisons go.
 set -euo pipefail
@@ -58,6 +61,8 @@ compare "$model-batch" "$one_hop" "${batched[@]}" --benchmark zsre-survey
 many many memit,emmet,alphaedit,grace,serac --protocols batch --n 1000 --batch 10,100,500,1000
 many many-pmet pmet --protocols batch --n 1000 --batch 10,100,500
 many many-learned mend,ke --protocols batch --n 1000 --batch 10,100
+many many-rest ft-m,ft,ft-l,calinet,ike,t-patcher,kn --protocols batch --n 1000 --batch 10,100
+many sequence-rest ft-m,emmet,calinet,ike,ft,pmet,kn,p-rome --protocols sequential --n 300 --checkpoints 1,10,30,100,300
 compare "$model-together" "$one_hop" mello,memprompt,serac,grace --data "$flat" --benchmark zsre-survey --no-free --no-kl \
   --protocols batch --n 100 --batch 100 --set mello.max_rounds=3 --set mello.new_tokens=96
 compare "$model-hops" "$hops" mello,ike --n "$hop_cases"
