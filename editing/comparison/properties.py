@@ -104,7 +104,7 @@ class Component:
     """One metric on one data file by editor: values of cases, or one number that no case resamples.
 
     Attributes:
-        values: editor: {case: value}; a "kept" value is a pair, after and before.
+        values: editor: {case: (after, before)}.
         constants: editor: the component itself.
         uneven: that editors have unequal cases does not mean that one is unfinished.
     """
@@ -122,7 +122,7 @@ class Component:
     @property
     def before(self) -> float:
         """The mean over the cases of the unedited model; NaN where it is not asked."""
-        cases = next(iter(self.values.values()), {})
+        cases = max(self.values.values(), key=len, default={})
         return float(np.mean([before for _, before in cases.values()])) if cases else math.nan
 
     def unfinished(self, editor: str) -> str:

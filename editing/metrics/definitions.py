@@ -1,8 +1,7 @@
 """What every number means: formula, prompts, unit and source of each metric that a run emits, by its name.
 
-A metric of a case is a statistic of a group of prompts, so its definition is put together from the two. In the
-formulas x is a prompt, y = y_1..y_T its answer, z the answer it competes with, p the model now, p0 the model
-before the edit, a_t = argmax p(. | x, y_<t) and n(y) = -(1/T) sum_t log p(y_t | x, y_<t).
+A metric of a case is a statistic of a group of prompts, so its definition is put together from the two. `LEGEND` has
+the symbols of the formulas.
 """
 
 from __future__ import annotations
