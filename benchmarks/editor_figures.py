@@ -16,7 +16,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import NullLocator
 
-from editing.comparison.plot import HUES, MARKS, ratio_ticks
+from editing.comparison.plot import HUES, MARKS
+from editing.comparison.ticks import ratio_ticks
 from editing.editors import FAMILIES
 from tracer.plot import STYLE, NotebookFigure
 

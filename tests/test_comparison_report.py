@@ -14,10 +14,11 @@ from matplotlib.text import Text
 from test_report import Elements, in_browser
 
 from editing.comparison import Comparison, read_comparison, recommend, save_comparison
-from editing.comparison.plot import log_ticks, plot_costs, ratio_ticks
+from editing.comparison.plot import plot_costs
 from editing.comparison.profile import profile
 from editing.comparison.report import UNIT, report_data
 from editing.comparison.tables import _wide, scores_frame, shown_tables
+from editing.comparison.ticks import log_ticks, ratio_ticks
 from editing.metrics.definitions import DEFINITIONS
 from tracer.errors import FileFormatError
 
@@ -130,6 +131,14 @@ def test_a_damaged_comparison_is_named(tmp_path: Path) -> None:
     planted_comparison(tmp_path, {"a": of(1, 1)})
     (tmp_path / "comparison.json").write_text('{"editors": {}}', encoding="utf-8")
     with pytest.raises(FileFormatError, match="comparison.json holds a comparison of another version: 'left_out'"):
+        read_comparison(tmp_path)
+
+
+def test_a_comparison_cut_short_is_said_to_be_damaged(tmp_path: Path) -> None:
+    planted_comparison(tmp_path, {"a": of(1, 1)})
+    path = tmp_path / "comparison.json"
+    path.write_text(path.read_text(encoding="utf-8")[:20], encoding="utf-8")
+    with pytest.raises(FileFormatError, match="comparison.json holds a comparison of another version or is damaged"):
         read_comparison(tmp_path)
 
 

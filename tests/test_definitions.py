@@ -102,6 +102,8 @@ def test_the_command_prints_formula_and_source_or_all_names() -> None:
     assert told.exit_code == 0 and "1[n(y) < n(z)]" in told.stdout and "Meng et al. 2022" in told.stdout
     assert "z: the answer it competes with" in told.stdout
     assert CliRunner().invoke(app, ["explain-metric"]).stdout.split() == list(DEFINITIONS | PROPERTIES)
+    for column in ("n", "half_width", "not editable", "alarm"):
+        assert CliRunner().invoke(app, ["explain-metric", column]).stdout.startswith(f"{column}\n  formula")
     told = CliRunner().invoke(app, ["explain-metric", "portability"])
     assert told.exit_code == 0 and "token accuracy on what follows from an edit" in told.stdout
     told = CliRunner().invoke(app, ["explain-metric", "fluency"]).stdout  # a metric and a property

@@ -70,7 +70,8 @@ def of_this_version(path: str | Path, what: str) -> Iterator[None]:
     try:
         yield
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise FileFormatError(f"{path} holds {what} of another version: {error}. Make it again.") from error
+        damaged = " or is damaged" if isinstance(error, json.JSONDecodeError) else ""
+        raise FileFormatError(f"{path} holds {what} of another version{damaged}: {error}. Make it again.") from error
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import typer
 
@@ -15,6 +15,7 @@ from editing.comparison.files import Reading, read_files
 from editing.comparison.folder import Comparison
 from editing.comparison.plan import TEXT, ComparisonPlan
 from editing.comparison.saving import save_comparison
+from editing.comparison.tables import ShownTable
 from editing.datasets.choices import read_choices
 from editing.editors import EDITORS
 from editing.errors import EvaluationError
@@ -38,6 +39,7 @@ from editing.evaluation.cli_options import (
     told_snippets,
 )
 from editing.evaluation.examination import Questions
+from editing.evaluation.run import ProtocolName
 from editing.evaluation.sequential import SequentialPlan
 from editing.evaluation.tables import as_markdown
 from editing.located_layer import located_layer
@@ -181,7 +183,7 @@ def compare(
         result(record | {"files": list(map(str, paths))}, _told(found, told, paths), as_json=as_json)
 
 
-def _told(found: Comparison, tables: Sequence[Any], paths: Sequence[Path]) -> str:
+def _told(found: Comparison, tables: Sequence[ShownTable], paths: Sequence[Path]) -> str:
     lines = [f"{one.title}\n{as_markdown(one.cells)}\n" for one in tables]
     lines += [f"left out: {one['editor']} ({one['what']}): {one['reason']}" for one in found.about["left_out"]]
     return "\n".join([*lines, *map(str, paths)])
@@ -207,8 +209,8 @@ def _with_settings(tables: dict[str, dict[str, Any]], given: Sequence[str]) -> d
     return tables
 
 
-def _protocols(listed: str) -> tuple[Any, ...]:
-    chosen = names(listed)
-    if not chosen or set(chosen) - {"single", "batch", "sequential"}:
-        raise EvaluationError(f"--protocols {listed!r}: choose from single, batch and sequential.")
+def _protocols(listed: str) -> tuple[ProtocolName, ...]:
+    chosen = tuple(name for name in get_args(ProtocolName) if name in names(listed))
+    if not chosen or set(names(listed)) - set(chosen):
+        raise EvaluationError(f"--protocols {listed!r}: choose from {', '.join(get_args(ProtocolName))}.")
     return chosen

@@ -8,8 +8,19 @@ from typing import Annotated
 import typer
 
 from editing.comparison.properties import PROPERTIES
+from editing.metrics.alarms import FACTOR
 from editing.metrics.definitions import DEFINITIONS, HERE, LEGEND, Definition, definition
 from tracer.console import AsJson, reported, result
+
+COLUMNS = {
+    name: Definition(name, formula, "nothing", unit, HERE)
+    for name, formula, unit in (
+        ("n", "cases behind the numbers, of costs edits; a range where scores differ", "count"),
+        ("half_width", "half of the 95 % interval of the mean beside it, over cases", "as the mean"),
+        ("not editable", "cases whose edit was refused or could not be made; they stay among the n", "count"),
+        ("alarm", f"collapsed: perplexity_ratio above {FACTOR:g} (--factor) or no number; no: neither", "word"),
+    )
+}
 
 
 def _explained() -> dict[str, Definition]:
@@ -26,7 +37,9 @@ EXPLAINED = _explained()
 
 
 def explain_metric(
-    name: Annotated[str | None, typer.Argument(help="A metric or property as tables name it; none: all.")] = None,
+    name: Annotated[
+        str | None, typer.Argument(help="A metric, property or column as tables name it; none: all.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Say what a metric, or a property that editors are ranked by, means: formula, prompts, unit and source."""
@@ -34,6 +47,6 @@ def explain_metric(
         if name is None:
             result({"metrics": list(EXPLAINED)}, "\n".join(EXPLAINED), as_json=as_json)
         else:
-            found = definition(name, EXPLAINED)
+            found = definition(name, EXPLAINED | COLUMNS)
             symbols = f"\n\n{LEGEND}" if name in DEFINITIONS else ""
             result(vars(found), f"{found}{symbols}", as_json=as_json)

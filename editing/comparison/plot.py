@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.axis import Axis
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, NullLocator
 
 from editing.comparison.folder import Comparison
+from editing.comparison.labels import name_points
+from editing.comparison.ticks import log_ticks, plain_log, ratio_ticks
 from editing.evaluation.summary import edit_seconds
 from tracer.plot import STYLE, NotebookFigure
 
@@ -90,7 +89,7 @@ def plot_course(comparison: Comparison, frame: pd.DataFrame, data: str, protocol
         for family, column in zip(families, panels.T, strict=True):
             column[0].set_title(family)
             column[-1].set_xlabel("edits at once" if protocol == "batch" else "edits made")
-            _plain_log(column[-1].xaxis, sorted(set(rows["edits"])))
+            plain_log(column[-1].xaxis, sorted(set(rows["edits"])))
             column[-1].legend(loc="upper center", bbox_to_anchor=(0.5, -0.34), frameon=False, fontsize=7,
                               handlelength=1.6)  # fmt: skip
     return figure
@@ -131,8 +130,8 @@ def plot_costs(comparison: Comparison, table: pd.DataFrame) -> Figure | None:
         axes.margins(x=0.18, y=0.08)
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.25, linewidth=0.5)
-        _plain_log(axes.xaxis, log_ticks(*axes.get_xlim()))
-        _named(figure, axes, places, colours)
+        plain_log(axes.xaxis, log_ticks(*axes.get_xlim()))
+        name_points(figure, axes, places, colours)
     return figure
 
 
@@ -171,69 +170,7 @@ def _course_axis(panel: Axes, name: str) -> None:
         return
     panel.set(yscale="log", ylabel=word)
     low, high = panel.get_ylim()
-    _plain_log(panel.yaxis, ratio_ticks(low, high))
-
-
-def ratio_ticks(low: float, high: float) -> list[float]:
-    """Round numbers on a logarithmic axis of ratios about 1: evenly apart where they differ little."""
-    if high >= 30:
-        return log_ticks(low, high)
-    found = [1, 1.5, 2, 3, 5, 10] if high > 2 else MaxNLocator(4, steps=[1, 2, 5, 10]).tick_values(low, high)
-    return list(dict.fromkeys(round(float(tick), 3) for tick in found if low <= tick <= high)) or [1.0]
-
-
-def log_ticks(low: float, high: float) -> list[float]:
-    """Round numbers on a logarithmic axis: powers of ten where two lie on it, else more; else its middle."""
-    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    for leading in ((1,), (1, 2, 5), range(1, 10)):
-        found = [float(f"{digit}e{power}") for power in powers for digit in leading]
-        found = [tick for tick in found if low <= tick <= high]
-        if len(found) > 1:
-            return found
-    return [float(f"{math.sqrt(low * high):.2g}")]
-
-
-def _plain_log(axis: Axis, ticks: Sequence[float]) -> None:
-    """Ticks at these places with plain numbers; as many as have room."""
-    step = -(-len(ticks) // 6)
-    axis.set_ticks(list(ticks)[::-1][::step], [f"{tick:g}" for tick in list(ticks)[::-1][::step]])
-    axis.set_minor_locator(NullLocator())
-
-
-def _named(figure: Figure, axes: Axes, places: dict[str, tuple[float, float]], colours: dict[str, tuple]) -> None:
-    """Names beside their points, each as near as none stands on another name or point.
-
-    One that is not at its point's height has a thin line to it.
-    """
-    figure.draw_without_rendering()
-    points = {editor: axes.transData.transform(place) for editor, place in places.items()}
-    inch, (bottom, top) = figure.dpi / 72, axes.bbox.intervaly
-    taken: list[tuple[float, float, float]] = []  # begin, end and height of a name
-    gap, step, letter = 7 * inch, 9.5 * inch, 4.9 * inch
-
-    def spot(editor: str, side: int, at: float) -> tuple[float, float, float]:
-        """The place of a name right (1) or left (-1) of its point."""
-        near = points[editor][0] + side * gap
-        begin, end = sorted((near, near + side * letter * len(editor)))
-        return begin, end, at
-
-    def is_free(editor: str, place: tuple[float, float, float]) -> bool:
-        """Whether a name there stands on nothing."""
-        begin, end, at = place
-        names = any(abs(at - high) < step and begin < right and left < end for left, right, high in taken)
-        others = [point for name, point in points.items() if name != editor]
-        on_points = any(abs(at - high) < 0.7 * step and begin - gap < along < end + gap / 2 for along, high in others)
-        return bottom < at < top and not names and not on_points
-
-    for editor, (_, y) in sorted(points.items(), key=lambda item: -item[1][1]):
-        lifts = (sign * count * step / 4 for count in range(200) for sign in (-1, 1))
-        free = ((side, lift) for lift in lifts for side in (1, -1) if is_free(editor, spot(editor, side, y + lift)))
-        side, lift = next(free, (1, 0.0))
-        taken.append(spot(editor, side, y + lift))
-        arrow = {"arrowstyle": "-", "linewidth": 0.4, "color": "#999999", "shrinkB": 2}
-        axes.annotate(editor, places[editor], (side * 7, lift / inch), textcoords="offset points", va="center",
-                      ha="left" if side > 0 else "right", fontsize=7.5, color=colours[editor],
-                      arrowprops=arrow if abs(lift) > 4 * inch else None)  # fmt: skip
+    plain_log(panel.yaxis, ratio_ticks(low, high))
 
 
 def _by_family(comparison: Comparison) -> list[str]:

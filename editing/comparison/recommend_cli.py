@@ -28,8 +28,11 @@ def recommend(
 ) -> None:
     """Rank the editors of a comparison by what matters to you; intervals are over resampled cases."""
     with reported():
-        found = rank(read_comparison(folder), _weights(weights), seed=seed)
+        comparison = read_comparison(folder)
+        found = rank(comparison, _weights(weights), seed=seed)
+        model = comparison.about["model"]["name"]
         record = {
+            "model": model,
             "editors": found.to_frame().to_dict("records"),
             "weights": dict(found.weights),
             "not_measured": list(found.not_measured),
@@ -37,7 +40,7 @@ def recommend(
             "unedited": {name: 100 * value for name, value in found.unedited.items()},
             "cases": dict(found.cases),
         }
-        result(record, _ranking(found), as_json=as_json)
+        result(record, f"editors of {model}\n\n{_ranking(found)}", as_json=as_json)
 
 
 def _ranking(found: Recommendation) -> str:
