@@ -11,7 +11,7 @@ from compared import COST, planted_comparison, point, scores
 from typer.testing import CliRunner
 
 from editing.cli import app
-from editing.comparison import PROPERTIES, recommend, scores_frame
+from editing.comparison import PROPERTIES, read_comparison, recommend, scores_frame
 from editing.comparison.profile import profile
 from editing.comparison.tables import shown_tables
 from editing.errors import EvaluationError
@@ -75,6 +75,7 @@ def test_what_the_unedited_model_has_is_said_beside_the_ranking(tmp_path: Path) 
     found = planted_comparison(tmp_path, {"a": asked(1.0), "b": asked(0.5)})
     assert recommend(found, {"reliability": 1}, resamples=20).unedited == {"reliability": pytest.approx(0.375)}
     told = CliRunner().invoke(app, ["recommend", str(tmp_path), "--weights", "reliability=1"]).stdout
+    assert f"model: {read_comparison(tmp_path).about['model']['name']}" in told.splitlines()
     assert "the unedited model has reliability 37.5" in told
     above = CliRunner().invoke(app, ["recommend", str(tmp_path.parent)])
     assert above.exit_code and str(tmp_path) in " ".join(above.stderr.replace("\n", "").split())

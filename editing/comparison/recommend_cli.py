@@ -40,7 +40,7 @@ def recommend(
             "unedited": {name: 100 * value for name, value in found.unedited.items()},
             "cases": dict(found.cases),
         }
-        result(record, f"editors of {model}\n\n{_ranking(found)}", as_json=as_json)
+        result(record, f"{_ranking(found)}\nmodel: {model}", as_json=as_json)
 
 
 def _ranking(found: Recommendation) -> str:
