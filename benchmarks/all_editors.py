@@ -28,7 +28,9 @@ NAMES = {
     "calinet": "CaliNet",
     "memprompt": "MemPrompt",
     "mello": "MeLLo",
+    "ike-nearest": "IKE, nearest",
 }
+VARIANTS = {"ike-nearest": "ike"}  # tables of the settings, and whose they are
 MODELS = {"gemma-3-270m": "Gemma-3-270M", "smollm2": "SmolLM2-135M"}
 FILES = {
     "portability.counterfact_locality": "CounterFact, with other relations and distracting neighbours",
@@ -94,16 +96,16 @@ def main() -> None:
 
 
 def read_results(folder: Path) -> pd.DataFrame:
-    """Every mean with its model and its editor's name in the literature (`key`: ours), in the order of `EDITORS`."""
+    """Every mean with its model and its editor's name in the literature (`key`: of `EDITORS`), in that order."""
     frames = {path.name.removesuffix(".csv.gz"): pd.read_csv(path) for path in sorted(folder.glob("*.csv.gz"))}
     frame = pd.concat([one.assign(model=MODELS.get(name, name)) for name, one in frames.items()], ignore_index=True)
     frame = frame.loc[frame["cases"] == "all"].sort_values("editor", key=_places, kind="stable")
-    return frame.assign(key=frame["editor"], editor=frame["editor"].map(_name))
+    return frame.assign(key=frame["editor"].replace(VARIANTS), editor=frame["editor"].map(_name))
 
 
 def _places(editors: pd.Series) -> pd.Series:
     order = list(EDITORS)
-    return editors.map(lambda key: order.index(key) if key in order else len(order))
+    return editors.replace(VARIANTS).map(lambda key: order.index(key) if key in order else len(order))
 
 
 def _name(key: str) -> str:
